@@ -1,0 +1,95 @@
+"""Every key of a run, its default and what it means. An experiment file changes only what it is about.
+
+Command: python -m launch.train --config=configs/base.py --workdir=/tmp/run
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults: a byte-level model of 0.8 million parameters."""
+    config = ConfigDict()
+
+    config.model = ConfigDict()
+    config.model.layers = 4  # number of Transformer blocks
+    config.model.width = 128  # residual stream, D
+    config.model.heads = 4  # query heads; the head width is width / heads
+    config.model.kv_heads = 4  # key and value heads; fewer than heads is grouped-query attention
+    config.model.mlp_width = 512  # hidden width of the MLP, F
+    config.model.activation = "gelu"  # gelu | relu2 | swiglu (a third MLP matrix)
+    config.model.norm = "rmsnorm"  # rmsnorm | layernorm, before each sub-block and at the end
+    config.model.embedding = "learned"  # input interface: learned
+    config.model.tied_head = False  # use the embedding table as the output head
+    config.model.rope_base = 10_000.0  # longest wavelength of the rotary positions is 2 pi base
+    config.model.qk_norm = False  # RMSNorm on each query and key head
+    config.model.logit_softcap = 0.0  # logits become cap * tanh(logits / cap); 0 is off
+    config.model.attention = "auto"  # auto | einsum | xla | cudnn
+    config.model.remat = "none"  # none | full | dots: what the backward pass recomputes
+    config.model.unroll = 1  # layers unrolled in each iteration of the layer scan
+    config.model.dtype = "float32"  # compute dtype: float32 | bfloat16
+    config.model.param_dtype = "float32"  # storage dtype of parameters: float32 | bfloat16
+
+    config.data = ConfigDict()
+    config.data.corpus = "stdlib"  # stdlib | tfds:NAME[/config] | FOLDER | FILE.jsonl; commas mix
+    config.data.mixture_weights = ()  # one weight a corpus; () is in proportion to documents
+    config.data.tokenizer = "bytes"  # bytes | bpe (trained on the corpus) | FILE/tokenizer.json
+    config.data.vocab_size = 0  # entries of a bpe tokenizer; 0 for all others: their own
+    config.data.sequence_length = 256  # tokens a row, T
+    config.data.packing = "concat"  # concat (and split) | best_fit (documents stay whole)
+    config.data.shuffle_rows = 1024  # rows of one shuffle window, after packing
+    config.data.validation_fraction = 0.05  # share of documents held out, by a hash of their name
+    config.data.workers = 0  # processes that prepare batches; 0 is a thread
+    config.data.directory = ""  # where corpora are cached; "" is ~/.cache/nibble
+
+    config.train = ConfigDict()
+    config.train.steps = 1000  # optimizer steps
+    config.train.batch_size = 16  # rows of one optimizer step over all devices, B
+    config.train.accumulation = 1  # micro-batches that one step is split into
+    config.train.seed = 0  # of initialisation and data order
+    config.train.ema_decay = 0.0  # exponential moving average of parameters; 0 is off
+    config.train.spike_factor = 0.0  # skip steps with gradient norm above this x its mean; 0 is off
+    config.train.max_skips = 10  # abort after this many skipped steps in a row
+    config.train.log_every = 10  # steps between lines of metrics.jsonl and of the log
+    config.train.peak_flops = 0.0  # FLOP/s of one device for the MFU; 0 looks up known accelerators
+    config.train.tensorboard = True  # write TensorBoard event files
+    config.train.wandb_project = ""  # Weights & Biases project; "" is off
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw | lion | muon (AdamW for all that is not a matrix)
+    config.optimizer.peak_learning_rate = 2e-3  # after warmup; of the matrices under muon
+    config.optimizer.adam_learning_rate = 2e-3  # muon only: peak for embedding, head and norms
+    config.optimizer.schedule = "cosine"  # cosine | wsd (warmup, stable, decay) | constant
+    config.optimizer.warmup_steps = 50  # linear from 0
+    config.optimizer.decay_fraction = 0.2  # wsd only: share of the steps in the decay
+    config.optimizer.decay_shape = "linear"  # wsd only: linear | cosine | sqrt (1 - sqrt)
+    config.optimizer.final_fraction = 0.1  # last learning rate / peak
+    config.optimizer.weight_decay = 0.1  # decoupled, on matrices only
+    config.optimizer.beta1 = 0.9  # AdamW and Lion: momentum
+    config.optimizer.beta2 = 0.98  # AdamW and Lion: second momentum
+    config.optimizer.momentum = 0.95  # muon only, Nesterov
+    config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is off
+
+    config.objective = ConfigDict()
+    config.objective.weighting = "uniform"  # uniform: the weights of the data
+    config.objective.z_loss = 0.0  # coefficient of the mean squared log-sum-exp
+    config.objective.block_size = 2048  # vocabulary entries of one block of the cross-entropy
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # data parallel; -1 takes the devices that are left
+    config.mesh.fsdp = 1  # data parallel with parameters sharded
+    config.mesh.tensor = 1  # heads, MLP and vocabulary sharded
+    config.mesh.sequence = 1  # sequence sharded
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 500  # 0 is off; the last step is always saved
+    config.checkpoint.every_minutes = 10.0  # 0 is off
+    config.checkpoint.keep = 2  # newest checkpoints kept
+    config.checkpoint.keep_best = 1  # checkpoints kept for their validation loss
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every_steps = 250  # 0 is only at the end
+    config.evaluation.batches = 8  # validation batches during training; the end uses all
+    config.evaluation.sample_tokens = 100  # tokens of the text sample; 0 is none
+    config.evaluation.sample_prompt = "def "  # what the sample continues
+    config.evaluation.ngram_order = 0  # Witten-Bell byte n-gram to compare with; 0 is none
+    return config
