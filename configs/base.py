@@ -1,4 +1,4 @@
-"""Every key of a run, its default and what it means. An experiment file changes only what it is about.
+"""Every key of a run, its default and what it means; an experiment file changes what it is about.
 
 Command: python -m launch.train --config=configs/base.py --workdir=/tmp/run
 """

@@ -1,0 +1,1 @@
+"""Who starts it: the commands. The only place with flags, printing and processes."""

@@ -1,0 +1,1 @@
+"""The language model and what feeds and drives it: `model`, `data`, `training`."""

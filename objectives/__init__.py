@@ -1,0 +1,1 @@
+"""What is minimised: pure functions of arrays and pytrees. No Flax, no I/O, no global state."""

@@ -1,0 +1,1 @@
+"""A decoder-only Transformer; the only folder that knows Flax."""

@@ -1,0 +1,1 @@
+"""Joins the model, the data and the objective into runs."""

@@ -1,0 +1,116 @@
+"""What all commands share: flags, the config, and one clear line for the user's mistakes."""
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from lm.errors import InputError
+
+BAD_INPUT = 2  # exit code
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag --config=FILE.py[:argument], with --config.section.key=value overrides."""
+    return config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls `main`; bad input becomes one line and exit code 2."""
+
+    def guarded(arguments):
+        try:
+            if len(arguments) > 1:
+                raise InputError(f"unknown argument {arguments[1]!r}: flags start with --")
+            main()
+        except InputError as error:
+            _refuse(str(error))
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def say(line: str) -> None:
+    """Shows a line of progress on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX was told otherwise."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "nibble" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        _check_config(arguments)
+        return flags.FLAGS(arguments)
+    except InputError as error:
+        _refuse(str(error))
+    except (flags.Error, ValueError, TypeError) as error:
+        _refuse(" ".join(str(error).split()))
+
+
+def _check_config(arguments: list[str]) -> None:
+    """Refuses what ml_collections would refuse with a traceback: file, code and keys."""
+    name, keys = None, []
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") == "config":
+            name = value if equals else (arguments[i + 1 : i + 2] or [""])[0]
+        elif match := re.match(r"--?(?:no)?config\.(.+)", flag):
+            keys.append(match[1])
+    if name is None:
+        if keys:
+            raise InputError(f"--config.{keys[0]} needs --config=FILE.py before it")
+        return
+    path = name.partition(":")[0]
+    if not Path(path).is_file():
+        raise InputError(f"--config={name}: no such file{_nearest(path, _config_files())}")
+    try:
+        config = config_flags.ConfigFileFlagParser("config").parse(name)
+        valid = [key for key, _ in _leaves(config)]
+    except Exception as error:  # a config file is the user's code and may raise anything
+        where = traceback.extract_tb(error.__traceback__)[-1].lineno
+        reason = str(error).strip().split("\n")[-1]
+        raise InputError(f"--config={name}: {type(error).__name__}: {reason} ({where})") from None
+    for key in keys:
+        if key not in valid:
+            raise InputError(f"unknown key --config.{key}{_nearest(key, valid)}")
+
+
+def _config_files() -> list[str]:
+    return [str(p) for p in sorted(Path("configs").rglob("*.py")) if p.stem != "__init__"]
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    """A hint with the nearest valid name, or all of them when none is near."""
+    if near := difflib.get_close_matches(name, valid, n=1):
+        return f" (did you mean {near[0]}?)"
+    # A key in the wrong section is not near as a string.
+    if same := [key for key in valid if key.split(".")[-1] == name.split(".")[-1]]:
+        return f" (did you mean {same[0]}?)"
+    return f"; valid: {', '.join(valid)}"

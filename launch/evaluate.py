@@ -1,0 +1,50 @@
+"""Loss, perplexity and bits per byte of a trained run on a split of its corpus, or on other text.
+
+python -m launch.evaluate --workdir=runs/quickstart
+"""
+
+from absl import flags
+
+from launch import command, workdir
+from lm.errors import InputError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
+_SPLIT = flags.DEFINE_string("split", "validation", "validation or train.")
+_CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
+
+
+def main() -> None:
+    """Evaluates and prints one line a figure."""
+    if _SPLIT.value not in ("train", "validation"):
+        raise InputError(f"--split={_SPLIT.value} is not one of: train, validation")
+    command.use_compilation_cache()
+    import jax
+
+    from lm.data import corpora
+    from lm.training import evaluation, experiment
+    from lm.training.step import make_eval_step
+
+    trained = workdir.load(_WORKDIR.value, _STEP.value)
+    c = trained.config
+    texts = corpora.load(
+        _CORPUS.value or c.data.corpus,
+        _SPLIT.value,
+        directory=c.data.directory,
+        validation_fraction=c.data.validation_fraction,
+    )
+    with jax.set_mesh(trained.run.mesh):
+        score = evaluation.evaluate(
+            jax.jit(make_eval_step(trained.run.model, c.objective.block_size)),
+            trained.params,
+            experiment.evaluation_batches(c, texts, trained.tokenizer),
+            trained.run.mesh,
+        )
+    print(f"step {trained.step}, {_SPLIT.value} split of {_CORPUS.value or c.data.corpus}")
+    print(f"loss: {score.loss:.4f} nats/token over {score.weight_sum:,.0f} tokens")
+    print(f"perplexity: {score.perplexity:.4f}")
+    print(f"bits per byte: {score.bits_per_byte:.4f}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,48 @@
+"""Trains, evaluates and checkpoints a config; the same command again goes on where it stopped.
+
+python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import sys
+
+from absl import flags
+
+from launch import command
+from lm.errors import InputError
+
+_CONFIG = command.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs://.")
+
+
+def main() -> None:
+    """Runs the training and shows what came of it."""
+    if _CONFIG.value is None:
+        raise InputError("--config=FILE.py is missing, for example --config=configs/quickstart.py")
+    if not _WORKDIR.value:
+        raise InputError("--workdir=FOLDER is missing, for example --workdir=runs/quickstart")
+    command.use_compilation_cache()
+    from lm.training import loop
+
+    try:
+        result = loop.train(_CONFIG.value, _WORKDIR.value, command.say)
+    except loop.Diverged as error:
+        command.say(f"aborted: {error}")
+        sys.exit(1)
+    if not result.finished:
+        command.say(
+            f"stopped by a signal at step {result.step}; saved {result.checkpoint}. "
+            "The same command goes on from there."
+        )
+        return
+    score = result.validation
+    print(f"validation: {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte")
+    if result.baseline is not None:
+        order = _CONFIG.value.evaluation.ngram_order
+        print(f"byte {order}-gram, Witten-Bell: {result.baseline:.4f} bits/byte")
+    print(f"checkpoint: {result.checkpoint}")
+    print(f"curves: {_WORKDIR.value}/curves.png")
+    print(f'next: python -m launch.generate --workdir={_WORKDIR.value} --prompt="def "')
+
+
+if __name__ == "__main__":
+    command.run(main)

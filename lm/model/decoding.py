@@ -1,0 +1,109 @@
+"""Sampling text: a KV cache filled by the prompt, then one token at a time.
+
+B batch, P prompt length, S cache length, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.model.transformer import KVCache, Model
+
+
+def init_cache(model: Model, batch: int, length: int) -> KVCache:
+    """An empty cache for `length` tokens of `batch` rows."""
+    c = model.config
+    shape = (c.layers, batch, c.kv_heads, length, c.head_width)
+    return KVCache(
+        jnp.zeros(shape, c.dtype),
+        jnp.zeros(shape, c.dtype),
+        jnp.zeros((batch, length), jnp.int32),
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def next_logits(
+    model: Model, params: Any, tokens_BT, positions_BT, segments_BT, cache: KVCache
+) -> tuple[jax.Array, KVCache]:
+    """Logits [B, V] (float32, soft-capped) of the token after the last of `tokens`."""
+    hidden_BTD, cache = model.apply(params, tokens_BT, positions_BT, segments_BT, cache)
+    logits_BV = jnp.dot(hidden_BTD[:, -1], model.head(params), preferred_element_type=jnp.float32)
+    if cap := model.config.logit_softcap:
+        logits_BV = cap * jnp.tanh(logits_BV / cap)
+    return logits_BV, cache
+
+
+def sample(
+    key: jax.Array, logits_BV: jax.Array, *, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> jax.Array:
+    """Draws a token from softmax(logits / temperature), [B] int32.
+
+    Args:
+      key: random key.
+      logits_BV: float32.
+      temperature: 0 takes the most likely token.
+      top_k: only the k most likely tokens may be drawn; 0 is off.
+      top_p: only the smallest set of most likely tokens whose probability (at this temperature)
+        reaches p may be drawn (arXiv 1904.09751); 1 is off.
+    """
+    if temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / temperature
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    if 0 < top_k < logits_BV.shape[-1]:
+        logits_BV = jnp.where(logits_BV < sorted_BV[:, top_k - 1 : top_k], -jnp.inf, logits_BV)
+        sorted_BV = sorted_BV.at[:, top_k:].set(-jnp.inf)
+    if top_p < 1:
+        probs_BV = jax.nn.softmax(sorted_BV)
+        before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # mass of strictly likelier tokens
+        last_B1 = jnp.sum(before_BV < top_p, axis=-1, keepdims=True) - 1
+        floor_B1 = jnp.take_along_axis(sorted_BV, jnp.maximum(last_B1, 0), axis=-1)
+        logits_BV = jnp.where(logits_BV < floor_B1, -jnp.inf, logits_BV)
+    return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+
+
+def generate(
+    model: Model,
+    params: Any,
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    key: jax.Array,
+    *,
+    steps: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> jax.Array:
+    """Continues each prompt by `steps` tokens, [B, steps] int32. Jit it with `steps` static.
+
+    Args:
+      model, params: the model.
+      prompt_BP: int32, at least one token a row; shorter prompts are padded on the left.
+      prompt_mask_BP: 1 where the prompt is real, 0 in its padding.
+      key: random key.
+      steps: tokens to add.
+      temperature, top_k, top_p: see `sample`.
+    """
+    batch, prompt_length = prompt_BP.shape
+    segments_BP = prompt_mask_BP.astype(jnp.int32)
+    positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
+    cache = init_cache(model, batch, prompt_length + steps)
+    logits_BV, cache = next_logits(model, params, prompt_BP, positions_BP, segments_BP, cache)
+
+    def step(carry, key):
+        logits_BV, position_B, cache = carry
+        token_B = sample(key, logits_BV, temperature=temperature, top_k=top_k, top_p=top_p)
+        logits_BV, cache = next_logits(
+            model,
+            params,
+            token_B[:, None],
+            position_B[:, None],
+            jnp.ones((batch, 1), jnp.int32),
+            cache,
+        )
+        return (logits_BV, position_B + 1, cache), token_B
+
+    carry = (logits_BV, positions_BP[:, -1] + 1, cache)
+    _, tokens_SB = jax.lax.scan(step, carry, jax.random.split(key, steps))
+    return tokens_SB.T

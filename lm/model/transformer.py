@@ -1,0 +1,264 @@
+"""A decoder-only Transformer: pre-norm blocks, scanned over layers; returns hidden states.
+
+B batch, T length, D width, N heads, K key-value heads, H head width, F MLP width, V vocabulary,
+L layers. Weight matrices are [in, out].
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.model import embeddings
+from lm.model.attention import attend
+from lm.model.config import ModelConfig
+
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class KVCache(NamedTuple):
+    """What decoding remembers of S tokens: keys and values of every layer, and segments."""
+
+    keys_LBKSH: jax.Array
+    values_LBKSH: jax.Array
+    segment_ids_BS: jax.Array
+    length: jax.Array  # tokens written so far
+
+
+class Model(NamedTuple):
+    """Pure functions of one architecture, made by `make_model`.
+
+    Attributes:
+      init: (key) -> parameters, each leaf boxed with the names of its axes.
+      apply: (parameters, tokens [B, T], positions, segment_ids, cache=None) -> hidden [B, T, D],
+        or (hidden, cache) when a cache is given.
+      head: (parameters) -> output matrix [D, V].
+    """
+
+    config: ModelConfig
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., Any]
+    head: Callable[[Any], jax.Array]
+
+
+def make_model(config: ModelConfig) -> Model:
+    """The functions of a model; the only seam between Flax and everything else."""
+    module = Transformer(config)
+
+    def init(key):
+        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        return module.init(key, tokens_BT, tokens_BT, tokens_BT)["params"]
+
+    def apply(params, tokens, positions, segment_ids, cache=None):
+        hidden_BTD, new_cache = module.apply(
+            {"params": params}, tokens, positions, segment_ids, cache
+        )
+        return hidden_BTD if cache is None else (hidden_BTD, new_cache)
+
+    def head(params):
+        return module.apply({"params": params}, method=Transformer.head)
+
+    return Model(config, init, apply, head)
+
+
+class Norm(nn.Module):
+    """RMSNorm x / rms(x) * scale, or LayerNorm (x - mean) / std * scale + bias; in float32."""
+
+    kind: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y -= y.mean(-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+        axes, shape = ("norm",), (x.shape[-1],)
+        ones = nn.with_logical_partitioning(nn.initializers.ones, axes)
+        y *= self.param("scale", ones, shape, jnp.dtype(self.param_dtype))
+        if self.kind == "layernorm":
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+            y += self.param("bias", zeros, shape, jnp.dtype(self.param_dtype))
+        return y.astype(x.dtype)
+
+
+def rotate(x_BNTH: jax.Array, sin_BTH: jax.Array, cos_BTH: jax.Array) -> jax.Array:
+    """Rotary positions (arXiv 2104.09864, eq. 34): turns channel pairs (i, i + H/2) by
+    position * base^(-2i/H). The sine and cosine are [B, T, H/2].
+    """
+    a, b = jnp.split(x_BNTH, 2, axis=-1)
+    sin, cos = (f[:, None].astype(x_BNTH.dtype) for f in (sin_BTH, cos_BTH))
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple, scale: float = 1.0):
+    """A weight [in, out] that starts as N(0, scale^2 / in), in the compute dtype."""
+    c = module.config
+    init = nn.with_logical_partitioning(nn.initializers.normal(scale * shape[0] ** -0.5), axes)
+    return module.param(name, init, shape, jnp.dtype(c.param_dtype)).astype(c.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions and optional norms on queries and keys."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache):
+        c = self.config
+        d, h = c.width, c.head_width
+
+        def heads(name, count, axis):
+            w_DM = _matrix(self, name, (d, count * h), ("embed", axis))
+            y_BTNH = (x_BTD @ w_DM).reshape(*x_BTD.shape[:2], count, h)
+            y_BTNH = nn.with_logical_constraint(y_BTNH, ("batch", "length", axis, None))
+            return jnp.swapaxes(y_BTNH, 1, 2)
+
+        query_BNTH = heads("query", c.heads, "heads")
+        key_BKTH = heads("key", c.kv_heads, "kv_heads")
+        value_BKTH = heads("value", c.kv_heads, "kv_heads")
+        if c.qk_norm:
+            query_BNTH = Norm("rmsnorm", c.param_dtype, name="query_norm")(query_BNTH)
+            key_BKTH = Norm("rmsnorm", c.param_dtype, name="key_norm")(key_BKTH)
+        query_BNTH = rotate(query_BNTH, sin_BTH, cos_BTH)
+        key_BKTH = rotate(key_BKTH, sin_BTH, cos_BTH)
+
+        key_segments, offset = segment_ids_BT, 0
+        if layer_cache is not None:
+            key_segments, offset = cache.segment_ids_BS, cache.length
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+            key_BKTH = write(layer_cache[0], key_BKTH, offset)
+            value_BKTH = write(layer_cache[1], value_BKTH, offset)
+            layer_cache = (key_BKTH, value_BKTH)
+        out_BNTH = attend(
+            query_BNTH,
+            key_BKTH,
+            value_BKTH,
+            segment_ids_BT,
+            key_segments,
+            offset=offset,
+            implementation=c.attention,
+        )
+        out_BTM = jnp.swapaxes(out_BNTH, 1, 2).reshape(*x_BTD.shape[:2], c.heads * h)
+        w_MD = _matrix(self, "output", (c.heads * h, d), ("heads", "embed"), _depth_scale(c))
+        return out_BTM @ w_MD, layer_cache
+
+
+class MLP(nn.Module):
+    """down(f(up x)) with f = GELU (tanh form) or squared ReLU, or down(silu(gate x) * up x)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        c = self.config
+        shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
+        y_BTF = x_BTD @ _matrix(self, "up", shape, axes)
+        y_BTF = nn.with_logical_constraint(y_BTF, ("batch", "length", "mlp"))
+        if c.activation == "swiglu":
+            y_BTF *= jax.nn.silu(x_BTD @ _matrix(self, "gate", shape, axes))
+        elif c.activation == "relu2":
+            y_BTF = jnp.square(jax.nn.relu(y_BTF))
+        else:
+            y_BTF = jax.nn.gelu(y_BTF)
+        return y_BTF @ _matrix(self, "down", shape[::-1], axes[::-1], _depth_scale(c))
+
+
+def _depth_scale(config: ModelConfig) -> float:
+    """Keeps the residual stream's variance at initialisation independent of depth."""
+    return (2 * config.layers) ** -0.5
+
+
+class Block(nn.Module):
+    """x + Attention(Norm x), then x + MLP(Norm x)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache):
+        c = self.config
+        norm = functools.partial(Norm, c.norm, c.param_dtype)
+        y_BTD, layer_cache = Attention(c, name="attention")(
+            norm(name="attention_norm")(x_BTD), sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache
+        )
+        x_BTD = x_BTD + y_BTD
+        x_BTD = x_BTD + MLP(c, name="mlp")(norm(name="mlp_norm")(x_BTD))
+        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+        return x_BTD, layer_cache
+
+
+class Transformer(nn.Module):
+    """Embedding, L scanned blocks, final norm. Hidden states out; the objective applies the head.
+
+    The only variables are `params`: {embedding, layers (stacked on a leading axis L), final_norm,
+    head}. The decode cache is an argument and a result.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.embedding = embeddings.LearnedTable(c)
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.layers,
+            unroll=c.unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.final_norm = Norm(c.norm, c.param_dtype)
+        if not c.tied_head:
+            self.output = Head(c, name="head")
+
+    def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache=None):
+        c = self.config
+        x_BTD = self.embedding(tokens_BT)
+        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+        angle_BTH = positions_BT[..., None] * _frequencies(c)
+        layer_cache = None
+        if cache is not None:
+            segments_BS = jax.lax.dynamic_update_slice_in_dim(
+                cache.segment_ids_BS, segment_ids_BT, cache.length, axis=1
+            )
+            cache = cache._replace(segment_ids_BS=segments_BS)
+            layer_cache = (cache.keys_LBKSH, cache.values_LBKSH)
+        x_BTD, layer_cache = self.layers(
+            x_BTD, layer_cache, jnp.sin(angle_BTH), jnp.cos(angle_BTH), segment_ids_BT, cache
+        )
+        if cache is not None:
+            cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])
+        if self.is_initializing() and not c.tied_head:
+            self.output()
+        return self.final_norm(x_BTD), cache
+
+    def head(self):
+        """The output matrix [D, V], in the compute dtype."""
+        w_DV = self.embedding.head() if self.config.tied_head else self.output()
+        return w_DV.astype(self.config.dtype)
+
+
+class Head(nn.Module):
+    """An output matrix [D, V] of its own."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self):
+        c = self.config
+        return _matrix(self, "kernel", (c.width, c.vocab_size), ("embed", "vocab"))
+
+
+def _frequencies(config: ModelConfig) -> jax.Array:
+    half = config.head_width // 2
+    return config.rope_base ** -(jnp.arange(half, dtype=jnp.float32) / half)

@@ -1,0 +1,138 @@
+"""Checkpoints: train state, data iterator and metadata as one unit; the only module with Orbax."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from lm.errors import InputError
+
+_BEST = "validation_loss"
+
+
+class Checkpoints:
+    """Checkpoints of one run, in `directory/STEP/{state,data,metadata}`.
+
+    Saving is asynchronous: the state is copied before `save` returns and written while training
+    goes on; a checkpoint gets its final name when it is whole. The newest `keep` are kept and the
+    `keep_best` with the lowest validation loss.
+    """
+
+    def __init__(
+        self,
+        directory: epath.Path,
+        say: Callable[[str], None],
+        *,
+        keep: int = 1,
+        keep_best: int = 0,
+        read_only: bool = False,
+    ):
+        self._say = say
+        self._directory = directory
+        self._read_only = read_only
+        for path in unfinished(directory):
+            say(f"passed over {path}: its save was cut short")
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[_BEST],
+            reverse=True,
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        self._manager = ocp.CheckpointManager(
+            directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(keep)] + [best] * (keep_best > 0)
+                ),
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                async_options=ocp.AsyncOptions(timeout_secs=3600),
+            ),
+        )
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        iterator: grain.DatasetIterator,
+        metadata: dict[str, Any],
+        validation_loss: float | None = None,
+    ) -> None:
+        """Saves `step`, unless it is there already. Errors of earlier saves are raised here."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(iterator),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+            metrics=None if validation_loss is None else {_BEST: validation_loss},
+            force=True,
+        )
+
+    def restore(
+        self,
+        abstract_state: Any,
+        iterator: grain.DatasetIterator | None = None,
+        step: int | None = None,
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that can be read (or that of `step`) as (state, metadata).
+
+        None when there is none. The iterator, when given, is set to where it was. A checkpoint
+        that cannot be read is named and passed over; a run that will save that step again moves
+        it aside.
+
+        Raises:
+          InputError: there are checkpoints, and none can be read; or `step` is not among them.
+        """
+        steps = self.steps()
+        if step is not None:
+            if step not in steps:
+                raise InputError(f"{self._directory} has no checkpoint {step}; it has {steps}")
+            steps = [step]
+        broken = []
+        for candidate in reversed(steps):
+            items = {
+                "state": ocp.args.StandardRestore(abstract_state),
+                "metadata": ocp.args.JsonRestore(),
+            }
+            if iterator is not None:
+                items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+            try:
+                restored = self._manager.restore(candidate, args=ocp.args.Composite(**items))
+            except Exception as error:  # whatever a damaged file makes Orbax raise
+                reason = " ".join(str(error).split())[:200]
+                self._say(f"passed over checkpoint {candidate}, which cannot be read: {reason}")
+                broken.append(candidate)
+                continue
+            if broken and not self._read_only:
+                for bad in broken:
+                    path = self._directory / str(bad)
+                    path.rename(self._directory / f"unreadable_{bad}_{time.time_ns()}")
+                self._manager.reload()
+            return restored["state"], restored["metadata"]
+        if broken:
+            raise InputError(f"{self._directory}: none of the checkpoints {broken} can be read")
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def close(self) -> None:
+        """Waits for saves under way."""
+        self._manager.close()
+
+
+def unfinished(directory: epath.Path) -> list[epath.Path]:
+    """What saves that were cut short have left behind."""
+    if not directory.exists():
+        return []
+    return sorted(p for p in directory.iterdir() if re.search(r"orbax-checkpoint-tmp", p.name))

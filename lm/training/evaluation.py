@@ -1,0 +1,75 @@
+"""Loss, perplexity and bits per byte over a stream of batches, and text samples."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.data.tokenizers import Tokenizer
+from lm.model import decoding
+from lm.model.transformer import Model
+from lm.training.sharding import put_batch
+
+
+class Evaluation(NamedTuple):
+    """Averages over the targets of a split.
+
+    Attributes:
+      loss: sum(w * nll) / sum(w), nats per token.
+      perplexity: exp(loss).
+      bits_per_byte: sum(w * nll) / ln 2 / sum(w * bytes); the ends of documents are paid for but
+        hold no bytes. Comparable between tokenizers.
+      weight_sum: sum(w).
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    weight_sum: float
+
+
+def evaluate(
+    eval_step: Callable[..., dict[str, jax.Array]],
+    params: Any,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    limit: int | None = None,
+) -> Evaluation:
+    """Runs the jitted `eval_step` over at most `limit` batches."""
+    sums = [eval_step(params, put_batch(mesh, batch)) for batch in itertools.islice(batches, limit)]
+    # Each batch is summed in float32 on the device, the batches in float64 here.
+    nll, weight, size = (
+        math.fsum(float(s[name]) for s in sums) for name in ("nll", "weight", "bytes")
+    )
+    if not weight:
+        return Evaluation(math.nan, math.nan, math.nan, 0.0)
+    loss = nll / weight
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return Evaluation(loss, perplexity, nll / math.log(2) / size if size else math.nan, weight)
+
+
+def make_sampler(model: Model, tokenizer: Tokenizer, **options) -> Callable[..., str]:
+    """(params, prompt, seed, steps) -> the prompt and its continuation, up to the end of text.
+
+    Options are those of `decoding.sample`.
+    """
+
+    def generate(params, prompt_BP, key, steps):
+        mask_BP = jnp.ones_like(prompt_BP)
+        return decoding.generate(model, params, prompt_BP, mask_BP, key, steps=steps, **options)
+
+    generate = jax.jit(generate, static_argnames="steps")
+
+    def sampler(params, prompt: str, seed: int, steps: int) -> str:
+        ids, _ = tokenizer.encode(prompt)
+        prompt_BP = np.concatenate([[tokenizer.boundary], ids]).astype(np.int32)[None]
+        tokens = np.asarray(generate(params, prompt_BP, jax.random.key(seed), steps))[0]
+        ends = np.flatnonzero(tokens == tokenizer.boundary)
+        return prompt + tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens)
+
+    return sampler

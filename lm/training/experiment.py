@@ -1,0 +1,173 @@
+"""From a config to the pure functions and the data of a run; every check happens here, before
+anything is compiled or written.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lm.data import batches, corpora, tokenizers
+from lm.errors import InputError
+from lm.model.config import ModelConfig, check_choice
+from lm.model.transformer import Model, make_model
+from lm.training import metrics, sharding
+from lm.training.optimizers import make_optimizer
+from lm.training.state import make_init, parameter_shapes, state_shardings
+from objectives.weighting import WEIGHTINGS, Weighting
+
+
+class Experiment(NamedTuple):
+    """What a config means, without its data."""
+
+    config: ConfigDict
+    mesh: Mesh
+    model: Model
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    weighting: Weighting
+
+    def init(self, key: jax.Array) -> Any:
+        """A fresh train state. Jit it."""
+        ema = self.config.train.ema_decay > 0
+        return make_init(self.model, self.optimizer, self.weighting, ema)(key)
+
+    def abstract_state(self) -> Any:
+        """Shapes, dtypes and shardings of the train state, without allocating it."""
+        state = jax.eval_shape(self.init, jax.random.key(0))
+        shardings = state_shardings(self.mesh, self.model, state)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+        )
+
+    def flops_per_token(self) -> int:
+        """Model FLOPs of one training token."""
+        shapes = parameter_shapes(self.model)
+        return metrics.flops_per_token(self.model.config, shapes, self.config.data.sequence_length)
+
+
+def build(
+    config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
+    """Checks a config and makes its functions, for all devices or for those given.
+
+    Raises:
+      InputError: names the key that is wrong and what would be valid.
+    """
+    check_numbers(config)
+    mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
+    sharding.check_batch(
+        mesh, config.train.batch_size, config.train.accumulation, config.data.sequence_length
+    )
+    check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
+    weighting = make_weighting(config.objective)
+    model = make_model(ModelConfig(vocab_size=vocab_size, **config.model))
+    shapes = parameter_shapes(model)
+    optimizer, schedule = make_optimizer(config.optimizer, config.train.steps, shapes)
+    return Experiment(config, mesh, model, optimizer, schedule, weighting)
+
+
+# Key -> smallest valid value, for the keys that no other module checks.
+_MINIMA = {
+    "train.steps": 1,
+    "train.max_skips": 1,
+    "train.log_every": 1,
+    "train.ema_decay": 0,
+    "train.spike_factor": 0,
+    "data.shuffle_rows": 1,
+    "data.workers": 0,
+    "objective.z_loss": 0,
+    "objective.block_size": 1,
+    "checkpoint.every_steps": 0,
+    "checkpoint.every_minutes": 0,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 0,
+    "evaluation.every_steps": 0,
+    "evaluation.batches": 1,
+    "evaluation.sample_tokens": 0,
+    "evaluation.ngram_order": 0,
+}
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises InputError for a number below its smallest valid value."""
+    for key, least in _MINIMA.items():
+        section, name = key.split(".")
+        if config[section][name] < least:
+            raise InputError(f"{key}={config[section][name]} must be at least {least}")
+    if config.train.ema_decay >= 1:
+        raise InputError(f"train.ema_decay={config.train.ema_decay} must be below 1 (0 is off)")
+
+
+def make_weighting(c: ConfigDict) -> Weighting:
+    """The weighting named by `objective.weighting`."""
+    check_choice("objective.weighting", c.weighting, tuple(WEIGHTINGS))
+    factory = WEIGHTINGS[c.weighting]
+    return factory(**{name: c[name] for name in inspect.signature(factory).parameters})
+
+
+class Data(NamedTuple):
+    """Train and validation text of a run, and the tokenizer of both."""
+
+    train: tuple[corpora.Corpus, ...]
+    validation: tuple[corpora.Corpus, ...]
+    tokenizer: tokenizers.Tokenizer
+
+
+def load_data(c: ConfigDict) -> Data:
+    """Corpora and tokenizer of the `data` section.
+
+    Raises:
+      InputError: unknown or empty corpus, broken file, unknown tokenizer.
+    """
+    train, validation = (
+        corpora.load(
+            c.corpus,
+            split,
+            directory=c.directory,
+            validation_fraction=c.validation_fraction,
+        )
+        for split in ("train", "validation")
+    )
+    tokenizer = tokenizers.load(c.tokenizer, c.vocab_size, train, directory=c.directory)
+    return Data(train, validation, tokenizer)
+
+
+def train_batches(config: ConfigDict, data: Data) -> grain.IterDataset:
+    """The endless stream of this process's training rows."""
+    c = config.data
+    return batches.train_batches(
+        data.train,
+        data.tokenizer,
+        batch_size=config.train.batch_size,
+        sequence_length=c.sequence_length,
+        packing=c.packing,
+        seed=config.train.seed,
+        mixture_weights=tuple(c.mixture_weights),
+        shuffle_rows=c.shuffle_rows,
+        workers=c.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def evaluation_batches(
+    config: ConfigDict,
+    texts: tuple[corpora.Corpus, ...],
+    tokenizer: tokenizers.Tokenizer,
+) -> grain.IterDataset:
+    """Every target of the given corpora once, in order."""
+    return batches.evaluation_batches(
+        texts,
+        tokenizer,
+        batch_size=config.train.batch_size // config.train.accumulation,
+        sequence_length=config.data.sequence_length,
+        packing=config.data.packing,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

@@ -1,0 +1,358 @@
+"""Training from the first step to the last, through kills and restarts."""
+
+import contextlib
+import importlib.metadata
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from lm.data import ngram
+from lm.errors import InputError
+from lm.training import evaluation, experiment, metrics, sharding
+from lm.training.checkpoints import Checkpoints
+from lm.training.step import make_eval_step, make_train_step
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+# A work directory keeps what decides its parameters and the order of its data; of these sections
+# and keys, only the exceptions may differ at a later start.
+_FIXED = ("model", "data", "train.batch_size", "train.seed", "train.ema_decay", "optimizer.name")
+_FREE = ("model.attention", "model.remat", "model.unroll", "model.dtype", "data.directory")
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row were skipped."""
+
+
+class Result(NamedTuple):
+    """How a call of `train` ended.
+
+    Attributes:
+      step: the last step taken.
+      finished: whether it is the last one of the config; otherwise a signal stopped the run.
+      validation: of the whole validation split; None when not finished.
+      checkpoint: the newest checkpoint's directory.
+      baseline: bits per byte of the n-gram model, when the config asks for it.
+    """
+
+    step: int
+    finished: bool
+    validation: evaluation.Evaluation | None
+    checkpoint: epath.Path
+    baseline: float | None
+
+
+def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Result:
+    """Trains `config` in `workdir`, going on from its newest checkpoint.
+
+    Args:
+      config: see configs/base.py.
+      workdir: local path or gs:// bucket.
+      say: shows one line of progress.
+
+    Raises:
+      InputError: before anything is compiled or written.
+      Diverged: train.max_skips steps in a row were not finite, spiked or had no weight.
+    """
+    workdir = epath.Path(workdir)
+    data = experiment.load_data(config.data)
+    run = experiment.build(config, data.tokenizer.vocab_size)
+    stream = experiment.train_batches(config, data)
+    record = resolved(config, data.tokenizer)
+    check_workdir(workdir, record)
+    replaced = sum(corpus.replaced for corpus in data.train + data.validation)
+    if replaced:
+        say(f"replaced invalid UTF-8 in {replaced} documents")
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(run.mesh), stop_signals() as stopped:
+        loop = _Loop(config, workdir, say, run, data, stream)
+        (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        if config.data.tokenizer != "bytes":
+            data.tokenizer.save(workdir / "tokenizer.json")
+        try:
+            return loop.run(stopped)
+        finally:
+            loop.close()
+
+
+class _Loop:
+    """The state of `train`: what is compiled, what is open, and what has been shown."""
+
+    def __init__(self, config, workdir, say, run, data, stream):
+        self.config, self.workdir, self.say = config, workdir, say
+        self.run_, self.data = run, data
+        self.iterator = iter(stream)
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            say,
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+        )
+        abstract = run.abstract_state()
+        restored = self.checkpoints.restore(abstract, self.iterator)
+        if restored is None:
+            init = jax.jit(run.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+            self.state, metadata = init(jax.random.key(config.train.seed)), {}
+        else:
+            self.state, metadata = restored
+        self.step = int(self.state.step)
+        if self.step:
+            say(f"resumed at step {self.step}")
+        self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
+        self.writer = metrics.Writer(workdir, config, self.step)
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
+        self.train_step = jax.jit(
+            make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config),
+            out_shardings=(shardings, None),
+            donate_argnums=0,
+        )
+        self.eval_step = jax.jit(make_eval_step(run.model, config.objective.block_size))
+        self.sampler = evaluation.make_sampler(run.model, data.tokenizer, temperature=0.8)
+        self.peak = metrics.peak_flops(config.train.peak_flops)
+        self.pending = None  # (step, metrics on the device) of the step before this one
+        self.logged = (self.step, self.watch.read())
+        self.saved_at = self.watch.read()
+        self.progress = _progress_bar(config.train.steps, self.step)
+        count = sum(metrics.parameters_by_group(abstract.params).values())
+        say(
+            f"{count:,} parameters, vocabulary {run.model.config.vocab_size:,}, "
+            f"{config.train.batch_size * config.data.sequence_length:,} tokens a step, "
+            f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+        )
+
+    def run(self, stopped: Callable[[], bool]) -> Result:
+        c, steps = self.config, self.config.train.steps
+        compiled = False
+        while self.step < steps and not stopped():
+            batch = sharding.put_batch(self.run_.mesh, next(self.iterator))
+            before = self.watch.read()
+            self.state, values = self.train_step(self.state, batch)
+            if not compiled:
+                compiled = True
+                jax.block_until_ready(values)
+                self.watch.exclude(before)
+                self.logged = (self.step + 1, self.watch.read())
+            self.report()
+            self.step += 1
+            self.pending = (self.step, values)
+            last = self.step == steps
+            validation = None
+            if c.evaluation.every_steps and self.step % c.evaluation.every_steps == 0 and not last:
+                validation = self.evaluate(c.evaluation.batches)
+                self.sample()
+            if not last and self.due_save():
+                self.save(validation)
+        self.report()
+        if self.step < steps:
+            self.save(None)
+            return Result(self.step, False, None, self.newest(), None)
+        validation = self.evaluate(None)
+        text = self.sample()
+        self.save(validation)
+        if text and not self.progress:
+            self.say("sample: " + text[:300].replace("\n", "\n        "))
+        baseline = self.baseline()
+        if jax.process_index() == 0:
+            metrics.plot_curves(self.workdir)
+        return Result(self.step, True, validation, self.newest(), baseline)
+
+    def report(self) -> None:
+        """Writes down the pending step. Reading it one step late lets the device run on."""
+        if self.pending is None:
+            return
+        c, (step, values), self.pending = self.config, self.pending, None
+        skips = int(values["skipped_in_a_row"])
+        if skips:
+            self.say(
+                f"skipped step {step}: loss {float(values['loss']):.4g}, gradient norm "
+                f"{float(values['grad_norm']):.4g}, weight {float(values['weight_sum']):g}"
+            )
+            self.writer.write(step, "event", {"event": "skipped"})
+        if step % c.train.log_every == 0 or step == c.train.steps:
+            self.log(step, {name: value.item() for name, value in values.items()})
+        if skips >= c.train.max_skips:
+            raise Diverged(
+                f"{skips} steps in a row were skipped (train.max_skips={c.train.max_skips}); "
+                f"parameters are those of step {step - skips}, the newest checkpoint is "
+                f"{self.newest()}"
+            )
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        c, now = self.config, self.watch.read()
+        (since, then), self.logged = self.logged, (step, now)
+        tokens = c.train.batch_size * c.data.sequence_length
+        line = {**values, "tokens": step * tokens}
+        shown = f"step {step}/{c.train.steps}  loss {values['loss']:.4f}"
+        if step > since:
+            rate = (step - since) * tokens / (now - then)
+            line["tokens_per_second"] = rate
+            shown += f"  {rate:,.0f} tokens/s"
+            if self.peak:
+                line["mfu"] = rate * self.run_.flops_per_token() / self.peak
+                shown += f"  MFU {line['mfu']:.1%}"
+            shown += f"  ETA {_duration((c.train.steps - step) * tokens / rate)}"
+        self.writer.write(step, "train", line)
+        if self.progress:
+            self.progress.set_postfix_str(f"loss {values['loss']:.3f}")
+            self.progress.update(step - self.progress.n)
+        else:
+            self.say(shown)
+
+    def evaluate(self, limit: int | None) -> evaluation.Evaluation:
+        self.report()
+        before = self.watch.read()
+        result = evaluation.evaluate(
+            self.eval_step,
+            self.averaged(),
+            experiment.evaluation_batches(self.config, self.data.validation, self.data.tokenizer),
+            self.run_.mesh,
+            limit,
+        )
+        self.writer.write(self.step, "validation", {**result._asdict(), "whole": limit is None})
+        self.say(
+            f"step {self.step}: validation loss {result.loss:.4f} nats/token, "
+            f"{result.bits_per_byte:.4f} bits/byte"
+        )
+        self.watch.exclude(before)
+        return result
+
+    def averaged(self) -> Any:
+        """The parameters to use: their moving average where there is one."""
+        return self.state.ema if self.config.train.ema_decay else self.state.params
+
+    def sample(self) -> str:
+        c, before = self.config.evaluation, self.watch.read()
+        if not c.sample_tokens:
+            return ""
+        text = self.sampler(self.averaged(), c.sample_prompt, self.step, c.sample_tokens)
+        if jax.process_index() == 0:
+            folder = self.workdir / "samples"
+            folder.mkdir(exist_ok=True)
+            (folder / f"step_{self.step}.txt").write_text(text)
+        self.watch.exclude(before)
+        return text
+
+    def due_save(self) -> bool:
+        c = self.config.checkpoint
+        if c.every_steps and self.step % c.every_steps == 0:
+            return True
+        return bool(c.every_minutes) and self.watch.read() - self.saved_at >= 60 * c.every_minutes
+
+    def save(self, validation: evaluation.Evaluation | None) -> None:
+        self.report()  # a line of metrics.jsonl is written before the checkpoint that skips it
+        before = self.watch.read()
+        self.checkpoints.save(
+            self.step,
+            self.state,
+            self.iterator,
+            {"training_seconds": before},
+            None if validation is None else validation.loss,
+        )
+        self.watch.exclude(before)
+        self.saved_at = self.watch.read()
+
+    def newest(self) -> epath.Path:
+        steps = self.checkpoints.steps()
+        return self.workdir / "checkpoints" / (str(steps[-1]) if steps else "")
+
+    def baseline(self) -> float | None:
+        order = self.config.evaluation.ngram_order
+        if not order:
+            return None
+        value = ngram.cached_bits_per_byte(
+            self.data.train, self.data.validation, order, directory=self.config.data.directory
+        )
+        self.writer.write(self.step, "event", {"event": f"{order}-gram", "bits_per_byte": value})
+        return value
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        self.writer.close()
+        if self.progress:
+            self.progress.close()
+
+
+def resolved(config: ConfigDict, tokenizer: Any) -> dict[str, Any]:
+    """What config.json holds: the config, its vocabulary, and the packages that ran."""
+    return {
+        "config": config.to_dict(),
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+        "versions": {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> None:
+    """Raises InputError when `workdir` holds checkpoints of a config that this one cannot follow."""
+    path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file; give a folder")
+    if not path.exists() or not (workdir / "checkpoints").exists():
+        return
+    old, new = (_flat(r) for r in (json.loads(path.read_text()), record))
+    for key in sorted(old.keys() | new.keys()):
+        fixed = key in ("vocab_size", "tokenizer") or any(
+            key == f"config.{name}" or key.startswith(f"config.{name}.") for name in _FIXED
+        )
+        if (
+            fixed
+            and key not in {f"config.{name}" for name in _FREE}
+            and old.get(key) != new.get(key)
+        ):
+            raise InputError(
+                f"{workdir} holds checkpoints with {key.removeprefix('config.')}="
+                f"{old.get(key)}, not {new.get(key)}: give the same, or another --workdir"
+            )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it the first SIGTERM or SIGINT is only noted; a second one acts as usual."""
+    received = []
+    previous = {}
+
+    def note(number, frame):
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _progress_bar(total: int, done: int) -> Any:
+    if not sys.stderr.isatty() or jax.process_index():
+        return None
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

@@ -1,0 +1,162 @@
+"""What a run writes down: JSONL, TensorBoard, Weights & Biases, curves, and what they count."""
+
+import json
+import math
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from lm.model.config import ModelConfig
+
+# Dense bfloat16 FLOP/s of one device, from the makers' data sheets, by jax device_kind.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def parameters_by_group(shapes: Any) -> dict[str, int]:
+    """Number of parameters under each top-level name of a parameter tree."""
+    return {name: _count(tree) for name, tree in shapes.items()}
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def flops_per_token(model: ModelConfig, shapes: Any, sequence_length: int) -> int:
+    """Model FLOPs of one training token: 6 N + 12 L T D.
+
+    N counts the parameters that multiply (all matrices, the table only where it is the head), two
+    FLOPs forward and four backward; attention's two products take 12 T D a layer, not halved for
+    causality, as is the custom (arXiv 2204.02311, appendix B). Recomputation does not count.
+    """
+    matrices = sum(
+        math.prod(leaf.shape)
+        for name in ("layers", "head")
+        for leaf in jax.tree.leaves(shapes.get(name, {}))
+        if len(leaf.shape) >= (3 if name == "layers" else 2)
+    )
+    if model.tied_head:
+        matrices += model.vocab_size * model.width
+    return 6 * matrices + 12 * model.layers * sequence_length * model.width
+
+
+def peak_flops(configured: float) -> float | None:
+    """FLOP/s of all devices together, as configured or as known for their kind."""
+    one = configured or PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return one * jax.device_count() if one else None
+
+
+class Stopwatch:
+    """Seconds of training, without those spent in compiling, evaluating and saving."""
+
+    def __init__(self, seconds: float = 0.0):
+        self._before = seconds
+        self._start = time.perf_counter()
+
+    def read(self) -> float:
+        """Seconds so far."""
+        return self._before + time.perf_counter() - self._start
+
+    def exclude(self, since: float) -> None:
+        """Takes out what has passed since `read` returned `since`."""
+        self._start += self.read() - since
+
+
+class Writer:
+    """metrics.jsonl always; TensorBoard and Weights & Biases as configured; on process 0 only.
+
+    Opening it for a run that resumes at `step` drops the lines of later steps, which will be
+    written again.
+    """
+
+    def __init__(self, workdir: epath.Path, config: ConfigDict, step: int):
+        self._file = self._board = self._wandb = None
+        if jax.process_index():
+            return
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        scratch = workdir / "metrics.jsonl.new"
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        scratch.rename(path)
+        self._file = path.open("a")
+        if config.train.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        if config.train.wandb_project:
+            import wandb
+
+            self._wandb = wandb.init(
+                project=config.train.wandb_project,
+                dir=str(workdir),
+                id=workdir.name,
+                resume="allow",
+                config=config.to_dict(),
+            )
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Adds one line of the given kind: train, validation or event."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._file.flush()
+        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+        if self._board:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Flushes and closes all."""
+        for sink in (self._file, self._board):
+            if sink:
+                sink.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """All whole lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def plot_curves(workdir: epath.Path) -> epath.Path:
+    """Draws losses by step into curves.png and returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = read_metrics(workdir)
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for kind, style in (("train", {"alpha": 0.6}), ("validation", {"marker": "o"})):
+        points = [(line["step"], line["loss"]) for line in lines if line["kind"] == kind]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=kind, **style)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=workdir.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = workdir / "curves.png"
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=130)
+    plt.close(figure)
+    return path

@@ -1,0 +1,88 @@
+"""Everything that a run carries from step to step, and that a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lm.model.transformer import Model
+from lm.training.sharding import parameter_shardings, replicated
+from objectives.weighting import Weighting
+
+
+class TrainState(NamedTuple):
+    """The state of training; one pytree, sharded, donated from step to step.
+
+    Attributes:
+      step: optimizer steps taken, skipped ones included.
+      params: parameters.
+      optimizer: state of the optimizer.
+      ema: moving average of the parameters, or () when it is off.
+      weighting: state of the token weighting.
+      skipped: steps skipped so far.
+      skipped_in_a_row: steps skipped since the last one that counted.
+      norm_mean: moving average of the gradient norm over the steps that counted.
+    """
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+    ema: Any
+    weighting: Any
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+    norm_mean: jax.Array
+
+
+def parameter_shapes(model: Model) -> Any:
+    """Shapes, boxed with axis names, without allocating anything."""
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def make_init(
+    model: Model, optimizer: optax.GradientTransformation, weighting: Weighting, ema: bool
+):
+    """A function from a random key to a fresh TrainState."""
+
+    def init(key: jax.Array) -> TrainState:
+        params = nn.unbox(model.init(key))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step=zero,
+            params=params,
+            optimizer=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if ema else (),
+            weighting=weighting.init(),
+            skipped=zero,
+            skipped_in_a_row=zero,
+            norm_mean=jnp.zeros((), jnp.float32),
+        )
+
+    return init
+
+
+def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
+    """A sharding for every leaf: what mirrors a parameter lies like it, the rest is replicated."""
+    of_params = parameter_shardings(mesh, parameter_shapes(model))
+    everywhere = replicated(mesh)
+
+    by_path = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(state.params),
+            jax.tree.leaves(of_params),
+            strict=True,
+        )
+    }
+
+    def place(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for suffix, (shape, sharding) in by_path.items():
+            if name.endswith("/" + suffix) and leaf.shape == shape:
+                return sharding
+        return everywhere
+
+    return jax.tree_util.tree_map_with_path(place, state)

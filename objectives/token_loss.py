@@ -1,0 +1,60 @@
+"""From per-token statistics to the scalar that is minimised.
+
+B batch, T length.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from objectives.cross_entropy import TokenStatistics
+
+
+class Denominators(NamedTuple):
+    """What the sums are divided by, over the whole global, accumulated batch; float32 scalars."""
+
+    weight: jax.Array  # sum of token weights
+    targets: jax.Array  # number of targets: tokens to which the data gives any weight
+
+
+def denominators(weights_BT: jax.Array, data_weights_BT: jax.Array) -> Denominators:
+    """The denominators of a batch whose tokens are weighted by `weights`."""
+    return Denominators(jnp.sum(weights_BT), jnp.sum(data_weights_BT != 0, dtype=jnp.float32))
+
+
+def masked_sum(weights_BT: jax.Array, values_BT: jax.Array) -> jax.Array:
+    """sum(w * x) over tokens with w != 0, so that 0 * NaN is 0 and passes no gradient."""
+    return jnp.sum(jnp.where(weights_BT != 0, weights_BT * values_BT, 0.0))
+
+
+def token_loss(
+    statistics: TokenStatistics,
+    weights_BT: jax.Array,
+    data_weights_BT: jax.Array,
+    totals: Denominators,
+    z_loss: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """sum(w * nll) / sum(w) + z_loss * sum(logsumexp^2) / number of targets.
+
+    The auxiliary term keeps its own denominator: it steadies the logits of every target, also of
+    those that a weighting drops (z-loss: arXiv 2204.02311, section 5). Given `totals` of the whole
+    batch, the values and gradients of micro-batches add up to those of the batch.
+
+    Args:
+      statistics: of the tokens, [B, T].
+      weights_BT: float32; a token of weight 0 contributes nothing, even if its loss is NaN.
+      data_weights_BT: float32; where it is 0 there is no target.
+      totals: denominators of the whole batch; an all-zero batch gives 0, not NaN.
+      z_loss: coefficient of the auxiliary term.
+
+    Returns:
+      The scalar, and its parts by name ("loss", and "z_loss" when the coefficient is not 0).
+    """
+    loss = masked_sum(weights_BT, statistics.nll) / jnp.where(totals.weight, totals.weight, 1.0)
+    if not z_loss:
+        return loss, {"loss": loss}
+    is_target_BT = jnp.where(data_weights_BT != 0, 1.0, 0.0)
+    auxiliary = masked_sum(is_target_BT, jnp.square(statistics.logsumexp))
+    auxiliary /= jnp.maximum(totals.targets, 1.0)
+    return loss + z_loss * auxiliary, {"loss": loss, "z_loss": auxiliary}
