@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
 
 from lm.errors import InputError
 
@@ -33,6 +34,7 @@ def run(main: Callable[[], None]) -> None:
         except InputError as error:
             _refuse(str(error))
 
+    logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -86,9 +88,10 @@ def _check_config(arguments: list[str]) -> None:
         config = config_flags.ConfigFileFlagParser("config").parse(name)
         valid = [key for key, _ in _leaves(config)]
     except Exception as error:  # a config file is the user's code and may raise anything
-        where = traceback.extract_tb(error.__traceback__)[-1].lineno
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else 1)
         reason = str(error).strip().split("\n")[-1]
-        raise InputError(f"--config={name}: {type(error).__name__}: {reason} ({where})") from None
+        raise InputError(f"{path}:{line}: {type(error).__name__}: {reason}") from None
     for key in keys:
         if key not in valid:
             raise InputError(f"unknown key --config.{key}{_nearest(key, valid)}")

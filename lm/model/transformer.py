@@ -5,7 +5,7 @@ L layers. Weight matrices are [in, out].
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -35,7 +35,9 @@ class Model(NamedTuple):
     """Pure functions of one architecture, made by `make_model`.
 
     Attributes:
-      init: (key) -> parameters, each leaf boxed with the names of its axes.
+      config: the architecture.
+      init: (key) -> parameters.
+      axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
       apply: (parameters, tokens [B, T], positions, segment_ids, cache=None) -> hidden [B, T, D],
         or (hidden, cache) when a cache is given.
       head: (parameters) -> output matrix [D, V].
@@ -43,28 +45,43 @@ class Model(NamedTuple):
 
     config: ModelConfig
     init: Callable[[jax.Array], Any]
+    axes: Callable[[], Any]
     apply: Callable[..., Any]
     head: Callable[[Any], jax.Array]
 
 
-def make_model(config: ModelConfig) -> Model:
-    """The functions of a model; the only seam between Flax and everything else."""
+def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) -> Model:
+    """The functions of a model; the only seam between Flax and everything else.
+
+    Args:
+      config: the architecture.
+      axis_rules: pairs of an axis name and the mesh axes that it lies on, for the constraints on
+        activations; without them nothing is constrained.
+    """
     module = Transformer(config)
 
-    def init(key):
+    def boxed(key):
         tokens_BT = jnp.zeros((1, 2), jnp.int32)
         return module.init(key, tokens_BT, tokens_BT, tokens_BT)["params"]
 
+    def init(key):
+        return nn.unbox(boxed(key))
+
+    def axes():
+        return nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
+
     def apply(params, tokens, positions, segment_ids, cache=None):
-        hidden_BTD, new_cache = module.apply(
-            {"params": params}, tokens, positions, segment_ids, cache
-        )
+        with nn.logical_axis_rules(axis_rules):
+            hidden_BTD, new_cache = module.apply(
+                {"params": params}, tokens, positions, segment_ids, cache
+            )
         return hidden_BTD if cache is None else (hidden_BTD, new_cache)
 
     def head(params):
-        return module.apply({"params": params}, method=Transformer.head)
+        with nn.logical_axis_rules(axis_rules):
+            return module.apply({"params": params}, method=Transformer.head)
 
-    return Model(config, init, apply, head)
+    return Model(config, init, axes, apply, head)
 
 
 class Norm(nn.Module):

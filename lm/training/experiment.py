@@ -66,7 +66,7 @@ def build(
     )
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
     weighting = make_weighting(config.objective)
-    model = make_model(ModelConfig(vocab_size=vocab_size, **config.model))
+    model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
     shapes = parameter_shapes(model)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.steps, shapes)
     return Experiment(config, mesh, model, optimizer, schedule, weighting)

@@ -12,7 +12,6 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from lm.data import ngram
 from lm.errors import InputError
 from lm.training import evaluation, experiment, metrics, sharding
 from lm.training.checkpoints import Checkpoints
@@ -75,7 +74,7 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
         loop = _Loop(config, workdir, say, run, data, stream)
         (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         if config.data.tokenizer != "bytes":
-            data.tokenizer.save(workdir / "tokenizer.json")
+            (workdir / "tokenizer.json").write_text(data.tokenizer._definition)
         try:
             return loop.run(stopped)
         finally:
@@ -266,6 +265,8 @@ class _Loop:
         order = self.config.evaluation.ngram_order
         if not order:
             return None
+        from lm.data import ngram
+
         value = ngram.cached_bits_per_byte(
             self.data.train, self.data.validation, order, directory=self.config.data.directory
         )
@@ -293,7 +294,7 @@ def resolved(config: ConfigDict, tokenizer: Any) -> dict[str, Any]:
 
 
 def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> None:
-    """Raises InputError when `workdir` holds checkpoints of a config that this one cannot follow."""
+    """Raises InputError when `workdir` holds checkpoints that this config cannot go on from."""
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; give a folder")

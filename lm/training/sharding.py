@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -80,18 +79,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(mesh: Mesh, boxed_shapes: Any) -> Any:
-    """Shardings of a boxed parameter tree by `RULES`; an axis that does not divide stays whole."""
+def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
+    """Shardings of a parameter tree by `RULES`; an axis that does not divide stays whole.
 
-    def fit(leaf, spec):
-        axes = [
-            axis if axis and leaf.shape[i] % _size(mesh, axis) == 0 else None
-            for i, axis in enumerate(spec)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*axes))
+    Args:
+      mesh: the mesh.
+      shapes: tree of arrays or of their shapes.
+      axes: tree of PartitionSpecs that name their axes.
+    """
+    rules = dict(RULES)
 
-    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed_shapes), RULES)
-    return jax.tree.map(fit, nn.unbox(boxed_shapes), specs)
+    def place(leaf, names):
+        spec = []
+        for size, name in zip(leaf.shape, names, strict=True):
+            axis = rules[name]
+            spec.append(axis if axis and size % _size(mesh, axis) == 0 else None)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(place, shapes, axes)
 
 
 def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:

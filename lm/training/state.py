@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,7 +37,7 @@ class TrainState(NamedTuple):
 
 
 def parameter_shapes(model: Model) -> Any:
-    """Shapes, boxed with axis names, without allocating anything."""
+    """Shapes of the parameters, without allocating anything."""
     return jax.eval_shape(model.init, jax.random.key(0))
 
 
@@ -48,7 +47,7 @@ def make_init(
     """A function from a random key to a fresh TrainState."""
 
     def init(key: jax.Array) -> TrainState:
-        params = nn.unbox(model.init(key))
+        params = model.init(key)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
@@ -66,11 +65,9 @@ def make_init(
 
 def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
     """A sharding for every leaf: what mirrors a parameter lies like it, the rest is replicated."""
-    of_params = parameter_shardings(mesh, parameter_shapes(model))
-    everywhere = replicated(mesh)
-
+    of_params = parameter_shardings(mesh, state.params, model.axes())
     by_path = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape, sharding)
+        _name(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
             jax.tree_util.tree_leaves_with_path(state.params),
             jax.tree.leaves(of_params),
@@ -79,10 +76,13 @@ def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
     }
 
     def place(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for suffix, (shape, sharding) in by_path.items():
-            if name.endswith("/" + suffix) and leaf.shape == shape:
+        for name, (shape, sharding) in by_path.items():
+            if _name(path).endswith("/" + name) and leaf.shape == shape:
                 return sharding
-        return everywhere
+        return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

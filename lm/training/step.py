@@ -6,14 +6,12 @@ A micro-batches, B rows, T tokens, D width, V vocabulary.
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from lm.model.transformer import Model
-from lm.training.sharding import RULES
 from lm.training.state import TrainState
 from objectives.cross_entropy import token_statistics
 from objectives.token_loss import denominators, masked_sum, token_loss
@@ -28,17 +26,14 @@ def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
     """(parameters, batch) -> per-token statistics [B, T]: the model, then its head, in blocks."""
 
     def statistics(params, batch):
-        with nn.logical_axis_rules(RULES):
-            hidden_BTD = model.apply(
-                params, batch["tokens"], batch["positions"], batch["segment_ids"]
-            )
-            return token_statistics(
-                hidden_BTD,
-                model.head(params),
-                batch["targets"],
-                softcap=model.config.logit_softcap,
-                block_size=block_size,
-            )
+        hidden_BTD = model.apply(params, batch["tokens"], batch["positions"], batch["segment_ids"])
+        return token_statistics(
+            hidden_BTD,
+            model.head(params),
+            batch["targets"],
+            softcap=model.config.logit_softcap,
+            block_size=block_size,
+        )
 
     return statistics
 
