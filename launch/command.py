@@ -17,10 +17,12 @@ from lm.errors import InputError
 
 BAD_INPUT = 2  # exit code
 
-
-def define_config() -> flags.FlagHolder:
-    """The flag --config=FILE.py[:argument], with --config.section.key=value overrides."""
-    return config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+# Flags of more than one command; a flag of one command stands in its module.
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Python file with get_config(), as FILE.py or FILE.py:ARGUMENT."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs://.")
+STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 
 
 def run(main: Callable[[], None]) -> None:

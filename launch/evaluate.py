@@ -8,10 +8,8 @@ from absl import flags
 from launch import command, workdir
 from lm.errors import InputError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _SPLIT = flags.DEFINE_string("split", "validation", "validation or train.")
 _CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
-_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 
 
 def main() -> None:
@@ -25,7 +23,7 @@ def main() -> None:
     from lm.training import evaluation, experiment
     from lm.training.step import make_eval_step
 
-    trained = workdir.load(_WORKDIR.value, _STEP.value)
+    trained = workdir.load(command.WORKDIR.value, command.STEP.value)
     c = trained.config
     texts = corpora.load(
         _CORPUS.value or c.data.corpus,

@@ -8,14 +8,12 @@ from absl import flags
 from launch import command, workdir
 from lm.errors import InputError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _PROMPT = flags.DEFINE_string("prompt", "", "Text to continue.")
 _TOKENS = flags.DEFINE_integer("tokens", 200, "Tokens to add at most.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 is off.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total; 1 is off.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
-_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 
 
 def main() -> None:
@@ -33,7 +31,7 @@ def main() -> None:
 
     from lm.training import evaluation
 
-    trained = workdir.load(_WORKDIR.value, _STEP.value)
+    trained = workdir.load(command.WORKDIR.value, command.STEP.value)
     sampler = evaluation.make_sampler(
         trained.run.model,
         trained.tokenizer,

@@ -5,26 +5,21 @@ python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 import sys
 
-from absl import flags
-
 from launch import command
 from lm.errors import InputError
-
-_CONFIG = command.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs://.")
 
 
 def main() -> None:
     """Runs the training and shows what came of it."""
-    if _CONFIG.value is None:
+    if command.CONFIG.value is None:
         raise InputError("--config=FILE.py is missing, for example --config=configs/quickstart.py")
-    if not _WORKDIR.value:
+    if not command.WORKDIR.value:
         raise InputError("--workdir=FOLDER is missing, for example --workdir=runs/quickstart")
     command.use_compilation_cache()
     from lm.training import loop
 
     try:
-        result = loop.train(_CONFIG.value, _WORKDIR.value, command.say)
+        result = loop.train(command.CONFIG.value, command.WORKDIR.value, command.say)
     except loop.Diverged as error:
         command.say(f"aborted: {error}")
         sys.exit(1)
@@ -37,11 +32,11 @@ def main() -> None:
     score = result.validation
     print(f"validation: {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte")
     if result.baseline is not None:
-        order = _CONFIG.value.evaluation.ngram_order
+        order = command.CONFIG.value.evaluation.ngram_order
         print(f"byte {order}-gram, Witten-Bell: {result.baseline:.4f} bits/byte")
     print(f"checkpoint: {result.checkpoint}")
-    print(f"curves: {_WORKDIR.value}/curves.png")
-    print(f'next: python -m launch.generate --workdir={_WORKDIR.value} --prompt="def "')
+    print(f"curves: {command.WORKDIR.value}/curves.png")
+    print(f'next: python -m launch.generate --workdir={command.WORKDIR.value} --prompt="def "')
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from lm.data import ngram, tokenizers
 from lm.errors import InputError
 from lm.training import evaluation, experiment, metrics, sharding
 from lm.training.checkpoints import Checkpoints
@@ -73,8 +74,8 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     with jax.set_mesh(run.mesh), stop_signals() as stopped:
         loop = _Loop(config, workdir, say, run, data, stream)
         (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-        if config.data.tokenizer != "bytes":
-            (workdir / "tokenizer.json").write_text(data.tokenizer._definition)
+        if isinstance(data.tokenizer, tokenizers.Subwords):
+            (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
         try:
             return loop.run(stopped)
         finally:
@@ -265,11 +266,11 @@ class _Loop:
         order = self.config.evaluation.ngram_order
         if not order:
             return None
-        from lm.data import ngram
-
-        value = ngram.cached_bits_per_byte(
-            self.data.train, self.data.validation, order, directory=self.config.data.directory
+        texts = (
+            (document.text.encode() for corpus in split for document in corpus.documents)
+            for split in (self.data.train, self.data.validation)
         )
+        value = ngram.witten_bell_bits_per_byte(*texts, order)
         self.writer.write(self.step, "event", {"event": f"{order}-gram", "bits_per_byte": value})
         return value
 

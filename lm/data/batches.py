@@ -1,0 +1,212 @@
+"""Batches of packed rows, as Grain pipelines whose state is saved with a checkpoint.
+
+A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions and num_bytes are int32,
+weights is float32 (0 is not a target). `lm.data.layout` says how a document becomes a row.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from lm.data.documents import Corpus
+from lm.data.layout import encode_document
+from lm.data.packing import pack
+from lm.data.tokenizers import Tokenizer
+from lm.errors import InputError
+
+# One thread prepares whole batches ahead. More, that read documents ahead of it, only contend with
+# it for the interpreter: measured, the fewer the faster. `workers` is what scales.
+_READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+# Batches that wait for the step: enough for the time that it takes to fill a window of rows.
+_WAITING = 8
+
+
+def train_batches(
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    packing: str,
+    seed: int,
+    mixture_weights: Sequence[float] = (),
+    shuffle_rows: int,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Returns an endless dataset of this process's rows of every training batch.
+
+    Every process reads its own share of each corpus, in an order that is drawn anew each epoch.
+    One document may fill many rows in a row, so rows are shuffled once more after packing. The
+    order depends on every argument but `workers` being 0 or 1; the state of an iterator, which is
+    JSON, restores exactly the rest of its stream.
+
+    Args:
+      corpora: the training split.
+      tokenizer: turns text into ids.
+      batch_size: B, over all processes.
+      sequence_length: T.
+      packing: `concat` or `best_fit`.
+      seed: of all orders.
+      mixture_weights: for each corpus, how often its next document is taken; () is as often as it
+        has documents, with which all corpora are read through at the same time.
+      shuffle_rows: rows of one shuffle window; 1 is no shuffle.
+      workers: processes that prepare batches; with 0 a thread does. Grain's workers need absl's
+        flags to be parsed, as they are in an absl program.
+      process_index: which of the processes that train together this one is.
+      process_count: how many there are.
+
+    Returns:
+      A Grain dataset of batches with B / process_count rows; with `workers`, close its iterators.
+
+    Raises:
+      InputError: an argument is impossible, or the corpora are too small (see `check_enough`).
+    """
+    _check(batch_size, sequence_length, packing, process_count)
+    if shuffle_rows < 1:
+        raise InputError(f"data.shuffle_rows must be at least 1, got {shuffle_rows}")
+    if workers < 0:
+        raise InputError(f"data.workers must be at least 0, got {workers}")
+    if seed < 0:
+        raise InputError(f"train.seed must be at least 0, got {seed}")
+    weights = list(mixture_weights) or [len(corpus.documents) for corpus in corpora]
+    if len(weights) != len(corpora) or min(weights) <= 0:
+        raise InputError(
+            f"data.mixture_weights must be {len(corpora)} positive numbers, one a corpus, or (),"
+            f" got {tuple(weights)}"
+        )
+    for corpus in corpora:
+        if len(corpus.documents) < process_count:
+            raise InputError(
+                f"data.corpus {corpus.name!r}: its {len(corpus.documents)} training documents"
+                f" cannot be shared among {process_count} processes; use fewer processes"
+            )
+    check_enough(corpora, tokenizer, batch_size=batch_size, sequence_length=sequence_length)
+
+    encode = functools.partial(encode_document, tokenizer=tokenizer)
+    parts = [
+        grain.MapDataset.source(corpus.documents)
+        .slice(slice(process_index, None, process_count))
+        .shuffle(seed=_derive_seed(seed, process_index, number))
+        .repeat()
+        .map(encode)
+        for number, corpus in enumerate(corpora)
+    ]
+    # Mixed before to_iter_dataset: a mixture of iterators has the threads of each of them.
+    documents = grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
+    rows = pack(documents.to_iter_dataset(_READ), packing, sequence_length)
+    if shuffle_rows > 1:
+        rows = grain.experimental.WindowShuffleIterDataset(
+            rows,
+            window_size=shuffle_rows,
+            seed=_derive_seed(seed, process_index, len(corpora)),
+        )
+    batches = rows.batch(batch_size // process_count, drop_remainder=True)
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_WAITING)
+        return batches.mp_prefetch(options)
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_WAITING)
+
+
+def evaluation_batches(
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    packing: str = "concat",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Returns a finite dataset of this process's rows of every evaluation batch.
+
+    Every target is in exactly one row, in the order of the corpora. Every process packs all rows
+    and keeps its own, so that the batches of all processes together are the same for any number of
+    processes, and each yields the same number of them. The last batch is filled up with rows of
+    zeros.
+
+    Args:
+      corpora: the split to evaluate.
+      tokenizer: turns text into ids.
+      batch_size: B, over all processes.
+      sequence_length: T.
+      packing: `concat` or `best_fit`.
+      process_index: which of the processes that evaluate together this one is.
+      process_count: how many there are.
+
+    Returns:
+      A Grain dataset of batches with B / process_count rows.
+
+    Raises:
+      InputError: an argument is impossible.
+    """
+    _check(batch_size, sequence_length, packing, process_count)
+    encode = functools.partial(encode_document, tokenizer=tokenizer)
+    documents = grain.MapDataset.concatenate(
+        [grain.MapDataset.source(corpus.documents) for corpus in corpora]
+    ).map(encode)
+    rows = pack(documents.to_iter_dataset(_READ), packing, sequence_length)
+    batches = rows.batch(batch_size, drop_remainder=False).map(
+        functools.partial(_own_rows, batch_size, process_index, process_count)
+    )
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
+
+
+def check_enough(
+    corpora: Sequence[Corpus], tokenizer: Tokenizer, *, batch_size: int, sequence_length: int
+) -> None:
+    """Refuses corpora that do not fill one batch of B rows of T targets without repetition.
+
+    Reads only as many documents as it takes.
+
+    Raises:
+      InputError: there are fewer targets.
+    """
+    needed = batch_size * sequence_length
+    found = 0
+    for corpus in corpora:
+        for index in range(len(corpus.documents)):
+            found += len(encode_document(corpus.documents[index], tokenizer))
+            if found >= needed:
+                return
+    raise InputError(
+        f"data.corpus: the training split has {found:,} tokens, fewer than one batch of"
+        f" train.batch_size {batch_size} x data.sequence_length {sequence_length} ="
+        f" {needed:,}; use more text or a smaller batch"
+    )
+
+
+def _check(batch_size: int, sequence_length: int, packing: str, process_count: int) -> None:
+    if sequence_length < 1:
+        raise InputError(f"data.sequence_length must be at least 1, got {sequence_length}")
+    if packing not in ("concat", "best_fit"):
+        raise InputError(f"data.packing must be concat or best_fit, got {packing!r}")
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(
+            f"train.batch_size must be a multiple of the {process_count} processes, got"
+            f" {batch_size}"
+        )
+
+
+def _derive_seed(*numbers: int) -> int:
+    # Grain adds the epoch, or the window, to a seed: of neighbouring seeds one would repeat the
+    # other's orders. 31 bits leave room for that sum, which must fit in 32.
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
+
+
+def _own_rows(
+    batch_size: int, process_index: int, process_count: int, batch: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns this process's rows of a batch, of which the last rows may be missing."""
+    local = batch_size // process_count
+
+    def own(x_BT: np.ndarray) -> np.ndarray:
+        missing = batch_size - len(x_BT)
+        filled_BT = np.pad(x_BT, ((0, missing), (0, 0)))
+        return filled_BT[process_index * local : (process_index + 1) * local]
+
+    return {name: own(x_BT) for name, x_BT in batch.items()}

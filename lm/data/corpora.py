@@ -1,0 +1,89 @@
+"""Where documents come from: the standard library, TFDS, a folder or a JSONL file.
+
+A corpus is a random-access sequence of documents with a fixed split into training and validation.
+"""
+
+import difflib
+import os
+from pathlib import Path
+
+from lm.data.documents import Corpus, Document
+from lm.data.files import load_folder, load_jsonl
+from lm.data.records import load_stdlib, load_tfds
+from lm.errors import InputError
+
+__all__ = ["Corpus", "Document", "cache_directory", "load"]
+
+_VALID = "valid are stdlib, tfds:NAME[/config], a folder or a .jsonl file"
+
+
+def load(
+    corpus: str, split: str, *, directory: str, validation_fraction: float
+) -> tuple[Corpus, ...]:
+    """Loads one split of every corpus.
+
+    Args:
+      corpus: `stdlib`, `tfds:NAME[/config]`, a folder or a FILE.jsonl; commas separate several.
+        A folder's documents are all its files, at any depth, that have no NUL byte and are not
+        hidden. A JSONL line is an object with the string `text`, or `prompt` and `response`;
+        blank lines are skipped. A TFDS dataset has features of these names.
+      split: `train` or `validation`.
+      directory: where corpora are prepared and cached; "" is `cache_directory("")`, and for
+        `tfds:` the environment variable TFDS_DATA_DIR where it is set.
+      validation_fraction: the share of documents that is held out: by a hash of their path (stdlib,
+        folder) or of the line (JSONL). A TFDS dataset's own split `validation`, or else `test`, is
+        used where it has one; where not, the last records of `train` are held out, which TFDS put
+        in a random but fixed order when it prepared them.
+
+    Returns:
+      One corpus for each name in `corpus`, in that order.
+
+    Raises:
+      InputError: a name means nothing, a line is malformed, or a split has no text.
+    """
+    if split not in ("train", "validation"):
+        raise InputError(f"split must be train or validation, got {split!r}")
+    if not 0.0 < validation_fraction < 1.0:
+        raise InputError(
+            f"data.validation_fraction must lie between 0 and 1, got {validation_fraction}"
+        )
+    names = [name.strip() for name in corpus.split(",")]
+    return tuple(_load_one(name, split, directory, validation_fraction) for name in names)
+
+
+def cache_directory(directory: str) -> Path:
+    """Returns the folder of the cache; "" is `$XDG_CACHE_HOME/nibble`, or `~/.cache/nibble`."""
+    if directory:
+        return Path(directory).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nibble"
+
+
+def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
+    path = Path(name).expanduser()
+    if name == "stdlib":
+        corpus = load_stdlib(split, cache_directory(directory), fraction)
+    elif name.startswith("tfds:"):
+        folder = cache_directory(directory or os.environ.get("TFDS_DATA_DIR", ""))
+        corpus = load_tfds(name, split, folder, fraction)
+    elif name and path.is_dir():
+        corpus = load_folder(name, path, split, fraction)
+    elif path.suffix == ".jsonl" and path.is_file():
+        corpus = load_jsonl(name, path, split, fraction)
+    elif path.is_file():
+        raise InputError(f"data.corpus {name!r}: not a .jsonl file; {_VALID}")
+    else:
+        raise InputError(f"data.corpus {name!r}: does not exist; {_VALID}{_hint(name)}")
+    if not any(text for document in corpus.documents for text, _ in document.spans):
+        raise InputError(
+            f"data.corpus {name!r}: no text in its {split} split at data.validation_fraction ="
+            f" {fraction:g}; it needs more documents, or another fraction"
+        )
+    return corpus
+
+
+def _hint(name: str) -> str:
+    parent = Path(name).expanduser().parent
+    siblings = sorted(os.listdir(parent)) if parent.is_dir() else []
+    names = ["stdlib", *(str(Path(name).parent / sibling) for sibling in siblings)]
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

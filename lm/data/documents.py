@@ -1,0 +1,65 @@
+"""What a document and a corpus are, and how raw bytes become one."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from lm.errors import InputError
+
+
+class Document(NamedTuple):
+    """One text, in spans.
+
+    Attributes:
+      name: a stable id, unique in its corpus.
+      spans: pairs of a text and the weight of its tokens as targets. Plain text is one span of
+        weight 1; a prompt has weight 0 and its response weight 1.
+    """
+
+    name: str
+    spans: tuple[tuple[str, float], ...]
+
+    @property
+    def text(self) -> str:
+        """All spans as one text."""
+        return "".join(text for text, _ in self.spans)
+
+
+class Corpus(NamedTuple):
+    """One split of one corpus.
+
+    Attributes:
+      name: as it was written in the config.
+      documents: `len` and `[index]` give `Document`s. It can be pickled, and opens files when
+        they are needed.
+      fingerprint: tells this split's content from any other.
+      replaced: documents that are not valid UTF-8, whose bad bytes read as U+FFFD; not counted
+        for datasets of TFDS.
+    """
+
+    name: str
+    documents: Sequence[Document]
+    fingerprint: str
+    replaced: int
+
+
+def decode(content: bytes) -> tuple[str, bool]:
+    """Returns the text, and whether bytes that are not UTF-8 had to be replaced."""
+    try:
+        return content.decode(), False
+    except UnicodeDecodeError:
+        return content.decode(errors="replace"), True
+
+
+def span_fields(available: Collection[str], where: str) -> tuple[tuple[str, float], ...]:
+    """Returns the fields of a record that make up its document, each with its weight.
+
+    Raises:
+      InputError: there is neither `text` nor `prompt` and `response`; the message opens with
+        `where`.
+    """
+    if "text" in available:
+        return (("text", 1.0),)
+    if "prompt" in available and "response" in available:
+        return (("prompt", 0.0), ("response", 1.0))
+    found = ", ".join(sorted(available)) or "nothing"
+    raise InputError(f"{where}: needs text, or prompt and response; it has {found}")

@@ -1,0 +1,76 @@
+"""From a document to the arrays of a row.
+
+A document of tokens t1..tn has the inputs [boundary, t1..tn] and the targets [t1..tn, boundary]:
+every target lies inside the document, and so does all that it is predicted from.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lm.data.documents import Document
+from lm.data.tokenizers import Tokenizer
+from lm.errors import InputError
+
+# One position. A document is one array of these, so that it is cut and packed as a whole.
+POSITION = np.dtype(
+    [
+        ("tokens", np.int32),
+        ("targets", np.int32),
+        ("weights", np.float32),
+        ("num_bytes", np.int32),
+    ]
+)
+
+
+def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
+    """Returns a document as positions: an array of `POSITION` [n + 1], n its number of tokens.
+
+    The closing boundary covers no bytes and has the weight of the last span.
+
+    Raises:
+      InputError: the tokenizer gives an id outside its own vocabulary.
+    """
+    encoded = [tokenizer.encode(text) for text, _ in document.spans]
+    ids = np.concatenate([ids for ids, _ in encoded])
+    if len(ids) and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
+        raise InputError(
+            f"data.tokenizer: gives ids from {ids.min()} to {ids.max()} for document"
+            f" {document.name}; its vocabulary has {tokenizer.vocab_size} entries"
+        )
+    positions = np.zeros(len(ids) + 1, POSITION)
+    positions["tokens"][0] = tokenizer.boundary
+    positions["tokens"][1:] = ids
+    positions["targets"][:-1] = ids
+    positions["targets"][-1] = tokenizer.boundary
+    positions["num_bytes"][:-1] = np.concatenate([num_bytes for _, num_bytes in encoded])
+    weights = [weight for _, weight in document.spans]
+    lengths = [len(ids) for ids, _ in encoded]
+    positions["weights"][:-1] = np.repeat(np.array(weights, np.float32), lengths)
+    positions["weights"][-1] = weights[-1]
+    return positions
+
+
+def make_row(pieces: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """Returns one row: `pieces` of documents after each other, then padding.
+
+    Args:
+      pieces: arrays of `POSITION`, together at most `length` long, none of them empty.
+      length: T.
+
+    Returns:
+      tokens, targets, segment_ids, positions and num_bytes int32 [T]; weights float32 [T]. Segments
+      count from 1, positions from 0 in each; all arrays are 0 in the padding.
+    """
+    row = np.zeros(length, POSITION)
+    segment_ids = np.zeros(length, np.int32)
+    positions = np.zeros(length, np.int32)
+    start = 0
+    for segment, piece in enumerate(pieces, 1):
+        end = start + len(piece)
+        row[start:end] = piece
+        segment_ids[start:end] = segment
+        positions[start:end] = np.arange(len(piece))
+        start = end
+    arrays = {name: np.ascontiguousarray(row[name]) for name in POSITION.names}
+    return arrays | {"segment_ids": segment_ids, "positions": positions}

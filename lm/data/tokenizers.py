@@ -1,0 +1,288 @@
+"""From text to ids and back: bytes, a byte-pair encoding of the corpus, or any tokenizer.json.
+
+Every token also has the number of UTF-8 bytes of the text that it stands for, so that a loss can be
+given in bits per byte, which does not depend on the tokenizer.
+"""
+
+import abc
+import difflib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.data.corpora import cache_directory
+from lm.data.documents import Corpus
+from lm.data.hashing import fingerprint
+from lm.errors import InputError
+
+BOUNDARY = "<|endoftext|>"
+
+# Other names of the end of a text, in tokenizers that were trained elsewhere.
+_BOUNDARIES = (BOUNDARY, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "[SEP]")
+
+# What a merge may not reach across: a word with what precedes it, a number of up to three digits,
+# punctuation, white space; as in GPT-4's tokenizer, but a line break takes the next line's
+# indentation along. On the standard library, at 2,048 entries, a token so covers 3.11 bytes; with
+# GPT-2's pattern 3.03, with GPT-4's 2.95.
+_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*(?=\S))?"
+    r"|\s*[\r\n]+[ \t]*(?=\S)|\s+(?!\S)|\s+"
+)
+
+# Bytes of text that a byte-pair encoding is trained on; a larger corpus is sampled.
+_TRAINING_BYTES = 100_000_000
+
+
+class Tokenizer(abc.ABC):
+    """Turns text into ids and back. It can be pickled.
+
+    Attributes:
+      vocab_size: ids lie in [0, vocab_size), the boundary's included.
+      boundary: the id that opens and closes every document; no text is ever encoded to it.
+      fingerprint: tells this tokenizer from any other.
+    """
+
+    vocab_size: int
+    boundary: int
+    fingerprint: str
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ids and the UTF-8 bytes of `text` that each covers, both int32 [tokens].
+
+        The bytes add up to those of the text; only an empty list of ids, which a tokenizer may
+        give for text that it cannot represent, covers none.
+        """
+
+    @abc.abstractmethod
+    def decode(self, ids: np.ndarray) -> str:
+        """Returns the text of ids [tokens]; boundaries are dropped, bad UTF-8 is replaced."""
+
+
+def load(
+    tokenizer: str, vocab_size: int, corpora: tuple[Corpus, ...], *, directory: str
+) -> Tokenizer:
+    """Loads a tokenizer, or trains it.
+
+    Args:
+      tokenizer: `bytes`: ids are bytes, and 256 is the boundary. `bpe`: a byte-level byte-pair
+        encoding of `corpora`, trained on at most 100 MB of text, in whole documents drawn at random
+        with a fixed seed. Or the path of a tokenizer.json of the `tokenizers` library, whose own
+        end-of-text token is the boundary.
+      vocab_size: the entries of `bpe`, boundary included; else 0, or what the tokenizer has.
+      corpora: the training split; used by `bpe` only.
+      directory: where trained tokenizers are cached; "" is `cache_directory("")`.
+
+    Raises:
+      InputError: the name means nothing, the file is no tokenizer or has no end-of-text token, or
+        the vocabulary is too small, or larger than what the corpus can fill.
+    """
+    if tokenizer == "bpe":
+        return _load_bpe(vocab_size, corpora, cache_directory(directory) / "tokenizers")
+    loaded = Bytes() if tokenizer == "bytes" else _load_file(tokenizer)
+    if vocab_size not in (0, loaded.vocab_size):
+        raise InputError(
+            f"data.vocab_size {vocab_size}: the tokenizer {tokenizer!r} has {loaded.vocab_size}"
+            " entries; set 0 for that many"
+        )
+    return loaded
+
+
+class Bytes(Tokenizer):
+    """One id a byte, and 256 as the boundary."""
+
+    vocab_size = 257
+    boundary = 256
+    fingerprint = "bytes"
+
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """See `Tokenizer`."""
+        ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        return ids, np.ones_like(ids)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """See `Tokenizer`."""
+        ids = np.asarray(ids)
+        return ids[ids < 256].astype(np.uint8).tobytes().decode(errors="replace")
+
+
+class Subwords(Tokenizer):
+    """A tokenizer of the `tokenizers` library.
+
+    Args:
+      definition: the content of its tokenizer.json.
+      where: the file, for error messages.
+
+    Raises:
+      InputError: this is no tokenizer, or it has no end-of-text token.
+    """
+
+    def __init__(self, definition: str, where: str):
+        self.definition = definition
+        self._built = None
+        try:
+            vocabulary = self._tokenizer().get_vocab(with_added_tokens=True)
+        except Exception as error:  # The library raises Exception itself.
+            raise InputError(f"data.tokenizer {where!r}: not a tokenizer.json: {error}") from error
+        name = next((name for name in _BOUNDARIES if name in vocabulary), None)
+        if name is None:
+            raise InputError(
+                f"data.tokenizer {where!r}: has no end-of-text token; one of"
+                f" {', '.join(_BOUNDARIES)} must be in its vocabulary"
+            )
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.boundary = vocabulary[name]
+        self._widths = self._byte_widths(vocabulary)
+        self.fingerprint = fingerprint([definition.encode()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_built": None}
+
+    def _tokenizer(self) -> Any:
+        if self._built is None:
+            import tokenizers
+
+            built = tokenizers.Tokenizer.from_str(self.definition)
+            built.no_truncation()
+            built.no_padding()
+            # Text that spells the boundary is text, and must not end the document.
+            built.encode_special_tokens = True
+            self._built = built
+        return self._built
+
+    def _byte_widths(self, vocabulary: dict[str, int]) -> np.ndarray | None:
+        """Returns the bytes of each id [V], where these do not depend on the text around it."""
+        definition = json.loads(self.definition)
+        decoder = definition.get("decoder") or {}
+        if decoder.get("type") != "ByteLevel" or definition.get("normalizer"):
+            return None
+        widths = np.zeros(self.vocab_size, np.int32)
+        for token, index in vocabulary.items():
+            widths[index] = len(token)  # A byte-level vocabulary spells each byte as a character.
+        for index, token in self._tokenizer().get_added_tokens_decoder().items():
+            widths[index] = len(token.content.encode())
+        return widths
+
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """See `Tokenizer`."""
+        if self._widths is not None:
+            # Half the time of `encode`, as it does not keep track of offsets.
+            (encoding,) = self._tokenizer().encode_batch_fast([text], add_special_tokens=False)
+            ids = np.array(encoding.ids, np.int32)
+            num_bytes = self._widths[ids]
+            # A tokenizer may put a space before the text, or lack a byte.
+            if num_bytes.sum() == len(text.encode()):
+                return ids, num_bytes
+        encoding = self._tokenizer().encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int32)
+        if not len(ids):
+            return ids, ids
+        # A token covers what lies between the furthest end so far and its own end, so that white
+        # space that a tokenizer trims off its offsets, and characters that it spreads over
+        # several tokens, are counted exactly once.
+        ends = np.maximum.accumulate(np.array(encoding.offsets, np.int64)[:, 1])
+        ends[-1] = len(text)
+        return ids, np.diff(_byte_offsets(text)[ends], prepend=0).astype(np.int32)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """See `Tokenizer`."""
+        ids = np.asarray(ids)
+        kept = ids[ids != self.boundary].tolist()
+        return self._tokenizer().decode(kept, skip_special_tokens=False)
+
+
+def _byte_offsets(text: str) -> np.ndarray:
+    """Returns the UTF-8 byte where each character starts, and the end: int64 [characters + 1]."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(widths)])
+
+
+def _load_file(name: str) -> Tokenizer:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        near = difflib.get_close_matches(name, ["bytes", "bpe"], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"data.tokenizer {name!r}: no such file; valid are bytes, bpe or the path of a"
+            f" tokenizer.json{hint}"
+        )
+    return Subwords(path.read_text(encoding="utf-8", errors="replace"), name)
+
+
+def _load_bpe(vocab_size: int, corpora: tuple[Corpus, ...], directory: Path) -> Tokenizer:
+    if vocab_size < 257:
+        raise InputError(
+            f"data.vocab_size {vocab_size}: a bpe tokenizer needs at least 257, for all bytes and"
+            " the boundary"
+        )
+    import tokenizers
+
+    settings = [tokenizers.__version__, _PATTERN, _TRAINING_BYTES, vocab_size]
+    settings += [corpus.fingerprint for corpus in corpora]
+    key = fingerprint([json.dumps(settings).encode()])
+    path = directory / f"bpe{vocab_size}_{key[:16]}" / "tokenizer.json"
+    if not path.is_file():
+        _write(path, _train(vocab_size, corpora))
+    return Subwords(path.read_text(encoding="utf-8"), str(path))
+
+
+def _train(vocab_size: int, corpora: tuple[Corpus, ...]) -> str:
+    """Returns the tokenizer.json of a byte-pair encoding; the same for the same arguments."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    # Said outright, as it is the default: the library warns of any later fork otherwise.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOUNDARY],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sample(corpora), trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise InputError(
+            f"data.vocab_size {vocab_size}: data.corpus has only enough text for"
+            f" {tokenizer.get_vocab_size()} entries"
+        )
+    return tokenizer.to_str()
+
+
+def _sample(corpora: tuple[Corpus, ...]) -> Iterator[str]:
+    """Yields documents of all corpora in random order, up to the limit of bytes."""
+    ends = np.cumsum([len(corpus.documents) for corpus in corpora])
+    left = _TRAINING_BYTES
+    for index in np.random.default_rng(0).permutation(ends[-1]):
+        number = int(np.searchsorted(ends, index, side="right"))
+        corpus = corpora[number]
+        text = corpus.documents[int(index - ends[number]) + len(corpus.documents)].text
+        yield text
+        left -= len(text)
+        if left < 0:
+            return
+
+
+def _write(path: Path, content: str) -> None:
+    """Writes a file that is either whole or not there, whoever else writes it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False
+    ) as file:
+        file.write(content)
+    os.replace(file.name, path)

@@ -1,0 +1,95 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm.model import decoding
+
+
+def generate(model, params, prompt, mask, steps):
+    run = functools.partial(decoding.generate, model, steps=steps, temperature=0)
+    return jax.jit(run)(params, prompt, mask, jax.random.key(0))
+
+
+@pytest.mark.parametrize("change", [{}, {"logit_softcap": 5.0, "kv_heads": 4}], ids=str)
+def test_cached_equals_uncached(change):
+    model = tiny.model(**change)
+    params = tiny.params(model)
+    tokens = jax.random.randint(jax.random.key(1), (2, 10), 0, tiny.VOCAB)
+    positions = jnp.broadcast_to(jnp.arange(10), (2, 10))
+    ones = jnp.ones((2, 10), jnp.int32)
+    hidden = model.apply(params, tokens, positions, ones)
+    expected = hidden @ model.head(params)
+    if cap := model.config.logit_softcap:
+        expected = cap * jnp.tanh(expected / cap)
+    cache = decoding.init_cache(model, 2, 10)
+    step = jax.jit(functools.partial(decoding.next_logits, model))
+    for chunk in (slice(0, 4), slice(4, 5), slice(5, 6), slice(6, 10)):
+        out, cache = step(params, tokens[:, chunk], positions[:, chunk], ones[:, chunk], cache)
+        np.testing.assert_allclose(out, expected[:, chunk.stop - 1], atol=1e-5)
+    assert cache.length == 10
+
+
+def test_generates_what_the_uncached_model_would():
+    model = tiny.model()
+    params = tiny.params(model)
+    prompt = jax.random.randint(jax.random.key(1), (3, 6), 0, tiny.VOCAB)
+    out = generate(model, params, prompt, jnp.ones_like(prompt), steps=8)
+    text = jnp.pad(prompt, ((0, 0), (0, 8)))  # what comes later changes nothing
+    positions = jnp.broadcast_to(jnp.arange(14), text.shape)
+    hidden = jax.jit(model.apply)
+    for t in range(6, 14):
+        logits = hidden(params, text, positions, jnp.ones_like(text))[:, t - 1] @ model.head(params)
+        text = text.at[:, t].set(jnp.argmax(logits, axis=-1))
+    np.testing.assert_array_equal(out, text[:, 6:])
+
+
+def test_a_prompt_padded_on_the_left_continues_as_alone():
+    model = tiny.model()
+    params = tiny.params(model)
+    prompt = jax.random.randint(jax.random.key(1), (1, 5), 0, tiny.VOCAB)
+    padded = jnp.concatenate([jnp.full((1, 3), 7), prompt], axis=1)
+    mask = jnp.array([[0, 0, 0, 1, 1, 1, 1, 1]])
+    alone = generate(model, params, prompt, jnp.ones_like(prompt), steps=6)
+    beside = generate(model, params, padded, mask, steps=6)
+    np.testing.assert_array_equal(alone, beside)
+
+
+def draws(logits, n=2000, **options):
+    keys = jax.random.split(jax.random.key(0), n)
+    one = jax.vmap(lambda k: decoding.sample(k, logits[None], **options)[0])
+    return np.bincount(np.asarray(one(keys)), minlength=len(logits)) / n
+
+
+def test_frequencies_follow_the_softmax():
+    logits = jnp.array([1.0, 0.0, -1.0, 2.0])
+    for temperature in (0.5, 1.0, 2.0):
+        expected = jax.nn.softmax(logits / temperature)
+        np.testing.assert_allclose(draws(logits, temperature=temperature), expected, atol=0.04)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 9), st.floats(0.05, 0.99))
+def test_top_k_and_top_p_draw_only_from_the_likeliest(seed, k, p):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=8).astype(np.float32) * 2
+    probs = np.exp(np.float64(logits)) / np.exp(np.float64(logits)).sum()
+    order = np.argsort(-probs)
+    nucleus = order[: np.searchsorted(np.cumsum(probs[order]), p - 1e-6) + 1]
+    for seed in range(5):
+        key = jax.random.key(seed)
+        token = decoding.sample(key, jnp.asarray(logits)[None], temperature=1.0, top_k=k)
+        assert int(token[0]) in order[:k]
+        token = decoding.sample(key, jnp.asarray(logits)[None], temperature=1.0, top_p=p)
+        assert int(token[0]) in nucleus
+
+
+def test_a_tiny_nucleus_is_greedy():
+    logits = jnp.array([0.1, 0.3, 0.2])
+    assert draws(logits, n=50, temperature=1.0, top_p=0.01)[1] == 1
+    assert draws(logits, n=50, temperature=1.0, top_k=1)[1] == 1

@@ -1,0 +1,105 @@
+"""An import may only point down, and heavy or foreign packages stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What each part may import of ours. Its own part is always allowed.
+BELOW = {
+    "objectives": (),
+    "lm/model": ("lm/errors",),
+    "lm/data": ("lm/errors",),
+    "lm/errors": (),
+    "lm/training": ("lm/model", "lm/data", "lm/errors", "objectives"),
+    "configs": (),
+    "launch": ("lm/training", "lm/model", "lm/data", "lm/errors", "objectives"),
+}
+FOREIGN = {
+    "flax": ("lm/model",),
+    "orbax": ("lm/training/checkpoints.py",),
+    "absl.flags": ("launch",),
+    "absl.app": ("launch",),
+    "tensorflow_datasets": ("lm/data",),
+    "grain": ("lm/data", "lm/training"),
+}
+
+
+def sources():
+    for top in ("objectives", "lm", "launch", "configs"):
+        yield from sorted((ROOT / top).rglob("*.py"))
+
+
+def imports(source: str):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(path: str) -> str | None:
+    """The part that a path with slashes belongs to; None for what is not ours."""
+    return next((p for p in BELOW if path == p or path.startswith((p + "/", p + "."))), None)
+
+
+def violations(path: str, source: str) -> list[str]:
+    home, found = part(path), []
+    for name in imports(source):
+        target = part(name.replace(".", "/"))
+        if target and target != home and target not in BELOW[home]:
+            found.append(f"{path} imports {name}")
+        for package, allowed in FOREIGN.items():
+            if f"{name}.".startswith(package + ".") and not path.startswith(allowed):
+                found.append(f"{path} imports {name}")
+    return found
+
+
+def test_imports_point_down():
+    seen = 0
+    for path in sources():
+        name = str(path.relative_to(ROOT))
+        assert violations(name, path.read_text()) == []
+        seen += 1
+    assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("objectives/x.py", "import flax.linen as nn"),
+        ("objectives/x.py", "from lm.model import config"),
+        ("lm/model/x.py", "from lm.training.step import make_train_step"),
+        ("lm/data/x.py", "def f():\n    import lm.model"),
+        ("lm/training/x.py", "import flax"),
+        ("configs/x.py", "from lm.model.config import ModelConfig"),
+    ],
+)
+def test_a_violation_is_seen(path, source):
+    assert violations(path, source)
+
+
+def test_importing_everything_is_light_and_warns_of_nothing():
+    modules = [str(p.relative_to(ROOT))[:-3].replace("/", ".") for p in sources()]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {[m.removesuffix('.__init__') for m in modules]}:\n"
+        "    importlib.import_module(name)\n"
+        "heavy = {'tensorflow', 'torch', 'wandb', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    ours = "lm|objectives|launch|configs"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:" + ours.split("|")[0], "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,66 @@
+"""Models, batches and configs small enough for a test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import base
+from lm.model.config import ModelConfig
+from lm.model.transformer import Model, make_model
+
+VOCAB = 37
+
+
+def config(**overrides) -> ConfigDict:
+    """The defaults shrunk to a toy, then `overrides` with dots as double underscores."""
+    c = base.get_config()
+    c.model.update(layers=2, width=32, heads=4, kv_heads=2, mlp_width=64)
+    c.data.update(sequence_length=32, shuffle_rows=8, validation_fraction=0.3)
+    c.train.update(steps=6, batch_size=8, log_every=1, tensorboard=False)
+    c.optimizer.update(warmup_steps=2)
+    c.checkpoint.update(every_steps=3, every_minutes=0.0)
+    c.evaluation.update(every_steps=0, batches=1, sample_tokens=0)
+    for name, value in overrides.items():
+        section, key = name.split("__")
+        c[section][key] = value
+    return c
+
+
+def model(**overrides) -> Model:
+    """A toy model with keys of the `model` section replaced."""
+    c = config().model
+    c.update(overrides)
+    return make_model(ModelConfig(vocab_size=VOCAB, **c))
+
+
+def params(model: Model, seed=0):
+    """Fresh parameters."""
+    return jax.jit(model.init)(jax.random.key(seed))
+
+
+def batch(rows=4, length=16, seed=0, uneven=True) -> dict[str, jax.Array]:
+    """Random tokens in two segments a row, with uneven float weights and a few zeros."""
+    rng = np.random.default_rng(seed)
+    split = rng.integers(3, length - 3, (rows, 1))
+    index = np.arange(length)[None]
+    weights = rng.uniform(0.1, 3.0, (rows, length)) * (rng.random((rows, length)) > 0.2)
+    return {
+        "tokens": jnp.asarray(rng.integers(0, VOCAB, (rows, length)), jnp.int32),
+        "targets": jnp.asarray(rng.integers(0, VOCAB, (rows, length)), jnp.int32),
+        "weights": jnp.asarray(weights if uneven else np.ones_like(weights), jnp.float32),
+        "segment_ids": jnp.asarray(1 + (index >= split), jnp.int32),
+        "positions": jnp.asarray(np.where(index >= split, index - split, index), jnp.int32),
+        "num_bytes": jnp.ones((rows, length), jnp.int32),
+    }
+
+
+def write_corpus(folder, documents=24, seed=0) -> str:
+    """A folder of small text files; returns its path."""
+    rng = np.random.default_rng(seed)
+    words = ["alpha", "beta", "gamma", "delta", "(x, y)", "return", "\n    ", "="]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(documents):
+        text = " ".join(rng.choice(words, int(rng.integers(40, 160))))
+        (folder / f"doc{i:03}.txt").write_text(text)
+    return str(folder)
