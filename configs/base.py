@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict()
     config.objective.weighting = "uniform"  # uniform: the weights of the data
     config.objective.z_loss = 0.0  # coefficient of the mean squared log-sum-exp
-    config.objective.block_size = 2048  # vocabulary entries of one block of the cross-entropy
+    config.objective.block_size = 1024  # vocabulary entries of one block of the cross-entropy
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # data parallel; -1 takes the devices that are left

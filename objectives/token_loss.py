@@ -54,7 +54,7 @@ def token_loss(
     loss = masked_sum(weights_BT, statistics.nll) / jnp.where(totals.weight, totals.weight, 1.0)
     if not z_loss:
         return loss, {"loss": loss}
-    is_target_BT = jnp.where(data_weights_BT != 0, 1.0, 0.0)
-    auxiliary = masked_sum(is_target_BT, jnp.square(statistics.logsumexp))
-    auxiliary /= jnp.maximum(totals.targets, 1.0)
+    # Select before squaring: the derivative of a square is 0 * NaN where the select comes after.
+    logsumexp_BT = jnp.where(data_weights_BT != 0, statistics.logsumexp, 0.0)
+    auxiliary = jnp.sum(jnp.square(logsumexp_BT)) / jnp.maximum(totals.targets, 1.0)
     return loss + z_loss * auxiliary, {"loss": loss, "z_loss": auxiliary}

@@ -83,20 +83,18 @@ def relative_error(got, want):
     return np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max()
 
 
-CASES = [  # tokens, width, vocabulary, block
-    (6, 8, 2, 1024),
-    (6, 8, 2, 1),
-    (5, 3, 7, 7),
-    (12, 16, 50, 64),
-    (12, 16, 64, 16),
-    (12, 16, 50, 16),
-    (9, 5, 131, 32),
-    (16, 32, 1025, 256),
-]
-
-
-@pytest.mark.parametrize("softcap", [0.0, 1.5])
-@pytest.mark.parametrize(("tokens", "width", "vocabulary", "block"), CASES)
+@pytest.mark.parametrize(
+    ("tokens", "width", "vocabulary", "block", "softcap"),
+    [
+        (6, 8, 2, 1024, 0.0),
+        (6, 8, 2, 1, 0.0),
+        (5, 3, 7, 7, 1.5),
+        (12, 16, 50, 64, 0.0),
+        (12, 16, 64, 16, 1.5),
+        (9, 5, 131, 32, 0.0),
+        (16, 32, 1025, 256, 1.5),
+    ],
+)
 def test_equals_float64_dense(tokens, width, vocabulary, block, softcap):
     inputs = make_inputs(1, tokens, width, vocabulary)
     actual = blocked(*inputs, softcap=softcap, block_size=block)

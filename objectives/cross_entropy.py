@@ -1,0 +1,259 @@
+"""Cross-entropy of a language model's head, token by token, without a [B, T, V] array.
+
+The logits of a large vocabulary are the largest array of a training step. Here they exist one block
+of the vocabulary at a time: the forward pass streams a maximum, a log-sum-exp and an entropy over
+the blocks, and the backward pass computes each block of logits again instead of having kept it
+(Cut Cross-Entropy, arXiv 2411.09009; no gradient filtering and no vocabulary sorting: exact).
+
+Shape suffixes:
+    B  sequences in the batch
+    T  positions in a sequence
+    D  width of the hidden state
+    V  vocabulary
+    K  one block of the vocabulary
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+# Measured on a 2-core CPU, float32, V=2,048 to 131,072: within 15% of the fastest of 512, 1,024,
+# 2,048 and 4,096, none of which is fastest everywhere, with half the temporary memory of 2,048.
+DEFAULT_BLOCK_SIZE = 1024
+
+
+class TokenStatistics(NamedTuple):
+    """What the head says of every target token: float32 arrays of shape [B, T], in nats.
+
+    With logits z, p = softmax(z) and target y:
+      nll: -log p_y, the loss of the token.
+      logsumexp: log sum_j exp(z_j); its square is the z-loss.
+      entropy: -sum_j p_j log p_j, of the whole predicted distribution.
+      log_probability: log p_y = -nll.
+    """
+
+    nll: jax.Array
+    logsumexp: jax.Array
+    entropy: jax.Array
+    log_probability: jax.Array
+
+
+def token_statistics(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    softcap: float = 0.0,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+) -> TokenStatistics:
+    """Per-token loss, log-sum-exp and entropy of softmax(hidden @ head), with exact gradients.
+
+    z = hidden @ head, and z = c tanh(hidden @ head / c) with c = `softcap` > 0. Then
+
+      nll       = logsumexp(z) - z_y           d nll / d z_j       = p_j - [j = y]
+      logsumexp = log sum_j exp(z_j)           d logsumexp / d z_j = p_j
+      entropy   = logsumexp(z) - sum_j p_j z_j d entropy / d z_j   = -p_j (log p_j + entropy)
+
+    and the soft-cap multiplies each of them by 1 - (z_j / c)^2.
+
+    A token whose cotangents are all zero (weight 0, not a target) contributes exactly zero to both
+    gradients, even if its hidden state or its logits are NaN or infinite. Its statistics are NaN
+    all the same, so select before any arithmetic: with x = where(weights != 0, statistic, 0),
+    weights * x and weights * x**2 are safe, while where(weights != 0, x**2, 0) of a NaN x is not
+    (its cotangent is 0 * 2x = NaN).
+
+    Products are formed in the promoted dtype of hidden and head and summed in float32; all
+    statistics, and the sums over tokens behind the gradient of the head, are float32. With
+    bfloat16 inputs expect values and gradients within 1e-2 (relative to the largest entry) of the
+    float32 computation on the same inputs; the rounding of dz to bfloat16 is what remains.
+
+    Temporary memory of value and gradients is about 2.5 float32 arrays [B, T, block_size], 3.5
+    with gradients through the entropy. For 8,192 tokens, D=512 and V=131,072 in float32 that is
+    82 MiB against 8,192 MiB of the dense loss, in 0.46 times its time (2-core CPU). In bfloat16
+    XLA on CPU converts around each slice and keeps a float32 copy of the whole head besides.
+
+    Args:
+      hidden: [B, T, D] float32 or bfloat16, the states in front of the head.
+      head: [D, V] float32 or bfloat16, any V >= 1; the block need not divide it.
+      targets: [B, T] integers in [0, V). Outside of it, nll and log_probability are NaN.
+      softcap: bound c of the logits; 0 means none. A Python number.
+      block_size: columns of the head per block; the last one may be smaller. A Python integer.
+
+    Returns:
+      TokenStatistics of [B, T] float32 arrays. Reverse-mode differentiable, once, in hidden and
+      head.
+
+    Raises:
+      ValueError: shapes that do not fit together, a dtype other than those above, a negative or
+        infinite `softcap`, a `block_size` below 1.
+    """
+    _check_arguments(hidden, head, targets, softcap, block_size)
+    block_size = min(block_size, head.shape[1])
+    nll_BT, logsumexp_BT, entropy_BT = _statistics(softcap, block_size, hidden, head, targets)
+    return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT)
+
+
+def _check_arguments(hidden, head, targets, softcap, block_size) -> None:
+    if hidden.ndim != 3 or head.ndim != 2 or hidden.shape[-1] != head.shape[0]:
+        raise ValueError(
+            f"hidden must be [B, T, D] and head [D, V]; got {hidden.shape} and {head.shape}"
+        )
+    if targets.shape != hidden.shape[:2]:
+        raise ValueError(
+            f"targets must be [B, T] = {hidden.shape[:2]}, as hidden is; got {targets.shape}"
+        )
+    if head.shape[1] < 1:
+        raise ValueError("head has an empty vocabulary")
+    for name, array in (("hidden", hidden), ("head", head)):
+        if array.dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(f"{name} must be float32 or bfloat16; got {array.dtype}")
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"targets must be integers; got {targets.dtype}")
+    if not 0.0 <= softcap < float("inf"):
+        raise ValueError(f"softcap must be 0 (none) or a positive number; got {softcap}")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1; got {block_size}")
+
+
+class _Partial(NamedTuple):
+    """Statistics of a part of the vocabulary; `_merge` of two parts is that of their union.
+
+    Sums are taken relative to the part's own maximum m, so that neither large logits overflow nor
+    nll and entropy lose digits to a large log-sum-exp.
+    """
+
+    maximum: jax.Array  # m = max_j z_j
+    sum_exp: jax.Array  # sum_j exp(z_j - m)
+    sum_exp_shifted: jax.Array  # sum_j exp(z_j - m) (z_j - m)
+    target_logit: jax.Array  # z_y, NaN where the target is not in this part
+
+
+def _merge(a: _Partial, b: _Partial) -> _Partial:
+    maximum = jnp.maximum(a.maximum, b.maximum)
+    shift_a, shift_b = a.maximum - maximum, b.maximum - maximum
+    scale_a, scale_b = jnp.exp(shift_a), jnp.exp(shift_b)
+    return _Partial(
+        maximum,
+        scale_a * a.sum_exp + scale_b * b.sum_exp,
+        scale_a * (a.sum_exp_shifted + a.sum_exp * shift_a)
+        + scale_b * (b.sum_exp_shifted + b.sum_exp * shift_b),
+        jnp.where(jnp.isnan(a.target_logit), b.target_logit, a.target_logit),
+    )
+
+
+def _block_logits(softcap, hidden_BTD, head_DK):
+    logits_BTK = jnp.einsum("btd,dk->btk", hidden_BTD, head_DK, preferred_element_type=jnp.float32)
+    return softcap * jnp.tanh(logits_BTK / softcap) if softcap else logits_BTK
+
+
+def _block_statistics(softcap, hidden_BTD, head_DK, targets_BT) -> _Partial:
+    """Statistics of one block; targets count from the block's first column."""
+    logits_BTK = _block_logits(softcap, hidden_BTD, head_DK)
+    maximum_BT = logits_BTK.max(-1)
+    shifted_BTK = logits_BTK - maximum_BT[..., None]
+    exp_BTK = jnp.exp(shifted_BTK)
+    last = head_DK.shape[1] - 1
+    inside_BT = (targets_BT >= 0) & (targets_BT <= last)
+    at_target_BT = jnp.take_along_axis(
+        logits_BTK, jnp.clip(targets_BT, 0, last)[..., None], axis=-1
+    )[..., 0]
+    return _Partial(
+        maximum_BT,
+        exp_BTK.sum(-1),
+        (exp_BTK * shifted_BTK).sum(-1),
+        jnp.where(inside_BT, at_target_BT, jnp.nan),
+    )
+
+
+def _first_block(vocabulary: int, block_size: int) -> tuple[int, int]:
+    """Width of the first block and number of full blocks after it.
+
+    The odd block, if there is one, comes first and outside of the loop, where its width is free:
+    nothing is padded, so nothing needs a mask and the head is not copied.
+    """
+    width = vocabulary % block_size or block_size
+    return width, (vocabulary - width) // block_size
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _statistics(softcap, block_size, hidden_BTD, head_DV, targets_BT):
+    width, full_blocks = _first_block(head_DV.shape[1], block_size)
+
+    def add_block(i, partial):
+        start = width + i * block_size
+        head_DK = lax.dynamic_slice_in_dim(head_DV, start, block_size, axis=1)
+        return _merge(partial, _block_statistics(softcap, hidden_BTD, head_DK, targets_BT - start))
+
+    partial = _block_statistics(softcap, hidden_BTD, head_DV[:, :width], targets_BT)
+    partial = lax.fori_loop(0, full_blocks, add_block, partial)
+    log_sum_BT = jnp.log(partial.sum_exp)
+    nll_BT = log_sum_BT + (partial.maximum - partial.target_logit)
+    logsumexp_BT = log_sum_BT + partial.maximum
+    entropy_BT = log_sum_BT - partial.sum_exp_shifted / partial.sum_exp
+    return nll_BT, logsumexp_BT, entropy_BT
+
+
+def _statistics_forward(softcap, block_size, hidden, head, targets):
+    arrays = hidden.value, head.value, targets.value
+    outputs = _statistics(softcap, block_size, *arrays)
+    _, logsumexp_BT, entropy_BT = outputs
+    return outputs, (*arrays, logsumexp_BT, entropy_BT)
+
+
+def _statistics_backward(softcap, block_size, residuals, cotangents):
+    hidden_BTD, head_DV, targets_BT, logsumexp_BT, entropy_BT = residuals
+    # The gradient of the entropy is seldom asked for, and asking keeps its sums in the forward
+    # pass: 25% of the forward's time and twice its memory. A symbolic zero leaves all of it out.
+    through_entropy = not isinstance(cotangents[2], SymbolicZero)
+    d_nll_BT, d_logsumexp_BT, d_entropy_BT = (
+        jnp.zeros_like(logsumexp_BT) if isinstance(cotangent, SymbolicZero) else cotangent
+        for cotangent in cotangents
+    )
+    live_BT = (d_nll_BT != 0) | (d_logsumexp_BT != 0) | (d_entropy_BT != 0)
+    hidden_BTD = jnp.where(live_BT[..., None], hidden_BTD, 0)
+    d_probability_BT = d_nll_BT + d_logsumexp_BT
+    if through_entropy:
+        d_probability_BT -= d_entropy_BT * entropy_BT
+
+    def block_gradients(head_DK, targets_BT):
+        """Gradients of one block; targets count from the block's first column."""
+        logits_BTK = _block_logits(softcap, hidden_BTD, head_DK)
+        log_p_BTK = logits_BTK - logsumexp_BT[..., None]
+        slope_BTK = d_probability_BT[..., None]
+        if through_entropy:
+            slope_BTK = slope_BTK - d_entropy_BT[..., None] * log_p_BTK
+        is_target_BTK = targets_BT[..., None] == jnp.arange(head_DK.shape[1])
+        dz_BTK = jnp.exp(log_p_BTK) * slope_BTK - jnp.where(is_target_BTK, d_nll_BT[..., None], 0)
+        if softcap:
+            dz_BTK *= 1 - jnp.square(logits_BTK / softcap)
+        dz_BTK = jnp.where(live_BT[..., None], dz_BTK, 0)
+        dz_BTK = dz_BTK.astype(jnp.promote_types(hidden_BTD.dtype, head_DK.dtype))
+        dhidden_BTD = jnp.einsum("btk,dk->btd", dz_BTK, head_DK, preferred_element_type=jnp.float32)
+        # hidden^T dz, as the head lies in memory: as (dz^T hidden)^T, forward and backward take
+        # 1.5 times as long on CPU with blocks of 1,024 and twice with 2,048.
+        dhead_DK = jnp.einsum("btd,btk->dk", hidden_BTD, dz_BTK, preferred_element_type=jnp.float32)
+        return dhidden_BTD, dhead_DK.astype(head_DV.dtype)
+
+    width, full_blocks = _first_block(head_DV.shape[1], block_size)
+
+    def add_block(i, gradients):
+        dhidden_BTD, dhead_DV = gradients
+        start = width + i * block_size
+        head_DK = lax.dynamic_slice_in_dim(head_DV, start, block_size, axis=1)
+        block_dhidden_BTD, dhead_DK = block_gradients(head_DK, targets_BT - start)
+        dhead_DV = lax.dynamic_update_slice_in_dim(dhead_DV, dhead_DK, start, axis=1)
+        return dhidden_BTD + block_dhidden_BTD, dhead_DV
+
+    dhidden_BTD, dhead_DK = block_gradients(head_DV[:, :width], targets_BT)
+    dhead_DV = lax.dynamic_update_slice_in_dim(jnp.zeros_like(head_DV), dhead_DK, 0, axis=1)
+    dhidden_BTD, dhead_DV = lax.fori_loop(0, full_blocks, add_block, (dhidden_BTD, dhead_DV))
+    # A second time, for a head that is not finite: 0 * inf is NaN.
+    dhidden_BTD = jnp.where(live_BT[..., None], dhidden_BTD, 0)
+    return dhidden_BTD.astype(residuals[0].dtype), dhead_DV, None
+
+
+_statistics.defvjp(_statistics_forward, _statistics_backward, symbolic_zeros=True)
