@@ -36,6 +36,7 @@ def run(main: Callable[[], None]) -> None:
         except InputError as error:
             _refuse(str(error))
 
+    _use_huge_pages()
     logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=_parse)
 
@@ -53,6 +54,21 @@ def use_compilation_cache() -> None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "nibble" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _use_huge_pages() -> None:
+    """Starts this process anew with huge pages for malloc, where the kernel leaves that to us.
+
+    XLA on CPU takes the temporary memory of a step from malloc and gives it back after the step; in
+    pages of 4 KiB, a third of a small model's step is page faults (0.7 x the time without them).
+    The C library reads this setting only when a process starts.
+    """
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "hugetlb" in tunables or not switch.exists() or "[madvise]" not in switch.read_text():
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _refuse(message: str) -> None:
