@@ -92,4 +92,4 @@ def get_config() -> ConfigDict:
     config.evaluation.sample_tokens = 100  # tokens of the text sample; 0 is none
     config.evaluation.sample_prompt = "def "  # what the sample continues
     config.evaluation.ngram_order = 0  # Witten-Bell byte n-gram to compare with; 0 is none
-    return config
+    return config.lock()  # a key that is not here is an error

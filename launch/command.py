@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
             _refuse(str(error))
 
     _use_huge_pages()
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -108,8 +108,11 @@ def _check_config(arguments: list[str]) -> None:
     except Exception as error:  # a config file is the user's code and may raise anything
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else 1)
-        reason = str(error).strip().split("\n")[-1]
-        raise InputError(f"{path}:{line}: {type(error).__name__}: {reason}") from None
+        reason = str(error.args[0] if error.args else "").replace("\\n", " ").strip("'")
+        # ml_collections lists the whole section before it names the nearest key.
+        reason = re.sub(r" Other fields present: .*?(?=Did you mean|$)", " ", reason)
+        kind = type(error).__name__
+        raise InputError(f"{path}:{line}: {kind}: {' '.join(reason.split())}") from None
     for key in keys:
         if key not in valid:
             raise InputError(f"unknown key --config.{key}{_nearest(key, valid)}")

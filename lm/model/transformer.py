@@ -196,9 +196,7 @@ class MLP(nn.Module):
             y_BTF = jnp.square(jax.nn.relu(y_BTF))
         else:
             y_BTF = jax.nn.gelu(y_BTF)
-        return project(
-            y_BTF, _matrix(self, "down", shape[::-1], axes[::-1], _depth_scale(c))
-        )
+        return project(y_BTF, _matrix(self, "down", shape[::-1], axes[::-1], _depth_scale(c)))
 
 
 def _depth_scale(config: ModelConfig) -> float:

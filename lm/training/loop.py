@@ -149,19 +149,26 @@ class _Loop:
                 self.sample()
             if not last and self.due_save():
                 self.save(validation)
-        self.report()
         if self.step < steps:
             self.save(None)
             return Result(self.step, False, None, self.newest(), None)
-        validation = self.evaluate(None)
-        text = self.sample()
-        self.save(validation)
-        if text and not self.progress:
-            self.say("sample: " + text[:300].replace("\n", "\n        "))
+        validation = self.recorded_end()
+        if validation is None:
+            validation = self.evaluate(None)
+            if text := self.sample():
+                self.say("sample: " + text[:300].replace("\n", "\n        "))
+            self.save(validation)
         baseline = self.baseline()
         if jax.process_index() == 0:
             metrics.plot_curves(self.workdir)
         return Result(self.step, True, validation, self.newest(), baseline)
+
+    def recorded_end(self) -> evaluation.Evaluation | None:
+        """The last evaluation of a run that was finished before this start."""
+        for line in reversed(metrics.read_metrics(self.workdir)):
+            if line["kind"] == "validation" and line["whole"] and line["step"] == self.step:
+                return evaluation.Evaluation(*(line[f] for f in evaluation.Evaluation._fields))
+        return None
 
     def report(self) -> None:
         """Writes down the pending step. Reading it one step late lets the device run on."""
@@ -263,9 +270,13 @@ class _Loop:
         return self.workdir / "checkpoints" / (str(steps[-1]) if steps else "")
 
     def baseline(self) -> float | None:
+        """Bits per byte of the n-gram model, computed once a work directory."""
         order = self.config.evaluation.ngram_order
         if not order:
             return None
+        for line in metrics.read_metrics(self.workdir):
+            if line.get("event") == f"{order}-gram":
+                return line["bits_per_byte"]
         texts = (
             (document.text.encode() for corpus in split for document in corpus.documents)
             for split in (self.data.train, self.data.validation)

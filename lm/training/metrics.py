@@ -88,7 +88,7 @@ class Writer:
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         scratch = workdir / "metrics.jsonl.new"
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        scratch.rename(path)
+        scratch.replace(path)
         self._file = path.open("a")
         if config.train.tensorboard:
             from tensorboardX import SummaryWriter

@@ -105,7 +105,7 @@ def make_train_step(
         grads, metrics, weighting_state = gradients(
             state.params, batch, state.weighting, state.step
         )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & (metrics["weight_sum"] != 0)
         counted = state.step - state.skipped
         if c.spike_factor:

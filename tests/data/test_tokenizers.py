@@ -119,7 +119,7 @@ def test_tokenizers_are_pickled_for_worker_processes(bpe):
 
 def test_a_file_is_used_with_its_own_boundary(tmp_path, bpe):
     path = tmp_path / "tokenizer.json"
-    path.write_text(bpe._definition)
+    path.write_text(bpe.definition)
     loaded = library.load(str(path), 0, (), directory="")
     assert (loaded.vocab_size, loaded.boundary) == (300, bpe.boundary)
 

@@ -1,0 +1,269 @@
+"""The commands as a user types them: real processes, real files, real kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = [
+    "--config=configs/base.py",
+    *(
+        f"--config.{key}"
+        for key in [
+            "model.layers=2",
+            "model.width=32",
+            "model.heads=4",
+            "model.kv_heads=2",
+            "model.mlp_width=64",
+            "data.sequence_length=32",
+            "data.shuffle_rows=8",
+            "data.validation_fraction=0.3",
+            "train.steps=6",
+            "train.batch_size=8",
+            "train.log_every=1",
+            "optimizer.warmup_steps=2",
+            "evaluation.batches=1",
+            "evaluation.every_steps=0",
+            "evaluation.sample_tokens=0",
+        ]
+    ),
+]
+
+
+def command(name, *arguments, check=True, **options):
+    environment = dict(os.environ)
+    environment.pop("XLA_FLAGS")  # one device, as on a laptop
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-m", f"launch.{name}"]
+        + [str(a) for a in arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    if not check:
+        return process
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def lines(workdir):
+    read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in read:
+        line.pop("tokens_per_second", None)
+    return read
+
+
+def listing(folder):
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """A work directory trained by the command, and what the command printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    arguments = [*TINY, f"--config.data.corpus={corpus}", f"--workdir={workdir}"]
+    return workdir, *command("train", *arguments)
+
+
+def test_train_ends_with_its_figures_and_the_next_command(trained):
+    workdir, out, err = trained
+    assert "step 6/6  loss" in err
+    assert "tokens/s" in err
+    last = [line for line in lines(workdir) if line["kind"] == "validation"][-1]
+    assert f"{last['bits_per_byte']:.4f} bits/byte" in out
+    assert f"{workdir}/checkpoints/6" in out
+    assert f"next: python -m launch.generate --workdir={workdir}" in out
+
+
+def test_evaluate_gives_the_loss_of_the_run(trained):
+    workdir, *_ = trained
+    last = [line for line in lines(workdir) if line["kind"] == "validation"][-1]
+    out, _ = command("evaluate", f"--workdir={workdir}")
+    assert f"loss: {last['loss']:.4f} nats/token" in out
+    assert f"bits per byte: {last['bits_per_byte']:.4f}" in out
+    out, _ = command("evaluate", f"--workdir={workdir}", "--split=train")
+    assert f"loss: {last['loss']:.4f}" not in out
+
+
+def test_generate_continues_the_prompt(trained):
+    workdir, *_ = trained
+    arguments = [f"--workdir={workdir}", "--prompt=alpha beta", "--tokens=12"]
+    out, _ = command("generate", *arguments)
+    assert out.startswith("alpha beta")
+    assert len(out) > len("alpha beta\n")
+    assert command("generate", *arguments)[0] == out  # the same seed
+
+
+def test_two_runs_are_bit_identical(trained, corpus, tmp_path):
+    workdir, *_ = trained
+    command("train", *TINY, f"--config.data.corpus={corpus}", f"--workdir={tmp_path}")
+    assert lines(tmp_path) == lines(workdir)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(corpus, tmp_path):
+    """SIGKILL at a random moment, and a second start: the same metrics as without."""
+    arguments = [
+        *TINY,
+        f"--config.data.corpus={corpus}",
+        "--config.train.steps=60",
+        "--config.checkpoint.every_steps=4",
+        "--config.train.accumulation=2",
+    ]
+    command("train", *arguments, f"--workdir={tmp_path / 'whole'}")
+    cut = tmp_path / "cut"
+    process = command("train", *arguments, f"--workdir={cut}", check=False)
+    while not any(p.name.isdigit() for p in (cut / "checkpoints").glob("*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, err = command("train", *arguments, f"--workdir={cut}")
+    assert "resumed at step" in err
+    assert lines(cut) == lines(tmp_path / "whole")
+    evaluated = [command("evaluate", f"--workdir={tmp_path / n}")[0] for n in ("cut", "whole")]
+    assert evaluated[0] == evaluated[1]
+
+
+def lines_so_far(workdir):
+    return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def test_sigterm_saves_and_exits_with_0(corpus, tmp_path):
+    arguments = [
+        *TINY,
+        f"--config.data.corpus={corpus}",
+        "--config.train.steps=100000",
+        f"--workdir={tmp_path}",
+    ]
+    process = command("train", *arguments, check=False)
+    while not (tmp_path / "metrics.jsonl").exists() or not lines_so_far(tmp_path):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "stopped by a signal at step" in err
+    step = int(err.split("stopped by a signal at step ")[1].split(";")[0])
+    assert (tmp_path / "checkpoints" / str(step)).exists()
+
+
+BAD = {
+    "no config": ([], "--config=FILE.py is missing"),
+    "no workdir": (["--config=configs/base.py"], "--workdir=FOLDER is missing"),
+    "config file": (["--config=configs/quickstrt.py"], "configs/quickstart.py"),
+    "key": (["--config.train.step=3"], "did you mean train.steps"),
+    "section": (["--config.trian.steps=3"], "did you mean train.steps"),
+    "type": (["--config.train.steps=many"], "config.train.steps"),
+    "argument": (["train.steps=3"], "unknown argument 'train.steps=3'"),
+    "flag": (["--wrokdir=x"], "workdir"),
+    "corpus": (["--config.data.corpus=stdlb"], "stdlib"),
+    "tfds corpus": (["--config.data.corpus=tfds:no_such_set"], "tfds:no_such_set"),
+    "tokenizer": (["--config.data.tokenizer=byte"], "'bytes'"),
+    "weighting": (["--config.objective.weighting=unifrm"], "did you mean 'uniform'"),
+    "accumulation": (["--config.train.accumulation=3"], "train.accumulation=3"),
+    "devices": (["--config.mesh.data=8"], "does not match 1 device"),
+    "mesh": (["--config.mesh.tensor=0"], "mesh.tensor=0"),
+    "heads": (["--config.model.heads=5"], "model.heads=5"),
+    "sequence": (["--config.data.sequence_length=1"], "data.sequence_length=1"),
+    "packing": (["--config.data.packing=bestfit"], "did you mean 'best_fit'"),
+    "too small": (["--config.train.batch_size=4096"], "data.corpus"),
+    "schedule": (["--config.optimizer.schedule=linear"], "optimizer.schedule"),
+    "log_every": (["--config.train.log_every=0"], "train.log_every=0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name, corpus, tmp_path):
+    arguments, expected = BAD[name]
+    full = [*TINY, f"--config.data.corpus={corpus}", f"--workdir={tmp_path}", *arguments]
+    if name.startswith("no "):
+        full = arguments
+    process = command("train", *full, check=False)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert expected in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"text": "fine"}\n{"text": \n', "corpus.jsonl:2"),
+        ('{"text": "fine"}\n{"prompt": "x"}\n', "corpus.jsonl:2"),
+        ("", "corpus.jsonl"),
+    ],
+)
+def test_a_broken_corpus_is_named_with_its_line(text, expected, tmp_path):
+    (tmp_path / "corpus.jsonl").write_text(text)
+    corpus = f"--config.data.corpus={tmp_path / 'corpus.jsonl'}"
+    process = command("train", *TINY, corpus, f"--workdir={tmp_path / 'run'}", check=False)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_that_fails_is_named_with_its_line(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "from configs import base\n\ndef get_config():\n    c = base.get_config()\n"
+        "    c.train.step = 3\n    return c\n"
+    )
+    process = command("train", f"--config={broken}", f"--workdir={tmp_path / 'run'}", check=False)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert f"{broken}:5" in err
+    assert 'Did you mean "steps" instead of "step"?' in err
+    assert len(err.strip().splitlines()) == 1, err
+
+
+def test_a_work_directory_of_another_model_is_refused_and_untouched(trained, corpus):
+    workdir, *_ = trained
+    before = listing(workdir)
+    arguments = [*TINY, f"--config.data.corpus={corpus}", "--config.model.width=64"]
+    process = command("train", *arguments, f"--workdir={workdir}", check=False)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "model.width=32, not 64" in err
+    assert listing(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("evaluate", ["--workdir=/nowhere"], "no config.json"),
+        ("evaluate", ["--workdir=WORKDIR", "--split=test"], "--split=test"),
+        ("evaluate", ["--workdir=WORKDIR", "--step=5"], "no checkpoint 5"),
+        ("generate", ["--workdir=WORKDIR", "--top_p=0"], "--top_p=0"),
+        ("generate", ["--workdir=WORKDIR", "--tokens=0"], "--tokens=0"),
+    ],
+)
+def test_other_commands_refuse_bad_input(trained, name, arguments, expected):
+    arguments = [a.replace("WORKDIR", str(trained[0])) for a in arguments]
+    process = command(name, *arguments, check=False)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1, err

@@ -1,0 +1,215 @@
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from etils import epath
+
+from lm.errors import InputError
+from lm.training import experiment, loop, metrics
+from lm.training.checkpoints import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def train(config, workdir, stop_after=None):
+    """Runs the loop; `stop_after` sends this process SIGTERM after that many reported steps."""
+    said = []
+
+    def say(line):
+        said.append(line)
+        if stop_after and line.startswith(f"step {stop_after}/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return loop.train(config, str(workdir), say), said
+
+
+def lines(workdir, kind):
+    """Lines of metrics.jsonl without what depends on the clock."""
+    timed = ("tokens_per_second", "mfu")
+    return [
+        {k: v for k, v in line.items() if k not in timed}
+        for line in metrics.read_metrics(epath.Path(workdir))
+        if line["kind"] == kind
+    ]
+
+
+def final_state(config, workdir):
+    data = experiment.load_data(config.data)
+    run = experiment.build(config, data.tokenizer.vocab_size)
+    with jax.set_mesh(run.mesh):
+        iterator = iter(experiment.train_batches(config, data))
+        kept = Checkpoints(epath.Path(workdir) / "checkpoints", print, read_only=True)
+        state, _ = kept.restore(run.abstract_state(), iterator)
+        kept.close()
+        position = iterator.get_state()
+        iterator.close()
+    return state, position
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
+    """SIGTERM saves and a second start continues: state, data order and metrics, bit for bit."""
+    config = tiny.config(
+        data__corpus=corpus, train__ema_decay=0.9, evaluation__every_steps=2, train__accumulation=1
+    )
+    whole, said = train(config, tmp_path / "whole")
+    assert whole.finished
+    assert whole.step == 6
+    stopped, _ = train(config, tmp_path / "cut", stop_after=2)
+    assert not stopped.finished
+    assert 2 <= stopped.step < 6
+    resumed, said = train(config, tmp_path / "cut")
+    assert resumed.finished
+    assert f"resumed at step {stopped.step}" in said
+    for kind in ("train", "validation"):
+        assert lines(tmp_path / "cut", kind) == lines(tmp_path / "whole", kind)
+    assert len(lines(tmp_path / "cut", "train")) == 6
+    (a, at), (b, bt) = (final_state(config, tmp_path / name) for name in ("cut", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert at == bt
+
+
+def test_a_run_on_other_data_differs(corpus, tmp_path):
+    """Negative control of the test above: a lost data position would show in the losses."""
+    one = tiny.config(data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1)
+    other = tiny.config(
+        data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1, train__seed=1
+    )
+    train(one, tmp_path / "a")
+    train(other, tmp_path / "b")
+    assert lines(tmp_path / "a", "train") != lines(tmp_path / "b", "train")
+
+
+def test_a_finished_run_is_left_as_it_is(corpus, tmp_path):
+    config = tiny.config(data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1)
+    first, _ = train(config, tmp_path)
+    before = lines(tmp_path, "train"), lines(tmp_path, "validation")
+    again, _ = train(config, tmp_path)
+    assert again.validation == first.validation
+    assert before == (lines(tmp_path, "train"), lines(tmp_path, "validation"))
+
+
+def test_what_a_work_directory_holds(corpus, tmp_path):
+    config = tiny.config(
+        data__corpus=corpus,
+        train__tensorboard=True,
+        evaluation__sample_tokens=5,
+        evaluation__ngram_order=2,
+    )
+    result, said = train(config, tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["config"]["model"]["width"] == 32
+    assert record["versions"]["jax"] == jax.__version__
+    line = lines(tmp_path, "train")[-1]
+    assert line["step"] == 6
+    expected = {"loss", "weight_sum", "grad_norm", "learning_rate", "skipped_steps", "tokens"}
+    assert expected <= set(line)
+    assert "tokens_per_second" in metrics.read_metrics(epath.Path(tmp_path))[-3]
+    (validation,) = lines(tmp_path, "validation")
+    np.testing.assert_allclose(
+        validation["bits_per_byte"], result.validation.bits_per_byte, rtol=1e-12
+    )
+    assert result.baseline > 0
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "samples" / "step_6.txt").read_text().startswith("def ")
+    assert result.checkpoint.exists()
+    assert any("parameters" in text for text in said)
+
+
+def test_keeps_the_newest_and_the_best(corpus, tmp_path):
+    config = tiny.config(
+        data__corpus=corpus,
+        checkpoint__every_steps=1,
+        checkpoint__keep=2,
+        evaluation__every_steps=1,
+        optimizer__peak_learning_rate=1.0,  # far too high: the first evaluation stays the best
+        train__steps=5,
+    )
+    train(config, tmp_path)
+    losses = {line["step"]: line["loss"] for line in lines(tmp_path, "validation")}
+    best = min(losses, key=losses.get)
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {4, 5, best}
+
+
+def test_passes_over_what_was_cut_short_or_damaged(corpus, tmp_path):
+    config = tiny.config(data__corpus=corpus, checkpoint__keep=3, checkpoint__every_steps=2)
+    train(config, tmp_path)
+    folder = tmp_path / "checkpoints"
+    (folder / "8.orbax-checkpoint-tmp-1").mkdir()
+    for path in (folder / "6" / "state").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    result, said = train(config, tmp_path)
+    assert result.step == 6
+    assert any("8.orbax-checkpoint-tmp-1" in line and "cut short" in line for line in said)
+    assert any("passed over checkpoint 6" in line for line in said)
+    assert "resumed at step 4" in said
+    assert any(p.name.startswith("unreadable_6") for p in folder.iterdir())
+    assert [line["step"] for line in lines(tmp_path, "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_stops_rather_than_start_anew_when_no_checkpoint_can_be_read(corpus, tmp_path):
+    config = tiny.config(data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1)
+    train(config, tmp_path)
+    for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(InputError, match="can be read"):
+        train(config, tmp_path)
+
+
+def test_gives_up_after_too_many_skipped_steps(corpus, tmp_path):
+    config = tiny.config(
+        data__corpus=corpus,
+        train__max_skips=2,
+        train__steps=20,
+        optimizer__peak_learning_rate=1e30,
+        optimizer__warmup_steps=0,
+        checkpoint__every_steps=0,
+    )
+    with pytest.raises(loop.Diverged, match="2 steps in a row"):
+        train(config, tmp_path)
+    skipped = [line["step"] for line in lines(tmp_path, "event")]
+    assert len(skipped) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"model__width": 64}, "model.width=32, not 64"),
+        ({"train__seed": 3}, "train.seed=0, not 3"),
+        ({"data__tokenizer": "bpe", "data__vocab_size": 260}, "data.tokenizer"),
+    ],
+    ids=str,
+)
+def test_refuses_a_work_directory_of_another_config(corpus, tmp_path, change, names):
+    short = {"data__corpus": corpus, "train__steps": 1, "optimizer__warmup_steps": 0}
+    train(tiny.config(**short), tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=names):
+        train(tiny.config(**short, **change), tmp_path)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    train(tiny.config(**short, model__remat="full"), tmp_path)
+
+
+def test_model_flops_are_those_of_the_formula():
+    """6 N + 12 L T D of the four-layer byte model: 6.49 MFLOP a token."""
+    config = tiny.config(
+        model__layers=4,
+        model__width=128,
+        model__mlp_width=512,
+        model__kv_heads=4,
+        data__sequence_length=256,
+        train__batch_size=16,
+    )
+    assert experiment.build(config, 256).flops_per_token() == 6 * (4 * 12 + 2) * 128**2 + (
+        12 * 4 * 256 * 128
+    )
