@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
 
     config.evaluation = ConfigDict()
     config.evaluation.every_steps = 250  # 0 is only at the end
-    config.evaluation.batches = 8  # validation batches during training; the end uses all
+    config.evaluation.batches = 32  # validation batches during training; 0 and the end use all
     config.evaluation.sample_tokens = 100  # tokens of the text sample; 0 is none
     config.evaluation.sample_prompt = "def "  # what the sample continues
     config.evaluation.ngram_order = 0  # Witten-Bell byte n-gram to compare with; 0 is none

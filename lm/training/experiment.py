@@ -88,7 +88,7 @@ _MINIMA = {
     "checkpoint.keep": 1,
     "checkpoint.keep_best": 0,
     "evaluation.every_steps": 0,
-    "evaluation.batches": 1,
+    "evaluation.batches": 0,
     "evaluation.sample_tokens": 0,
     "evaluation.ngram_order": 0,
 }

@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     """
     workdir = epath.Path(workdir)
     data = experiment.load_data(config.data)
-    run = experiment.build(config, data.tokenizer.vocab_size)
+    built = experiment.build(config, data.tokenizer.vocab_size)
     stream = experiment.train_batches(config, data)
     record = resolved(config, data.tokenizer)
     check_workdir(workdir, record)
@@ -71,8 +71,8 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
     workdir.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(run.mesh), stop_signals() as stopped:
-        loop = _Loop(config, workdir, say, run, data, stream)
+    with jax.set_mesh(built.mesh), stop_signals() as stopped:
+        loop = _Loop(config, workdir, say, built, data, stream)
         (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         if isinstance(data.tokenizer, tokenizers.Subwords):
             (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
@@ -85,9 +85,9 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
 class _Loop:
     """The state of `train`: what is compiled, what is open, and what has been shown."""
 
-    def __init__(self, config, workdir, say, run, data, stream):
+    def __init__(self, config, workdir, say, built, data, stream):
         self.config, self.workdir, self.say = config, workdir, say
-        self.run_, self.data = run, data
+        self.built, self.data = built, data
         self.iterator = iter(stream)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
@@ -95,10 +95,10 @@ class _Loop:
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
         )
-        abstract = run.abstract_state()
+        abstract = built.abstract_state()
         restored = self.checkpoints.restore(abstract, self.iterator)
         if restored is None:
-            init = jax.jit(run.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+            init = jax.jit(built.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
             self.state, metadata = init(jax.random.key(config.train.seed)), {}
         else:
             self.state, metadata = restored
@@ -109,12 +109,12 @@ class _Loop:
         self.writer = metrics.Writer(workdir, config, self.step)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         self.train_step = jax.jit(
-            make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config),
+            make_train_step(built.model, built.optimizer, built.schedule, built.weighting, config),
             out_shardings=(shardings, None),
             donate_argnums=0,
         )
-        self.eval_step = jax.jit(make_eval_step(run.model, config.objective.block_size))
-        self.sampler = evaluation.make_sampler(run.model, data.tokenizer, temperature=0.8)
+        self.eval_step = jax.jit(make_eval_step(built.model, config.objective.block_size))
+        self.sampler = evaluation.make_sampler(built.model, data.tokenizer, temperature=0.8)
         self.peak = metrics.peak_flops(config.train.peak_flops)
         self.pending = None  # (step, metrics on the device) of the step before this one
         self.logged = (self.step, self.watch.read())
@@ -122,7 +122,7 @@ class _Loop:
         self.progress = _progress_bar(config.train.steps, self.step)
         count = sum(metrics.parameters_by_group(abstract.params).values())
         say(
-            f"{count:,} parameters, vocabulary {run.model.config.vocab_size:,}, "
+            f"{count:,} parameters, vocabulary {built.model.config.vocab_size:,}, "
             f"{config.train.batch_size * config.data.sequence_length:,} tokens a step, "
             f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
         )
@@ -131,7 +131,7 @@ class _Loop:
         c, steps = self.config, self.config.train.steps
         compiled = False
         while self.step < steps and not stopped():
-            batch = sharding.put_batch(self.run_.mesh, next(self.iterator))
+            batch = sharding.put_batch(self.built.mesh, next(self.iterator))
             before = self.watch.read()
             self.state, values = self.train_step(self.state, batch)
             if not compiled:
@@ -145,7 +145,7 @@ class _Loop:
             last = self.step == steps
             validation = None
             if c.evaluation.every_steps and self.step % c.evaluation.every_steps == 0 and not last:
-                validation = self.evaluate(c.evaluation.batches)
+                validation = self.evaluate(c.evaluation.batches or None)
                 self.sample()
             if not last and self.due_save():
                 self.save(validation)
@@ -202,7 +202,7 @@ class _Loop:
             line["tokens_per_second"] = rate
             shown += f"  {rate:,.0f} tokens/s"
             if self.peak:
-                line["mfu"] = rate * self.run_.flops_per_token() / self.peak
+                line["mfu"] = rate * self.built.flops_per_token() / self.peak
                 shown += f"  MFU {line['mfu']:.1%}"
             shown += f"  ETA {_duration((c.train.steps - step) * tokens / rate)}"
         self.writer.write(step, "train", line)
@@ -219,7 +219,7 @@ class _Loop:
             self.eval_step,
             self.averaged(),
             experiment.evaluation_batches(self.config, self.data.validation, self.data.tokenizer),
-            self.run_.mesh,
+            self.built.mesh,
             limit,
         )
         self.writer.write(self.step, "validation", {**result._asdict(), "whole": limit is None})
