@@ -1,8 +1,11 @@
 """An import may only point down, and heavy or foreign packages stay where they belong."""
 
 import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,17 @@ def test_importing_everything_is_light_and_warns_of_nothing():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_imported_package_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [declared["dependencies"], *declared["optional-dependencies"].values()]
+    names = {re.split(r"[\[>=]", n)[0].replace("-", "_").lower() for group in groups for n in group}
+    providers = importlib.metadata.packages_distributions()
+    for path in sources():
+        for name in imports(path.read_text()):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or part(top) or top in ("lm", "wandb"):
+                continue
+            offered = {d.replace("-", "_").lower() for d in providers[top]}
+            assert offered & names, f"{path} imports {top}, which pyproject.toml does not declare"

@@ -14,7 +14,8 @@ README = (ROOT / "README.md").read_text()
 PATCHES = re.findall(r"```diff\n(.*?)```\s*```bash\n(.*?)```", README, flags=re.DOTALL)
 SMALL = (
     "--config.model.layers=1 --config.model.width=32 --config.model.mlp_width=32 "
-    "--config.data.sequence_length=32 --config.data.shuffle_rows=8 --config.train.steps=3 "
+    "--config.data.sequence_length=32 --config.data.validation_fraction=0.3 "
+    "--config.data.shuffle_rows=8 --config.train.steps=3 "
     "--config.train.log_every=1 --config.optimizer.warmup_steps=1 --config.evaluation.batches=1 "
     "--config.evaluation.sample_tokens=0 --config.train.tensorboard=False"
 )

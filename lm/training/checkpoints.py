@@ -1,5 +1,6 @@
 """Checkpoints: train state, data iterator and metadata as one unit; the only module with Orbax."""
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ class Checkpoints:
         keep_best: int = 0,
         read_only: bool = False,
     ):
+        if "://" not in str(directory):
+            directory = epath.Path(os.path.abspath(directory))  # Orbax takes no relative path
         self._say = say
         self._directory = directory
         self._read_only = read_only

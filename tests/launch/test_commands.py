@@ -59,14 +59,16 @@ def command(name, *arguments, check=True, **options):
 
 
 def lines(workdir):
-    read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    read = [
+        json.loads(line) for line in (ROOT / workdir / "metrics.jsonl").read_text().splitlines()
+    ]
     for line in read:
         line.pop("tokens_per_second", None)
     return read
 
 
 def listing(folder):
-    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*")}
+    return {str(p): p.stat().st_mtime_ns for p in (ROOT / folder).rglob("*")}
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,8 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
-    """A work directory trained by the command, and what the command printed."""
-    workdir = tmp_path_factory.mktemp("run")
+    """A work directory, given as a relative path, and what the command printed."""
+    workdir = Path(os.path.relpath(tmp_path_factory.mktemp("run"), ROOT))
     arguments = [*TINY, f"--config.data.corpus={corpus}", f"--workdir={workdir}"]
     return workdir, *command("train", *arguments)
 

@@ -139,6 +139,15 @@ def test_keeps_the_newest_and_the_best(corpus, tmp_path):
     assert kept == {4, 5, best}
 
 
+def test_saves_every_few_minutes(corpus, tmp_path):
+    options = {"checkpoint__every_steps": 0, "checkpoint__keep": 9, "train__steps": 3}
+    for minutes, expected in ((1e-9, {1, 2, 3}), (60.0, {3})):
+        config = tiny.config(data__corpus=corpus, checkpoint__every_minutes=minutes, **options)
+        train(config, tmp_path / str(minutes))
+        saved = (tmp_path / str(minutes) / "checkpoints").iterdir()
+        assert {int(p.name) for p in saved} == expected
+
+
 def test_passes_over_what_was_cut_short_or_damaged(corpus, tmp_path):
     config = tiny.config(data__corpus=corpus, checkpoint__keep=3, checkpoint__every_steps=2)
     train(config, tmp_path)
