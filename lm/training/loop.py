@@ -120,6 +120,7 @@ class _Loop:
         self.logged = (self.step, self.watch.read())
         self.saved_at = self.watch.read()
         self.progress = _progress_bar(config.train.steps, self.step)
+        self.say = say = _above(self.progress, say)
         count = sum(metrics.parameters_by_group(abstract.params).values())
         say(
             f"{count:,} parameters, vocabulary {built.model.config.vocab_size:,}, "
@@ -215,13 +216,13 @@ class _Loop:
     def evaluate(self, limit: int | None) -> evaluation.Evaluation:
         self.report()
         before = self.watch.read()
-        result = evaluation.evaluate(
-            self.eval_step,
-            self.averaged(),
-            experiment.evaluation_batches(self.config, self.data.validation, self.data.tokenizer),
-            self.built.mesh,
-            limit,
-        )
+        texts, tokenizer = self.data.validation, self.data.tokenizer
+        with contextlib.closing(
+            iter(experiment.evaluation_batches(self.config, texts, tokenizer))
+        ) as batches:
+            result = evaluation.evaluate(
+                self.eval_step, self.averaged(), batches, self.built.mesh, limit
+            )
         self.writer.write(self.step, "validation", {**result._asdict(), "whole": limit is None})
         self.say(
             f"step {self.step}: validation loss {result.loss:.4f} nats/token, "
@@ -286,6 +287,7 @@ class _Loop:
         return value
 
     def close(self) -> None:
+        self.iterator.close()
         self.checkpoints.close()
         self.writer.close()
         if self.progress:
@@ -363,6 +365,18 @@ def _progress_bar(total: int, done: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+
+
+def _above(progress: Any, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Makes lines appear above the progress bar, where there is one."""
+    if progress is None:
+        return say
+
+    def shown(line):
+        with progress.external_write_mode(file=sys.stderr):
+            say(line)
+
+    return shown
 
 
 def _duration(seconds: float) -> str:

@@ -1,11 +1,16 @@
 """The commands as a user types them: real processes, real files, real kills."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import random
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -269,3 +274,26 @@ def test_other_commands_refuse_bad_input(trained, name, arguments, expected):
     assert process.returncode == 2, err
     assert expected in err
     assert len(err.strip().splitlines()) == 1, err
+
+
+def test_a_progress_bar_only_on_a_terminal(trained, corpus, tmp_path):
+    assert "%|" not in trained[2]
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    arguments = [*TINY, f"--config.data.corpus={corpus}", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.train", *arguments],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+    )
+    os.close(child)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal ends with the process
+        while chunk := os.read(parent, 4096):
+            shown += chunk
+    os.close(parent)
+    assert process.wait(timeout=60) == 0
+    assert b"100%|" in shown
+    assert b"\rstep 6: validation loss" in shown  # above the bar, on a line of its own
