@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,11 @@ def _refuse(message: str) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
     try:
-        _check_config(arguments)
-        return flags.FLAGS(arguments)
+        with warnings.catch_warnings():
+            # ml_collections loads the file by a call that Python has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            _check_config(arguments)
+            return flags.FLAGS(arguments)
     except InputError as error:
         _refuse(str(error))
     except (flags.Error, ValueError, TypeError) as error:

@@ -47,7 +47,7 @@ def command(name, *arguments, check=True, **options):
     environment = dict(os.environ)
     environment.pop("XLA_FLAGS")  # one device, as on a laptop
     process = subprocess.Popen(
-        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-m", f"launch.{name}"]
+        [sys.executable, "-W", "error::DeprecationWarning", "-m", f"launch.{name}"]
         + [str(a) for a in arguments],
         cwd=ROOT,
         env=environment,
