@@ -101,8 +101,9 @@ def _lines(config: Any, p: Any, interfaces: Any) -> list[str]:
     ]
     if p.unsharded:
         share = p.unsharded_parameters / p.parameters.total
-        largest = ", ".join(f"{x.name} {list(x.shape)} {_size(x.bytes)}" for x in p.unsharded)
-        lines.append(f"whole on every device: {share:.1%} of the parameters; largest: {largest}")
+        rows = [[x.name, " x ".join(map(str, x.shape)), _size(x.bytes)] for x in p.unsharded]
+        lines.append(f"whole on every device: {share:.1%} of the parameters; the largest:")
+        lines += ["  " + row for row in _table(["", "", ""], rows)[1:]]
     return [
         *lines,
         "",
@@ -150,7 +151,7 @@ def _compiled_lines(topology: Any, c: Any) -> list[str]:
     if c.optimal_seconds:
         lines.append(f"XLA's estimate: {c.optimal_seconds:.4g} s a step, MFU {c.mfu:.1%}")
     else:
-        lines.append("no time estimate: XLA has none of a program with loops or collectives")
+        lines.append("no time estimate: XLA's is negative, or counts the body of a loop once")
     rows = [[kind, f"{x.count:,}", _size(x.bytes)] for kind, x in c.collectives.items()]
     table = _table(["collectives of a step", "runs", "a device"], rows)
     return [*lines, "", *(table if rows else ["no collectives"])]
