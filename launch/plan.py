@@ -3,6 +3,7 @@
 python -m launch.plan --config=configs/quickstart.py
 """
 
+import collections
 import json
 import os
 from typing import Any
@@ -147,7 +148,8 @@ def _compiled_lines(topology: Any, c: Any) -> list[str]:
         f"{_count(c.counted_flops)} by XLA" + " (the body of a loop once)" * bool(c.loops),
     ]
     if c.loops:
-        lines.append(f"loops run {', '.join(map(str, c.loops))} times")
+        turns = collections.Counter(c.loops).items()
+        lines.append("loops: " + ", ".join(f"{n} of {turn} turns" for turn, n in turns))
     if c.optimal_seconds:
         lines.append(f"XLA's estimate: {c.optimal_seconds:.4g} s a step, MFU {c.mfu:.1%}")
     else:

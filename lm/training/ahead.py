@@ -133,7 +133,7 @@ class Compilation(NamedTuple):
       counted_flops: XLA's count, in which the body of a loop counts once, however often it runs.
         With remat it includes what is recomputed.
       loops: how often each loop of the program runs (layers, blocks of the vocabulary,
-        micro-batches); empty when all are unrolled.
+        micro-batches, and XLA's own); empty when all are unrolled.
       collectives: by kind, loops counted as often as they run.
       optimal_seconds: XLA's estimate of a step; None when it has none, see `estimated_seconds`.
       mfu: model_flops / (optimal_seconds x peak FLOP/s), or None.

@@ -82,7 +82,7 @@ def test_the_train_step_compiles_for_a_tpu_that_is_not_here():
     assert memory["arguments"] >= record["bytes"]["state"]["per_device"]
     assert memory["aliased"] >= record["bytes"]["state"]["per_device"]
     assert memory["temporaries"] > 0
-    assert compiled["loops"] == [LAYERS, LAYERS]  # forward, backward
+    assert compiled["loops"].count(LAYERS) >= 2  # forward, backward
     assert compiled["collectives"]["all-gather"]["count"] >= 2 * 6 * LAYERS
     assert compiled["model_flops"] == record["flops_per_step"] / 4
     assert compiled["optimal_seconds"] is None
