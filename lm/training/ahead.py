@@ -28,9 +28,9 @@ class Chip(NamedTuple):
 
 
 # From the maker's data sheets (cloud.google.com/tpu/docs, "system architecture" of each version),
-# whose GB are 2^30 bytes: of the 16 GB of a v5e, XLA leaves a program 15.75 GiB.
+# whose GB are 2^30 bytes: of the 16 GB of a v5e, XLA leaves a program 15.75 GiB. A v4 is missing:
+# without one, libtpu shows each of its chips as two devices, of which JAX makes no mesh.
 CHIPS = {
-    "v4": Chip(32 * GIB, 3, 4096),
     "v5e": Chip(16 * GIB, 2, 256),
     "v5p": Chip(95 * GIB, 3, 8960),
     "v6e": Chip(32 * GIB, 2, 256),
@@ -43,9 +43,9 @@ class Topology(NamedTuple):
     Attributes:
       name: for example v5e:16x16.
       chips: number of chips.
-      devices: JAX devices to compile for; a v4 chip has two of them here.
-      memory: bytes of one device.
-      peak_flops: dense bfloat16 FLOP/s of one device.
+      devices: JAX devices to compile for, one a chip.
+      memory: bytes of one chip.
+      peak_flops: dense bfloat16 FLOP/s of one chip.
     """
 
     name: str
@@ -83,15 +83,8 @@ def load_topology(name: str) -> Topology:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"--topology={name}: {_one_line(error)}") from None
-    chips = math.prod(sizes)
-    share = chips / len(devices)
-    return Topology(
-        name,
-        chips,
-        devices,
-        int(chip.memory * share),
-        metrics.PEAK_FLOPS[devices[0].device_kind] * share,
-    )
+    peak = metrics.PEAK_FLOPS[devices[0].device_kind]
+    return Topology(name, len(devices), devices, chip.memory, peak)
 
 
 class Memory(NamedTuple):
@@ -213,9 +206,9 @@ def abstract_batch(run: experiment.Experiment) -> dict[str, jax.ShapeDtypeStruct
 def estimated_seconds(optimal_seconds: float | None, loops: tuple[int, ...]) -> float | None:
     """XLA's `optimal_seconds` where it means something, else None.
 
-    It counts the body of a loop once, however often it runs. And it seems to take each instruction
-    that it cannot estimate for -1 s: steps of small models came out at -7.999 to -12.998 s (libtpu
-    0.0.42), single products and collectives at what one would expect.
+    It counts the body of a loop once, however often it runs. And it seems to take an instruction
+    that it cannot estimate for -1 s: small steps on v5e came out at -7.999 to -12.998 s, on v5p
+    and v6e at the fraction alone (libtpu 0.0.42). A step of many seconds could hide one.
     """
     usable = optimal_seconds is not None and optimal_seconds > 0 and max(loops, default=1) == 1
     return optimal_seconds if usable else None

@@ -54,7 +54,10 @@ def make_mesh(
     types = (AxisType.Auto,) * len(AXES)
     if isinstance(devices, int):
         return AbstractMesh(tuple(shape), AXES, axis_types=types)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:  # axes that do not lie along those of a TPU's torus
+        raise InputError(f"{asked}: {' '.join(str(error).split())[:200]}") from None
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int, sequence_length: int) -> None:

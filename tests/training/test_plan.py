@@ -224,7 +224,7 @@ def test_an_estimate_that_means_nothing_is_none():
     ("name", "expected"),
     [
         ("v5e", "KIND:AxB"),
-        ("v7:2x2", "v4, v5e, v5p, v6e"),
+        ("v7:2x2", "v5e, v5p, v6e"),
         ("v5e:0x2", "at least 1"),
         ("v5e:2x2x2", "2 dimensions"),
         ("v5e:64x64", "at most 256 chips"),
@@ -251,6 +251,6 @@ def test_the_batch_of_a_plan_is_that_of_the_data(tmp_path):
 
 
 def test_every_chip_has_a_peak():
-    kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+    kinds = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
     assert kinds.keys() == ahead.CHIPS.keys()
     assert all(kind in metrics.PEAK_FLOPS for kind in kinds.values())
