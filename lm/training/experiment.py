@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from lm.data import batches, corpora, tokenizers
@@ -19,6 +19,7 @@ from lm.model.transformer import Model, make_model
 from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
 from lm.training.state import make_init, parameter_shapes, state_shardings
+from lm.training.step import make_train_step
 from objectives.weighting import WEIGHTINGS, Weighting
 
 
@@ -26,7 +27,7 @@ class Experiment(NamedTuple):
     """What a config means, without its data."""
 
     config: ConfigDict
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     model: Model
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -45,6 +46,14 @@ class Experiment(NamedTuple):
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
         )
 
+    def train_step(self) -> Any:
+        """The train step as it runs: jitted, with the state's shardings, its input donated."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+        step = make_train_step(
+            self.model, self.optimizer, self.schedule, self.weighting, self.config
+        )
+        return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""
         shapes = parameter_shapes(self.model)
@@ -52,9 +61,11 @@ class Experiment(NamedTuple):
 
 
 def build(
-    config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | int | None = None
 ) -> Experiment:
     """Checks a config and makes its functions, for all devices or for those given.
+
+    A number of devices instead of a list makes an experiment to plan with, which cannot run.
 
     Raises:
       InputError: names the key that is wrong and what would be valid.

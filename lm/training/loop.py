@@ -16,7 +16,7 @@ from lm.data import ngram, tokenizers
 from lm.errors import InputError
 from lm.training import evaluation, experiment, metrics, sharding
 from lm.training.checkpoints import Checkpoints
-from lm.training.step import make_eval_step, make_train_step
+from lm.training.step import make_eval_step
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -107,12 +107,7 @@ class _Loop:
             say(f"resumed at step {self.step}")
         self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = metrics.Writer(workdir, config, self.step)
-        shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        self.train_step = jax.jit(
-            make_train_step(built.model, built.optimizer, built.schedule, built.weighting, config),
-            out_shardings=(shardings, None),
-            donate_argnums=0,
-        )
+        self.train_step = built.train_step()
         self.eval_step = jax.jit(make_eval_step(built.model, config.objective.block_size))
         self.sampler = evaluation.make_sampler(built.model, data.tokenizer, temperature=0.8)
         self.peak = metrics.peak_flops(config.train.peak_flops)

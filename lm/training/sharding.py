@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import InputError
 
@@ -27,14 +27,21 @@ RULES = (
 )
 
 
-def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    sizes: dict[str, int], devices: Sequence[jax.Device] | int | None = None
+) -> Mesh | AbstractMesh:
     """A mesh with the four axes; one size may be -1 and takes the devices that are left.
+
+    Args:
+      sizes: size of each axis.
+      devices: all by default; a number gives a mesh of that many devices that need not exist, on
+        which arrays have shardings but no place.
 
     Raises:
       InputError: sizes that do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    count = devices if isinstance(devices, int) else len(devices)
     shape = [sizes[axis] for axis in AXES]
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
@@ -44,7 +51,13 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
         shape[shape.index(-1)] = count // known
     if math.prod(shape) != count:
         raise InputError(f"{asked} does not match {count} device{'s' * (count > 1)}")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    if isinstance(devices, int):
+        return AbstractMesh(tuple(shape), AXES, axis_types=types)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:  # axes that do not lie along those of a TPU's torus
+        raise InputError(f"{asked}: {' '.join(str(error).split())[:200]}") from None
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int, sequence_length: int) -> None:

@@ -1,0 +1,189 @@
+"""What a run costs, before it is started: parameters, bytes a device, FLOPs; nothing is allocated.
+
+python -m launch.plan --config=configs/quickstart.py
+"""
+
+import collections
+import json
+import os
+from typing import Any
+
+from absl import flags
+
+from launch import command
+from lm.errors import InputError
+
+_JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, nothing else.")
+_DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Compile the train step for a TPU slice, as v5e:4x4; needs the extra tpu."
+)
+
+
+def main() -> None:
+    """Prints the plan."""
+    config = command.CONFIG.value
+    if config is None:
+        raise InputError("--config=FILE.py is missing, for example --config=configs/quickstart.py")
+    if _DEVICES.value is not None and _TOPOLOGY.value:
+        raise InputError("--devices and --topology both say how many devices there are; give one")
+    if _DEVICES.value is not None and _DEVICES.value < 1:
+        raise InputError(f"--devices={_DEVICES.value} must be at least 1")
+    if _DEVICES.value:  # no need to wake the accelerators at hand
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if _TOPOLOGY.value:
+        _prepare_for_tpu()
+    from lm.training import ahead, experiment, plan
+
+    topology = ahead.load_topology(_TOPOLOGY.value) if _TOPOLOGY.value else None
+    devices = topology.devices if topology else _DEVICES.value
+    vocab_size = plan.vocabulary(config.data)
+    run = experiment.build(config, vocab_size, devices)
+    planned = plan.make_plan(run)
+    interfaces = plan.compare_interfaces(config, vocab_size, planned.devices)
+    _note_vocabulary(config.data)
+    if not _JSON.value:
+        print("\n".join(_lines(config, planned, interfaces)))
+    compiled = None
+    if topology:
+        command.say(f"compiling the train step for {topology.name}; this may take minutes")
+        compiled = ahead.compile_step(run, topology)
+        if not _JSON.value:
+            print("\n".join(["", *_compiled_lines(topology, compiled)]))
+    if _JSON.value:
+        record = plan.as_dict(planned) | {"interfaces": plan.as_dict(interfaces)}
+        if compiled:
+            facts = {name: getattr(topology, name) for name in ("name", "chips", "memory")}
+            record["topology"] = facts | {"peak_flops": topology.peak_flops}
+            record["compiled"] = plan.as_dict(compiled)
+        print(json.dumps(record))
+
+
+def _prepare_for_tpu() -> None:
+    """Keeps libtpu from looking for TPUs, which it does when JAX is imported.
+
+    Planning must neither take the chips of the machine that it runs on, nor ask a metadata server
+    what machine this is, nor lock other processes out of libtpu.
+    """
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    # Any valid value will do, and without one libtpu complains on standard error.
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+
+
+def _note_vocabulary(c: Any) -> None:
+    """Says so when training would refuse a vocabulary that can be planned with."""
+    from lm.data import tokenizers
+
+    if c.tokenizer == "bpe":
+        return
+    try:
+        tokenizers.load(c.tokenizer, c.vocab_size, (), directory=c.directory)
+    except InputError as error:
+        command.say(f"note: launch.train refuses this config: {error}")
+
+
+def _lines(config: Any, p: Any, interfaces: Any) -> list[str]:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in p.mesh.items())
+    lines = [
+        f"{p.devices:,} device{'s' * (p.devices > 1)}: {mesh}",
+        f"vocabulary {p.vocab_size:,}",
+        "",
+        *_table(
+            ["parameters", "", "share"],
+            [[name, f"{n:,}", f"{n / p.parameters.total:.1%}"] for name, n in _groups(p)],
+        ),
+        "",
+        *_table(
+            ["train state", "in all", "a device"],
+            [[name, _size(b.total), _size(b.per_device)] for name, b in p.bytes.items()],
+        ),
+        f"a checkpoint is {_size(p.checkpoint_bytes)} before compression",
+    ]
+    if p.unsharded:
+        share = p.unsharded_parameters / p.parameters.total
+        rows = [[x.name, " x ".join(map(str, x.shape)), _size(x.bytes)] for x in p.unsharded]
+        lines.append(f"whole on every device: {share:.1%} of the parameters; the largest:")
+        lines += ["  " + row for row in _table(["", "", ""], rows)[1:]]
+    return [
+        *lines,
+        "",
+        f"tokens: {p.tokens_per_step:,} a step, {p.tokens:,} in {config.train.steps:,} steps",
+        f"model FLOPs: {_count(p.flops_per_token)} a token, {_count(p.flops_per_step)} a step, "
+        f"{_count(p.flops)} in all",
+        "",
+        *_interface_lines(config, interfaces),
+    ]
+
+
+def _groups(p: Any) -> list[tuple[str, int]]:
+    return [*p.parameters.by_group.items(), ("total", p.parameters.total)]
+
+
+def _interface_lines(config: Any, interfaces: Any) -> list[str]:
+    rows = []
+    for x in interfaces:
+        mark = " *" if x.embedding == config.model.embedding else ""
+        if not x.refused:
+            sizes = [_size(x.bytes[part].total) for part in ("parameters", "optimizer", "state")]
+            count = x.parameters.by_group.get("embedding", 0)
+            rows.append([x.embedding + mark, f"{count:,}", f"{x.parameters.total:,}", *sizes])
+    head = ["model.embedding", "its own", "parameters", "bytes", "optimizer", "train state"]
+    refused = [f"{x.embedding}: not with this config: {x.refused}" for x in interfaces if x.refused]
+    return [*_table(head, rows), *refused]
+
+
+def _compiled_lines(topology: Any, c: Any) -> list[str]:
+    lines = [f"compiled for {topology.name}, {topology.chips:,} chips, in {c.seconds:.0f} s"]
+    if c.memory is None:
+        return [*lines, f"does not fit: {c.refused}"]
+    share = c.memory.total / topology.memory
+    verdict = "fits" if c.fits else "does not fit"
+    parts = c.memory._asdict().items()
+    lines += [
+        *_table(["memory", "a device"], [[name, _size(value)] for name, value in parts]),
+        f"{verdict}: {share:.1%} of {_size(topology.memory)}",
+        "",
+        f"FLOPs of a step on a device: {_count(c.model_flops)} by the formula, "
+        f"{_count(c.counted_flops)} by XLA" + " (the body of a loop once)" * bool(c.loops),
+    ]
+    if c.loops:
+        turns = collections.Counter(c.loops).items()
+        lines.append("loops: " + ", ".join(f"{n} of {turn} turns" for turn, n in turns))
+    if c.optimal_seconds:
+        lines.append(f"XLA's estimate: {c.optimal_seconds:.4g} s a step, MFU {c.mfu:.1%}")
+    else:
+        lines.append("no time estimate: XLA's is negative, or counts the body of a loop once")
+    rows = [[kind, f"{x.count:,}", _size(x.bytes)] for kind, x in c.collectives.items()]
+    table = _table(["collectives of a step", "runs", "a device"], rows)
+    return [*lines, "", *(table if rows else ["no collectives"])]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Columns aligned: the first to the left, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    ]
+
+
+def _size(count: int) -> str:
+    """Bytes in binary units."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _count(number: float) -> str:
+    """A number in full below a million, else with four digits."""
+    return f"{number:,.0f}" if number < 1e6 else f"{number:.3e}"
+
+
+if __name__ == "__main__":
+    command.run(main)

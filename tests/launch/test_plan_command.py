@@ -1,0 +1,99 @@
+"""The plan as a user asks for it, in processes of its own."""
+
+import json
+
+import pytest
+from test_commands import TINY, command
+
+WIDTH, LAYERS, VOCAB = 32, 2, 257
+
+
+def test_json_is_one_object_and_nothing_else():
+    out, err = command("plan", *TINY, "--devices=4", "--config.mesh.fsdp=4", "--json")
+    assert len(out.splitlines()) == 1
+    record = json.loads(out)
+    # Attention with half as many key heads is 3 D^2 a layer, an MLP of width 2 D is 4 D^2.
+    matrices = LAYERS * 7 * WIDTH**2
+    norms = 2 * LAYERS * WIDTH + WIDTH
+    assert record["parameters"]["total"] == matrices + 2 * VOCAB * WIDTH + norms
+    assert sum(record["parameters"]["by_group"].values()) == record["parameters"]["total"]
+    assert record["parameters"]["by_group"]["embedding"] == VOCAB * WIDTH
+    assert record["bytes"]["parameters"]["per_device"] == matrices + 2 * VOCAB * WIDTH + 4 * norms
+    assert record["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1, "sequence": 1}
+    assert record["interfaces"][0]["embedding"] == "learned"
+    assert err == ""
+
+
+def test_the_table_has_the_figures_and_writes_nothing(tmp_path):
+    out, err = command(
+        "plan",
+        *TINY,
+        "--config.data.corpus=/nowhere",
+        f"--config.data.directory={tmp_path}",
+        "--config.data.tokenizer=bpe",
+        "--config.data.vocab_size=300",
+    )
+    assert out.startswith("1 device: data 1 x fsdp 1 x tensor 1 x sequence 1\nvocabulary 300\n")
+    assert "learned *" in out
+    assert "256 a step, 1,536 in 6 steps" in out
+    assert err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vocabulary_that_training_refuses_is_planned_with_and_said():
+    out, err = command("plan", *TINY, "--devices=1", "--config.data.vocab_size=65536")
+    assert "vocabulary 65,536" in out
+    assert "launch.train refuses this config: data.vocab_size 65536" in err
+
+
+BAD = {
+    "no config": ([], "--config=FILE.py is missing"),
+    "devices": ([*TINY, "--devices=0"], "--devices=0 must be at least 1"),
+    "both": ([*TINY, "--devices=4", "--topology=v5e:2x2"], "give one"),
+    "mesh": ([*TINY, "--devices=4", "--config.mesh.fsdp=3"], "does not match 4 devices"),
+    "topology": ([*TINY, "--topology=v9:2x2"], "--topology=v9:2x2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name):
+    arguments, expected = BAD[name]
+    process = command("plan", *arguments, check=False)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert expected in err
+    assert out == ""
+
+
+SLICE = [*TINY, "--topology=v5e:2x2", "--json", "--config.mesh.fsdp=2", "--config.mesh.data=1"]
+
+
+@pytest.mark.slow
+def test_the_train_step_compiles_for_a_tpu_that_is_not_here():
+    pytest.importorskip("libtpu")
+    out, _ = command("plan", *SLICE, "--config.mesh.tensor=2", "--config.model.dtype=bfloat16")
+    record = json.loads(out)
+    compiled, memory = record["compiled"], record["compiled"]["memory"]
+    assert record["topology"]["memory"] == 16 * 2**30
+    assert compiled["fits"]
+    # Tiles of at least 8 x 128 make small arrays larger than their elements.
+    assert memory["arguments"] >= record["bytes"]["state"]["per_device"]
+    assert memory["aliased"] >= record["bytes"]["state"]["per_device"]
+    assert memory["temporaries"] > 0
+    assert compiled["loops"].count(LAYERS) >= 2  # forward, backward
+    assert compiled["collectives"]["all-gather"]["bytes"] > 0
+    assert compiled["model_flops"] == record["flops_per_step"] / 4
+    assert compiled["optimal_seconds"] is None
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_a_tpu_says_so():
+    pytest.importorskip("libtpu")
+    large = ["--config.train.batch_size=65536", "--config.data.sequence_length=1024"]
+    out, _ = command("plan", *SLICE, "--config.mesh.data=2", *large)
+    compiled = json.loads(out)["compiled"]
+    assert not compiled["fits"]
+    assert "HBM" in compiled["refused"] or "hbm" in compiled["refused"]
+    assert compiled["memory"] is None
