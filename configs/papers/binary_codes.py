@@ -40,11 +40,14 @@ def get_config(argument: str = "binary") -> ConfigDict:
     """Returns the config of one arm, "learned", "binary" or "affine"; "ARM,small" for a CPU.
 
     Raises:
-      ValueError: another argument.
+      LookupError: another argument.
     """
     arm, _, size = argument.partition(",")
     if arm not in ARMS or size not in ("", "small"):
-        raise ValueError(f"argument {argument!r} is not one of {', '.join(ARMS)}, or one + ',small'")
+        # ml_collections would show a ValueError with its traceback.
+        raise LookupError(
+            f"argument {argument!r} is not {', '.join(ARMS)}, or one of them + ,small"
+        )
     config = base.get_config()
     config.model.update(embedding=arm, activation="gelu", norm="rmsnorm", tied_head=False)
     if size == "small":
