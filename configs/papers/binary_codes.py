@@ -3,6 +3,7 @@
 Command: python -m launch.train --config=configs/papers/binary_codes.py:affine --workdir=DIR
          --config.data.corpus=CORPUS [--config.data.tokenizer=FILE/tokenizer.json]
 Small:   python -m launch.train --config=configs/papers/binary_codes.py:affine,small --workdir=DIR
+         2.6 million parameters (3.3 with the table), 600 steps, about 5 minutes on 2 CPU cores.
 
 The argument is `learned` (a trained table), `binary` (the bits of the id) or `affine` (the bits of
 the id under an invertible affine map over GF(2)); `,small` makes it fit a CPU.

@@ -160,7 +160,7 @@ class Code(NamedTuple):
 
 
 def binary(num_bits: int, seed: int = 0) -> Code:
-    """The bits of the id; the seed is not used."""
+    """The bits of the id; those above ceil(log2 V) are always 0. The seed is not used."""
     return Code(lambda ids: token_codes(ids, num_bits), lambda words: words)
 
 
