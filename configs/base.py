@@ -18,8 +18,18 @@ def get_config() -> ConfigDict:
     config.model.mlp_width = 512  # hidden width of the MLP, F
     config.model.activation = "gelu"  # gelu | relu2 | swiglu (a third MLP matrix)
     config.model.norm = "rmsnorm"  # rmsnorm | layernorm, before each sub-block and at the end
-    config.model.embedding = "learned"  # input interface: learned
+    # learned | binary | affine | random_codes | gaussian | projected | learned_low_rank
+    config.model.embedding = "learned"  # input interface, by a name of lm/model/embeddings.py
+    config.model.embedding_rank = 32  # learned_low_rank only: width of the first factor
+    config.model.code_bits = 0  # bits of a code, K; 0 is the fewest, ceil(log2 vocabulary)
+    config.model.code_values = "zero_one"  # zero_one | plus_minus_one: what the bits become
+    config.model.code_layout = "tile"  # tile | interleave: how a code is repeated to the width
+    config.model.code_scale = 1.0  # factor on codes and gaussian vectors
+    config.model.code_signs = "none"  # none | alternate | random: a fixed sign for each copy
+    config.model.code_seed = 0  # of affine, random_codes, gaussian and random signs
+    config.model.accept_aliasing = False  # layernorm: let two tokens be the same to the model
     config.model.tied_head = False  # use the embedding table as the output head
+    config.model.code_head = False  # use the codes of all tokens as the output head
     config.model.rope_base = 10_000.0  # longest wavelength of the rotary positions is 2 pi base
     config.model.qk_norm = False  # RMSNorm on each query and key head
     config.model.logit_softcap = 0.0  # logits become cap * tanh(logits / cap); 0 is off

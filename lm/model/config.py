@@ -4,16 +4,31 @@ import dataclasses
 import difflib
 
 from lm.errors import InputError
+from lm.model import codes
 
 CHOICES = {
     "activation": ("gelu", "relu2", "swiglu"),
     "norm": ("rmsnorm", "layernorm"),
-    "embedding": ("learned",),
+    "embedding": (
+        "learned",
+        "binary",
+        "affine",
+        "random_codes",
+        "gaussian",
+        "projected",
+        "learned_low_rank",
+    ),
+    "code_values": tuple(codes.VALUES),
+    "code_layout": ("tile", "interleave"),
+    "code_signs": ("none", "alternate", "random"),
     "attention": ("auto", "einsum", "xla", "cudnn"),
     "remat": ("none", "full", "dots"),
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
 }
+
+# Interfaces that train a vector for each token; only these can be the head as they are.
+TABLES = ("learned", "learned_low_rank")
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
@@ -42,7 +57,16 @@ class ModelConfig:
     activation: str
     norm: str
     embedding: str
+    embedding_rank: int
+    code_bits: int
+    code_values: str
+    code_layout: str
+    code_scale: float
+    code_signs: str
+    code_seed: int
+    accept_aliasing: bool
     tied_head: bool
+    code_head: bool
     rope_base: float
     qk_norm: bool
     logit_softcap: float
@@ -55,7 +79,15 @@ class ModelConfig:
     def __post_init__(self):
         for key, choices in CHOICES.items():
             check_choice(f"model.{key}", getattr(self, key), choices)
-        for key in ("layers", "width", "heads", "kv_heads", "mlp_width", "unroll"):
+        for key in (
+            "layers",
+            "width",
+            "heads",
+            "kv_heads",
+            "mlp_width",
+            "embedding_rank",
+            "unroll",
+        ):
             if getattr(self, key) < 1:
                 raise InputError(f"model.{key}={getattr(self, key)} must be at least 1")
         if self.vocab_size < 2:
@@ -83,6 +115,89 @@ class ModelConfig:
             raise InputError(f"model.logit_softcap={self.logit_softcap} must be 0 (off) or above")
         if self.rope_base <= 0:
             raise InputError(f"model.rope_base={self.rope_base} must be above 0")
+        self._check_head()
+        self._check_codes()
+
+    def _check_head(self):
+        if self.tied_head and self.code_head:
+            raise InputError("model.tied_head and model.code_head are two heads: set one of them")
+        if self.tied_head and self.embedding not in TABLES:
+            raise InputError(
+                f"model.tied_head needs a table and model.embedding={self.embedding!r} has none; "
+                "set model.tied_head=False for a head of its own, model.code_head=True for logits "
+                f"from the codes, or model.embedding to one of: {', '.join(TABLES)}"
+            )
+        if self.code_head and self.embedding in TABLES:
+            raise InputError(
+                f"model.code_head needs codes and model.embedding={self.embedding!r} is a table; "
+                "use model.tied_head=True"
+            )
+
+    def _check_codes(self):
+        if self.code_scale <= 0:
+            raise InputError(f"model.code_scale={self.code_scale} must be above 0")
+        if self.code_seed < 0:
+            raise InputError(f"model.code_seed={self.code_seed} must be 0 or above")
+        if self.embedding not in (*codes.CODES, "projected"):
+            return
+        # Ids are int32; random codes are as long as one likes.
+        least = codes.minimal_bits(self.vocab_size)
+        most = self.width if self.embedding == "random_codes" else 31
+        if self.embedding != "projected":
+            most = min(most, self.width)
+        if least > most:
+            raise InputError(
+                f"model.width={self.width} is too small for the {least} bits of a vocabulary of "
+                f"{self.vocab_size}"
+            )
+        if not least <= self.num_bits <= most:
+            raise InputError(
+                f"model.code_bits={self.code_bits} must be 0 or {least} to {most} for "
+                f"model.embedding={self.embedding!r} and a vocabulary of {self.vocab_size}"
+            )
+        if (pair := self.aliased_ids()) and not self.accept_aliasing:
+            raise InputError(
+                f"with model.norm='layernorm' the tokens {pair[0]} and {pair[1]}, whose codes are "
+                "all zeros and all ones, differ by a constant over channels that no layer sees, "
+                "and give the same logits everywhere. Set model.norm=rmsnorm, "
+                "model.code_signs=alternate (at least two copies of the code in model.width), "
+                f"model.embedding=projected, for binary codes model.code_bits={self.num_bits + 1}, "
+                "or leave one of the two codes unused by a smaller vocabulary; or accept it with "
+                "model.accept_aliasing=True"
+            )
+
+    def aliased_ids(self) -> tuple[int, int] | None:
+        """Two ids that this model cannot tell apart, or None.
+
+        Lifted codes that differ by a constant over channels are the same to every mean-subtracting
+        LayerNorm, the last one included, and rotary positions add nothing to the residual stream.
+        Every copy of every bit must then differ alike: the codes are all zeros and all ones, and
+        all copies have one sign (bit 0 is in every copy). That holds for any values and scale, and
+        for a width that is no multiple of the bits.
+        """
+        if self.norm != "layernorm" or self.embedding not in codes.CODES:
+            return None
+        signs = codes.sign_pattern(self.code_signs, self.code_copies, self.code_seed)
+        if signs is not None and len(set(signs.tolist())) > 1:
+            return None
+        code = codes.CODES[self.embedding](self.num_bits, self.code_seed)
+        zeros, ones = codes.uniform_ids(code, self.num_bits, self.vocab_size)
+        return None if zeros is None or ones is None else (zeros, ones)
+
+    @property
+    def num_bits(self) -> int:
+        """Bits of a token code, K."""
+        return self.code_bits or codes.minimal_bits(self.vocab_size)
+
+    @property
+    def code_copies(self) -> int:
+        """Copies of a code in the width, the last of which may be cut."""
+        return -(-self.width // self.num_bits)
+
+    @property
+    def own_head(self) -> bool:
+        """Whether the output head is a matrix of its own."""
+        return not (self.tied_head or self.code_head)
 
     @property
     def head_width(self) -> int:

@@ -226,14 +226,15 @@ class Transformer(nn.Module):
     """Embedding, L scanned blocks, final norm. Hidden states out; the objective applies the head.
 
     The only variables are `params`: {embedding, layers (stacked on a leading axis L), final_norm,
-    head}. The decode cache is an argument and a result.
+    head}, less what the interface or the head does not have. The decode cache is an argument and a
+    result.
     """
 
     config: ModelConfig
 
     def setup(self):
         c = self.config
-        self.embedding = embeddings.LearnedTable(c)
+        self.embedding = embeddings.INTERFACES[c.embedding](c)
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
@@ -247,7 +248,7 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
         self.final_norm = Norm(c.norm, c.param_dtype)
-        if not c.tied_head:
+        if c.own_head:
             self.output = Head(c, name="head")
 
     def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache=None):
@@ -267,13 +268,13 @@ class Transformer(nn.Module):
         )
         if cache is not None:
             cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])
-        if self.is_initializing() and not c.tied_head:
+        if self.is_initializing() and c.own_head:
             self.output()
         return self.final_norm(x_BTD), cache
 
     def head(self):
         """The output matrix [D, V], in the compute dtype."""
-        w_DV = self.embedding.head() if self.config.tied_head else self.output()
+        w_DV = self.output() if self.config.own_head else self.embedding.head()
         return w_DV.astype(self.config.dtype)
 
 

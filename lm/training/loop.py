@@ -23,7 +23,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 # A work directory keeps what decides its parameters and the order of its data; of these sections
 # and keys, only the exceptions may differ at a later start.
 _FIXED = ("model", "data", "train.batch_size", "train.seed", "train.ema_decay", "optimizer.name")
-_FREE = ("model.attention", "model.remat", "model.unroll", "model.dtype", "data.directory")
+_FREE = (
+    "model.attention",
+    "model.remat",
+    "model.unroll",
+    "model.dtype",
+    "model.accept_aliasing",
+    "data.directory",
+)
 
 
 class Diverged(RuntimeError):

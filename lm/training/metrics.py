@@ -37,8 +37,9 @@ def flops_per_token(model: ModelConfig, shapes: Any, sequence_length: int) -> in
     """Model FLOPs of one training token: 6 N + 12 L T D.
 
     N counts the parameters that multiply (all matrices, the table only where it is the head), two
-    FLOPs forward and four backward; attention's two products take 12 T D a layer, not halved for
-    causality, as is the custom (arXiv 2204.02311, appendix B). Recomputation does not count.
+    FLOPs forward and four backward; a head of frozen codes has no gradient and takes 4 V D.
+    Attention's two products take 12 T D a layer, not halved for causality, as is the custom (arXiv
+    2204.02311, appendix B). Recomputation does not count.
     """
     matrices = sum(
         math.prod(leaf.shape)
@@ -46,9 +47,12 @@ def flops_per_token(model: ModelConfig, shapes: Any, sequence_length: int) -> in
         for leaf in jax.tree.leaves(shapes.get(name, {}))
         if len(leaf.shape) >= (3 if name == "layers" else 2)
     )
-    if model.tied_head:
-        matrices += model.vocab_size * model.width
-    return 6 * matrices + 12 * model.layers * sequence_length * model.width
+    matrices += _count({k: v for k, v in shapes.get("embedding", {}).items() if k != "table"})
+    head = 0
+    if not model.own_head:
+        trained = "embedding" in shapes
+        head = (6 if trained else 4) * model.vocab_size * model.width
+    return 6 * matrices + head + 12 * model.layers * sequence_length * model.width
 
 
 def peak_flops(configured: float) -> float | None:

@@ -22,6 +22,8 @@ RULES = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
+    ("rank", None),
+    ("code", None),
     ("norm", None),
     ("layers", None),
 )
