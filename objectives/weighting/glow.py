@@ -11,6 +11,9 @@ from objectives.weighting.base import (
     row_mean,
 )
 
+# In the table of losses, which are not negative.
+_NEVER = -1.0
+
 
 def glow(
     samples: int = 0,
@@ -28,7 +31,7 @@ def glow(
     batch. The paper's values are alpha 1 or 2 and beta 5 to 30. beta = 0 and alpha = 2 is
     cross-entropy; alpha = 1 halves the weight of a sample that stands still.
 
-    State: float32 [samples], the loss at the last visit, NaN where there was none. Of the rows of
+    State: float32 [samples], the loss at the last visit, -1 where there was none. Of the rows of
     one batch with the same id, the largest loss is remembered, whatever their order. A row with
     targets whose id is not in [0, samples) gets the weight NaN: the step is skipped and counted.
 
@@ -50,7 +53,7 @@ def glow(
     check_number("highest", highest, least=lowest)
 
     def init():
-        return jnp.full((samples,), jnp.nan, jnp.float32)
+        return jnp.full((samples,), _NEVER, jnp.float32)
 
     def weigh(statistics, batch, references, state, step):
         live_B = live_rows(batch["weights"])[:, 0]
@@ -59,12 +62,15 @@ def glow(
         now_B = row_mean(jax.lax.stop_gradient(statistics.nll), batch["weights"])[:, 0]
         before_B = state[jnp.clip(ids_B, 0, samples - 1)]
         gain_B = alpha * (1 - jax.nn.sigmoid(beta * (before_B - now_B)))
-        seen_B = ~jnp.isnan(before_B)
+        seen_B = known_B & (before_B >= 0)
         multiplier_B = jnp.where(seen_B, jnp.clip(gain_B, lowest, highest), 1.0)
         multiplier_B = jnp.where(known_B & ~jnp.isnan(now_B), multiplier_B, jnp.nan)
         # Out of bounds is dropped; -1 would count from the end.
         slot_B = jnp.where(live_B & known_B, ids_B, samples)
-        table = state.at[slot_B].set(-jnp.inf, mode="drop").at[slot_B].max(now_B, mode="drop")
+        # A maximum into an empty table: what several devices scatter is joined by a maximum, which
+        # is wrong for other updates and loses NaN.
+        visited = init().at[slot_B].max(jnp.maximum(now_B, 0.0), mode="drop")
+        table = jnp.where(visited >= 0, visited, state)
         rows = jnp.maximum(jnp.sum(live_B), 1)
         metrics = {
             "glow_mean_weight": jnp.sum(jnp.where(live_B, multiplier_B, 0.0)) / rows,
