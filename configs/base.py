@@ -80,9 +80,12 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is off
 
     config.objective = ConfigDict()
-    config.objective.weighting = "uniform"  # uniform: the weights of the data
+    # uniform (the weights of the data), or a section of `_weightings`; "dft*dynamic" multiplies
+    config.objective.weighting = "uniform"
+    config.objective.normalisation = "kept"  # kept | all | sequence: what the loss is divided by
     config.objective.z_loss = 0.0  # coefficient of the mean squared log-sum-exp
     config.objective.block_size = 1024  # vocabulary entries of one block of the cross-entropy
+    config.objective.update(_weightings())
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # data parallel; -1 takes the devices that are left
@@ -103,3 +106,89 @@ def get_config() -> ConfigDict:
     config.evaluation.sample_prompt = "def "  # what the sample continues
     config.evaluation.ngram_order = 0  # Witten-Bell byte n-gram to compare with; 0 is none
     return config.lock()  # a key that is not here is an error
+
+
+def _weightings() -> ConfigDict:
+    """Hyper-parameters of each weighting, in a section of its name; see objectives/weighting/."""
+    c = ConfigDict()
+
+    c.rho1 = ConfigDict()
+    c.rho1.keep = 0.6  # share of the batch's targets, those of the largest excess loss
+    c.rho1.reference_name = "reference_nll"  # losses that the excess is over; ema_nll: own average
+
+    c.ss_token = ConfigDict()
+    c.ss_token.keep = 0.6  # share of a row's targets
+    c.ss_token.gamma = 0.5  # 1 scores by progress alone, 0 by attention to the prompt alone
+    c.ss_token.attention_row = "label"  # label | predictor: whose attention scores a target
+    c.ss_token.history = "history_nll"  # losses that progress is measured from; ema_nll: own
+
+    c.prior = ConfigDict()
+    c.prior.alpha = 1.0  # exponent of 1 - P_reference; 0 is off
+    c.prior.reference_name = "prior_nll"  # losses of a model without the context
+
+    c.fait = ConfigDict()
+    c.fait.strength = 1.0  # extra weight of tokens that a faulty answer lacks; 0 is off
+
+    c.sat_imp = ConfigDict()
+    c.sat_imp.beta1 = 5.0  # exponent of p
+    c.sat_imp.beta2 = 1.0  # exponent of 1 - p; 0.1 in the authors' README
+    c.sat_imp.ascend = True  # negative weights: unlearn what is trained on
+
+    c.sim_sat = ConfigDict()
+    c.sim_sat.beta = 5.0  # exponent of p
+    c.sim_sat.ascend = True  # negative weights: unlearn what is trained on
+
+    c.sim_imp = ConfigDict()
+    c.sim_imp.beta = 5.0  # exponent of 1 - p
+    c.sim_imp.ascend = True  # negative weights: unlearn what is trained on
+
+    c.wga = ConfigDict()
+    c.wga.beta = 1.0  # exponent of p
+    c.wga.ascend = True  # negative weights: unlearn what is trained on
+
+    c.dft = ConfigDict()
+    c.dft.exponent = 1.0  # of p; 0 is off
+
+    c.focal = ConfigDict()
+    c.focal.gamma = 2.0  # exponent of 1 - p; 0 is off
+    c.focal.detach = False  # treat the weight as a constant in the gradient
+
+    c.block_sensitive = ConfigDict()
+    c.block_sensitive.strength = 1.0  # extra weight of tokens that blocks harm most; 0 is off
+    c.block_sensitive.reference_name = "full_nll"  # losses under full attention
+
+    c.uskd = ConfigDict()
+    c.uskd.strength = 1.0  # of p^2 minus its mean; 0 is off
+
+    c.frequency_equity = ConfigDict()
+    c.frequency_equity.eta = 1.0  # floor of the weight
+    c.frequency_equity.gamma = 5.0  # exponent of 1 - frequency; 0 is off
+    c.frequency_equity.reference_name = "likelihood"  # frequencies, in [0, 1]
+
+    c.critical_token = ConfigDict()
+    c.critical_token.strength = 1.0  # of the contrast of right and wrong answers; 0 is off
+    c.critical_token.reference_name = "contrast_probability"  # see contrast_probability()
+
+    c.dynamic = ConfigDict()
+    c.dynamic.strategy = "lin_upper"  # lin_upper | quadratic | extremes
+    c.dynamic.temperature = 1.0  # of the softmax over rows; infinity is off
+    c.dynamic.delta = 1.0  # half the range of the scaled losses
+    c.dynamic.burn_in = 0  # steps without reweighting
+    c.dynamic.initial_temperature = 100.0  # during the first anneal_steps
+    c.dynamic.anneal_steps = 0  # 0 is none
+    c.dynamic.anneal = "step"  # step (hold, then jump) | geometric (fall)
+
+    c.glow = ConfigDict()
+    c.glow.samples = 0  # length of the table of past losses; must be given
+    c.glow.alpha = 2.0  # scale; 2 is neutral for a sample that stands still
+    c.glow.beta = 10.0  # steepness in the change of loss; 0 is off
+    c.glow.lowest = 0.5  # smallest weight
+    c.glow.highest = 5.0  # largest weight
+
+    c.q_tuning = ConfigDict()
+    c.q_tuning.keep_samples = 0.25  # share of rows
+    c.q_tuning.keep_tokens = 0.5  # share of the tokens of rows of high perplexity, low entropy
+    c.q_tuning.smoothing = 0.5  # weight of the neighbours in the score of a token
+    c.q_tuning.prune = "highest"  # highest | lowest: which scores are removed
+    c.q_tuning.neighbours = "mean"  # mean | sum
+    return c

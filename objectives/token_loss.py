@@ -14,13 +14,23 @@ from objectives.cross_entropy import TokenStatistics
 class Denominators(NamedTuple):
     """What the sums are divided by, over the whole global, accumulated batch; float32 scalars."""
 
-    weight: jax.Array  # sum of token weights
+    weight: jax.Array  # sum of token weights, or of the data's under normalisation "all"
     targets: jax.Array  # number of targets: tokens to which the data gives any weight
 
 
-def denominators(weights_BT: jax.Array, data_weights_BT: jax.Array) -> Denominators:
-    """The denominators of a batch whose tokens are weighted by `weights`."""
-    return Denominators(jnp.sum(weights_BT), jnp.sum(data_weights_BT != 0, dtype=jnp.float32))
+def denominators(
+    weights_BT: jax.Array, data_weights_BT: jax.Array, normaliser: str = "kept"
+) -> Denominators:
+    """The denominators of a batch whose tokens are weighted by `weights`; constants.
+
+    The weights are divided by their own sum ("kept") or by that of the data's weights ("all"); see
+    `objectives.weighting.normalise`.
+    """
+    divisor_BT = {"kept": weights_BT, "all": data_weights_BT}[normaliser]
+    return Denominators(
+        jax.lax.stop_gradient(jnp.sum(divisor_BT)),
+        jnp.sum(data_weights_BT != 0, dtype=jnp.float32),
+    )
 
 
 def masked_sum(weights_BT: jax.Array, values_BT: jax.Array) -> jax.Array:

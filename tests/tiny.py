@@ -22,8 +22,11 @@ def config(**overrides) -> ConfigDict:
     c.checkpoint.update(every_steps=3, every_minutes=0.0)
     c.evaluation.update(every_steps=0, batches=1, sample_tokens=0)
     for name, value in overrides.items():
-        section, key = name.split("__")
-        c[section][key] = value
+        *sections, key = name.split("__")
+        section = c
+        for part in sections:
+            section = section[part]
+        section[key] = value
     return c
 
 

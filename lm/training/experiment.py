@@ -3,7 +3,7 @@ anything is compiled or written.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -19,8 +19,8 @@ from lm.model.transformer import Model, make_model
 from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
 from lm.training.state import make_init, parameter_shapes, state_shardings
-from lm.training.step import make_train_step
-from objectives.weighting import WEIGHTINGS, Weighting
+from lm.training.step import EMA_REFERENCE, make_train_step
+from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
 
 
 class Experiment(NamedTuple):
@@ -76,12 +76,15 @@ def build(
         mesh, config.train.batch_size, config.train.accumulation, config.data.sequence_length
     )
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
-    weighting = make_weighting(config.objective)
+    weighting = make_weighting(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
     shapes = parameter_shapes(model)
     optimizer, schedule = make_optimizer(config.optimizer, config.train.steps, shapes)
     return Experiment(config, mesh, model, optimizer, schedule, weighting)
 
+
+# Names of the arrays of a batch, as `lm.data.batches` makes it.
+BATCH_KEYS = ("tokens", "targets", "weights", "segment_ids", "positions", "num_bytes")
 
 # Key -> smallest valid value, for the keys that no other module checks.
 _MINIMA = {
@@ -115,11 +118,61 @@ def check_numbers(config: ConfigDict) -> None:
         raise InputError(f"train.ema_decay={config.train.ema_decay} must be below 1 (0 is off)")
 
 
-def make_weighting(c: ConfigDict) -> Weighting:
-    """The weighting named by `objective.weighting`."""
-    check_choice("objective.weighting", c.weighting, tuple(WEIGHTINGS))
-    factory = WEIGHTINGS[c.weighting]
-    return factory(**{name: c[name] for name in inspect.signature(factory).parameters})
+def make_weighting(config: ConfigDict) -> Weighting:
+    """The product of the weightings named by `objective.weighting`, normalised as it says.
+
+    Raises:
+      InputError: an unknown name, a bad hyper-parameter, or a weighting that needs what a run of
+        this config cannot give it.
+    """
+    c = config.objective
+    names = [name.strip() for name in c.weighting.replace("*", ",").split(",")]
+    members = []
+    for name in names:
+        check_choice("objective.weighting", name, tuple(WEIGHTINGS))
+        if names.count(name) > 1:
+            raise InputError(f"objective.weighting={c.weighting!r} names {name!r} twice")
+        hyper = c[name].to_dict() if name in c else {}
+        try:
+            weighting = WEIGHTINGS[name](**hyper)
+        except ValueError as error:
+            raise InputError(f"objective.{name}.{error}") from None
+        _check_needs(name, weighting, config.train.ema_decay > 0)
+        members.append(weighting)
+    check_choice("objective.normalisation", c.normalisation, NORMALISATIONS)
+    try:
+        return normalise(chain(*members), c.normalisation)
+    except ValueError:
+        raise InputError(
+            f"objective.normalisation={c.normalisation!r} would cancel the negative weights of "
+            f"objective.weighting={c.weighting!r}; valid: 'all'"
+        ) from None
+
+
+def _check_needs(name: str, weighting: Weighting, ema: bool) -> None:
+    """Raises InputError, naming what is missing."""
+    missing = [key for key in weighting.batch_keys if key not in BATCH_KEYS]
+    if missing:
+        raise InputError(
+            f"objective.weighting={name!r} needs {' and '.join(missing)} in every batch, which the "
+            "data of a run does not have"
+        )
+    missing = [r for r in weighting.references if not (ema and r == EMA_REFERENCE)]
+    if not missing:
+        return
+    where = [key for key, value in _defaults(WEIGHTINGS[name]).items() if value in missing]
+    hint = f"; objective.{name}.{where[0]}={EMA_REFERENCE!r}" if where else ""
+    hint += " with train.ema_decay above 0 takes the moving average of the model" if where else ""
+    if EMA_REFERENCE in missing:
+        hint = ": set train.ema_decay above 0"
+    raise InputError(
+        f"objective.weighting={name!r} needs the reference {' and '.join(missing)}, which this run "
+        f"cannot provide{hint}"
+    )
+
+
+def _defaults(factory: Callable[..., Weighting]) -> dict[str, Any]:
+    return {name: p.default for name, p in inspect.signature(factory).parameters.items()}
 
 
 class Data(NamedTuple):

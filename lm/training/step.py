@@ -13,13 +13,16 @@ from ml_collections import ConfigDict
 
 from lm.model.transformer import Model
 from lm.training.state import TrainState
-from objectives.cross_entropy import token_statistics
+from objectives.cross_entropy import TokenStatistics, token_statistics
 from objectives.token_loss import denominators, masked_sum, token_loss
-from objectives.weighting import Weighting
+from objectives.weighting import Weighting, weight_metrics
 
 # The moving average of the gradient norm that defines a spike.
 _NORM_MEMORY = 0.99
 _NORM_WARMUP = 20
+
+# The reference that holds the losses of the moving average of the parameters.
+EMA_REFERENCE = "ema_nll"
 
 
 def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
@@ -41,41 +44,98 @@ def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
 def make_gradients(
     statistics: Callable[..., Any], weighting: Weighting, *, z_loss: float, accumulation: int
 ) -> Callable[..., Any]:
-    """(params, batch, weighting state, step) -> (gradients, metrics, weighting state).
+    """(params, batch, weighting state, step, models) -> (gradients, metrics, weighting state).
 
     The loss is that of `objectives.token_loss` over the whole batch, whatever the number of
-    micro-batches: token weights and denominators are settled first, then the gradients of the
-    micro-batches are added in float32. (A mean of micro-batch means is another loss as soon as
-    their weights differ.)
+    micro-batches, and so are the statistics that a weighting takes of the batch. (A mean of
+    micro-batch means is another loss as soon as their weights differ.)
+
+    With one micro-batch the weights are computed inside its only forward pass. With more, weights
+    and denominators are settled on the whole batch first; where they need statistics, a forward
+    pass of its own gathers them, micro-batch by micro-batch, and the gradient of the loss in the
+    gathered [B, T] arrays is what the micro-batches then pass back. Gradients are added in float32.
+
+    `models` maps the name of a reference to the parameters whose losses it holds.
     """
 
-    def gradients(params, batch, weighting_state, step):
-        weights_BT, weighting_state, extra = weighting.weigh(None, batch, {}, weighting_state, step)
-        weights_BT = jax.lax.stop_gradient(weights_BT)
-        totals = denominators(weights_BT, batch["weights"])
+    def settle(statistics_BT, batch, references, state, step):
+        """Weights and denominators of the whole batch, state and metrics of the weighting."""
+        weights_BT, state, extra = weighting.weigh(statistics_BT, batch, references, state, step)
+        if weighting.detached:
+            weights_BT = jax.lax.stop_gradient(weights_BT)
+        totals = denominators(weights_BT, batch["weights"], weighting.normaliser)
+        shape = weight_metrics(weights_BT, batch["weights"]) if weighting.report else {}
+        return weights_BT, totals, state, extra | shape | {"weight_sum": jnp.sum(weights_BT)}
 
-        def loss(params, micro, weights):
-            return token_loss(statistics(params, micro), weights, micro["weights"], totals, z_loss)
+    def loss_of_statistics(statistics_BT, batch, references, state, step):
+        weights_BT, totals, state, extra = settle(statistics_BT, batch, references, state, step)
+        value, parts = token_loss(statistics_BT, weights_BT, batch["weights"], totals, z_loss)
+        return value, (parts | extra, state)
 
-        value_and_grad = jax.grad(loss, has_aux=True)
+    # The statistics that a gradient comes back through. To leave the entropy out is not only to
+    # multiply it by zero: it costs a quarter of the head's forward pass.
+    if weighting.detached:
+        passed_back = ("nll", "logsumexp") if z_loss else ("nll",)
+    else:
+        passed_back = TokenStatistics._fields
+
+    def split(tree):
+        # Row r goes to micro-batch r mod A: each device keeps its rows.
+        return jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), tree
+        )
+
+    def gather(params, batch):
         if accumulation == 1:
-            grads, parts = value_and_grad(params, batch, weights_BT)
-            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-        else:
-            # Row r goes to micro-batch r mod A: each device keeps its rows.
-            split = jax.tree.map(
-                lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1),
-                (batch, weights_BT),
-            )
+            return statistics(params, batch)
+        _, parts = jax.lax.scan(lambda _, micro: ((), statistics(params, micro)), (), split(batch))
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
-            def add(sums, micro):
-                one = value_and_grad(params, *micro)
-                return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, one), None
+    def add_up(value_and_grad, params, micro_batches):
+        """The sum of (gradients, parts) over the micro-batches."""
 
-            shapes = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda x: x[0], split))
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-            (grads, parts), _ = jax.lax.scan(add, zeros, split)
-        return grads, parts | extra | {"weight_sum": totals.weight}, weighting_state
+        def add(sums, micro):
+            one = value_and_grad(params, *micro)
+            return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, one), None
+
+        first = jax.tree.map(lambda x: x[0], micro_batches)
+        shapes = jax.eval_shape(value_and_grad, params, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+        return jax.lax.scan(add, zeros, micro_batches)[0]
+
+    def gradients(params, batch, state, step, models=None):
+        references = {name: gather(p, batch).nll for name, p in (models or {}).items()}
+
+        if accumulation == 1:
+
+            def loss(params):
+                return loss_of_statistics(statistics(params, batch), batch, references, state, step)
+
+            grads, (metrics, state) = jax.grad(loss, has_aux=True)(params)
+            return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics, state
+
+        if not weighting.uses_statistics:
+            weights_BT, totals, state, extra = settle(None, batch, references, state, step)
+
+            def part(params, micro, weights):
+                stats = statistics(params, micro)
+                return token_loss(stats, weights, micro["weights"], totals, z_loss)
+
+            part_and_grad = jax.grad(part, has_aux=True)
+            grads, parts = add_up(part_and_grad, params, split((batch, weights_BT)))
+            return grads, parts | extra, state
+
+        slopes, (metrics, state) = jax.grad(loss_of_statistics, has_aux=True)(
+            gather(params, batch), batch, references, state, step
+        )
+
+        def part(params, micro, slopes):
+            stats = statistics(params, micro)
+            terms = [masked_sum(getattr(slopes, f), getattr(stats, f)) for f in passed_back]
+            return sum(terms), ()
+
+        grads, _ = add_up(jax.grad(part, has_aux=True), params, split((batch, slopes)))
+        return grads, metrics, state
 
     return gradients
 
@@ -102,8 +162,9 @@ def make_train_step(
     )
 
     def train_step(state, batch):
+        models = {name: state.ema for name in weighting.references if name == EMA_REFERENCE}
         grads, metrics, weighting_state = gradients(
-            state.params, batch, state.weighting, state.step
+            state.params, batch, state.weighting, state.step, models
         )
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & (metrics["weight_sum"] != 0)

@@ -1,0 +1,476 @@
+"""Each weighting against the numbers of its paper or code, and against its definition."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import weightings
+
+from objectives.cross_entropy import TokenStatistics
+from objectives.token_loss import denominators, token_loss
+from objectives.weighting import WEIGHTINGS, chain, normalise, weight_metrics
+from objectives.weighting.critical_token import contrast_probability
+from objectives.weighting.fait import error_mask
+from objectives.weighting.q_tuning import choose_rows, smoothed_perplexity
+from objectives.weighting.selection import highest, share_of
+
+P_TOY = [0.9, 0.5, 0.2, 0.05]
+FIRST = jnp.zeros((), jnp.int32)
+SIGNED = [WEIGHTINGS[name] for name in ("sat_imp", "sim_sat", "sim_imp", "wga")]
+
+
+def array(*values):
+    """One row."""
+    return jnp.asarray([values], jnp.float32)
+
+
+def statistics(nll, entropy=None):
+    nll = jnp.asarray(nll, jnp.float32)
+    entropy = jnp.zeros_like(nll) if entropy is None else jnp.asarray(entropy, jnp.float32)
+    return TokenStatistics(nll, jnp.zeros_like(nll), entropy, -nll)
+
+
+def dense_statistics(logits, targets):
+    log_p = jax.nn.log_softmax(logits)
+    at_target = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    entropy = -(jnp.exp(log_p) * log_p).sum(-1)
+    return TokenStatistics(-at_target, jax.nn.logsumexp(logits, -1), entropy, at_target)
+
+
+TOY = statistics(-np.log([P_TOY]))
+
+
+def plain(shape, **more):
+    segments = jnp.ones(shape, jnp.int32)
+    return {"weights": jnp.ones(shape, jnp.float32), "segment_ids": segments} | more
+
+
+def weigh(weighting, stats, batch=None, state=None, step=FIRST, **references):
+    batch = plain(stats.nll.shape) if batch is None else batch
+    state = weighting.init() if state is None else state
+    return weighting.weigh(stats, batch, references, state, step)
+
+
+def loss_of(weighting, stats, batch=None, **references):
+    batch = plain(stats.nll.shape) if batch is None else batch
+    weights, _, _ = weigh(weighting, stats, batch, **references)
+    totals = denominators(weights, batch["weights"], weighting.normaliser)
+    return token_loss(stats, weights, batch["weights"], totals, 0.0)[0]
+
+
+def near(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(actual).squeeze(), expected, atol=tolerance)
+
+
+def test_rho1_toy():
+    reference = {"reference_nll": array(0.2, 0.3, 0.5, 2.5)}
+    rho1 = WEIGHTINGS["rho1"](keep=0.5)
+    near(weigh(rho1, TOY, **reference)[0], [0, 0, 1, 1])
+    near(loss_of(rho1, TOY, **reference), 2.302585)
+    near(loss_of(WEIGHTINGS["rho1"](keep=1.0), TOY, **reference), 1.350919)
+
+
+def test_rho1_chooses_over_the_batch_and_ss_token_in_each_row():
+    stats = statistics([[5.0, 6.0], [1.0, 2.0]])
+    zero = jnp.zeros((2, 2))
+    rho1 = WEIGHTINGS["rho1"](keep=0.5)
+    near(weigh(rho1, stats, reference_nll=zero)[0], [[1, 1], [0, 0]])
+    ss_token = WEIGHTINGS["ss_token"](keep=0.5, gamma=1.0)
+    near(weigh(ss_token, stats, history_nll=zero)[0], [[1, 0], [1, 0]])
+
+
+def test_ss_token_toy():
+    given = {
+        "history_nll": array(0.3, 0.9, 1.4, 3.2),
+        "attention": array(0.1, 0.4, 0.3, 0.2),
+    }
+    near(loss_of(WEIGHTINGS["ss_token"](attention_row="predictor"), TOY, **given), 1.264747)
+    # The rows of the labels are one later: the same numbers, moved there.
+    moved = given | {"attention": array(9.0, 0.1, 0.4, 0.3)}
+    weights, _, _ = weigh(WEIGHTINGS["ss_token"](keep=0.5, gamma=0.0), TOY, **moved)
+    near(weights, [0, 1, 1, 1])  # 0.3 is its own and the one before: a tie, both are kept
+
+
+@pytest.mark.parametrize(("alpha", "loss"), [(1.0, 1.910896), (2.0, 2.168116), (0.0, 1.350919)])
+def test_prior_toy(alpha, loss):
+    prior = WEIGHTINGS["prior"](alpha=alpha)
+    near(loss_of(prior, TOY, prior_nll=TOY.nll), loss)
+    if alpha == 1:
+        expected = [0.170213, 0.851064, 1.361702, 1.617021]
+        near(weigh(prior, TOY, prior_nll=TOY.nll)[0], expected)
+    near(loss_of(prior, TOY, prior_nll=jnp.full((1, 4), 0.7)), 1.350919)
+
+
+def test_fait():
+    np.testing.assert_array_equal(error_mask("abcd", "axcd"), [False, True, False, False])
+    given = {"error_mask": array(0, 1, 1, 0), "faulty_log_probability": jnp.full((1, 4), -1.0)}
+    correct = np.log([0.5, 0.2]).mean()
+    inside = 1 + 3 / (1 + np.exp(1 + correct))
+    near(weigh(WEIGHTINGS["fait"](strength=3.0), TOY, **given)[0], [1, inside, inside, 1])
+
+
+@pytest.mark.parametrize(
+    ("weighting", "loss"),
+    [
+        (WEIGHTINGS["sat_imp"](5.0, 1.0), -0.004366),
+        (WEIGHTINGS["sat_imp"](5.0, 0.1), -0.017533),
+        (WEIGHTINGS["sat_imp"](0.0, 0.0), -1.350919),
+        (WEIGHTINGS["wga"](), -0.228268),
+        (WEIGHTINGS["sim_sat"](1.0), -0.228268),
+        (WEIGHTINGS["sat_imp"](0.0, 2.0), -np.mean([0.001054, 0.173287, 1.03004, 2.703648])),
+        (WEIGHTINGS["sim_imp"](2.0), -np.mean([0.001054, 0.173287, 1.03004, 2.703648])),
+        (normalise(WEIGHTINGS["dft"](), "all"), 0.228268),
+        (normalise(WEIGHTINGS["focal"](), "all"), np.mean([0.001054, 0.173287, 1.03004, 2.703648])),
+    ],
+)
+def test_powers_of_the_probability_toy(weighting, loss):
+    near(loss_of(weighting, TOY), loss)
+
+
+def test_sat_imp_toy_weights():
+    weights, _, _ = weigh(WEIGHTINGS["sat_imp"](5.0, 1.0, ascend=False), TOY)
+    near(weights, [0.059049, 0.015625, 0.000256, 0], 1e-6)
+
+
+def test_uskd_toy():
+    stats = statistics(-np.log([[0.6, 0.8]]))
+    near(weigh(WEIGHTINGS["uskd"](), stats)[0], [0.86, 1.14])
+
+
+def test_frequency_equity_toy():
+    weights, _, _ = weigh(WEIGHTINGS["frequency_equity"](), TOY, likelihood=array(0, 1, 0.5, 0.5))
+    near(weights, [1, 0.5, 0.515625, 0.515625])
+
+
+def test_critical_token_toy():
+    positive, negative = jnp.asarray([2.0, 0.0]), jnp.asarray([0.0, 2.0])
+    p = jnp.stack([contrast_probability(positive, negative, jnp.asarray(i)) for i in (0, 1)])
+    near(p, [0.997527, 0.002473])
+    stats = statistics([[1.0, 1.0]])
+    weights, _, _ = weigh(WEIGHTINGS["critical_token"](), stats, contrast_probability=p[None])
+    near(weights, [0.002473, 0.997527])
+
+
+def test_block_sensitive():
+    full = array(0.105361, 0.193147, 1.609438, 1.995732)
+    weights, _, _ = weigh(WEIGHTINGS["block_sensitive"](strength=2.0), TOY, full_nll=full)
+    near(weights, [1, 2, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "temperature", "expected"),
+    [
+        ("lin_upper", 1.0, [0.119271, 0.232307, 0.324211, 0.324211]),
+        ("lin_upper", 0.4, [0.032616, 0.172687, 0.397348, 0.397348]),
+        ("lin_upper", 100.0, [0.248337, 0.249998, 0.250833, 0.250833]),
+        ("quadratic", 1.0, [0.14567, 0.35433, 0.35433, 0.14567]),
+        ("quadratic", 0.4, [0.048886, 0.451114, 0.451114, 0.048886]),
+        ("extremes", 1.0, [0.330378, 0.169622, 0.169622, 0.330378]),
+        ("extremes", 0.4, [0.420565, 0.079435, 0.079435, 0.420565]),
+    ],
+)
+def test_dynamic_toy(strategy, temperature, expected):
+    stats = statistics([[1.0], [2.0], [3.0], [4.0]])
+    dynamic = WEIGHTINGS["dynamic"](strategy=strategy, temperature=temperature)
+    near(weigh(dynamic, stats)[0] / 4, expected)
+    near(weigh(dynamic, statistics(3 * stats.nll + 5))[0] / 4, expected)
+    near(loss_of(normalise(dynamic, "sequence"), stats), np.dot(expected, [1, 2, 3, 4]), 1e-5)
+
+
+def test_dynamic_anneals():
+    stats = statistics([[1.0], [2.0], [3.0], [4.0]])
+    options = {"temperature": 0.5, "burn_in": 2, "anneal_steps": 8, "initial_temperature": 8.0}
+
+    def temperature(step, **more):
+        weighting = WEIGHTINGS["dynamic"](**options, **more)
+        weights, _, metrics = weigh(weighting, stats, step=jnp.asarray(step))
+        constant = WEIGHTINGS["dynamic"](temperature=1 / max(metrics.popitem()[1], 1e-9))
+        near(weights, weigh(constant, stats)[0].squeeze())
+        return np.log(weights[3, 0] / weights[0, 0]) and 1 / np.log(weights[3, 0] / weights[0, 0])
+
+    assert temperature(1) == 0
+    near([temperature(s) for s in (2, 7, 8, 9)], [8, 8, 0.5, 0.5], 1e-4)
+    near([temperature(s, anneal="geometric") for s in (4, 8, 20)], [2, 0.5, 0.5], 1e-4)
+
+
+def test_glow_toy_and_its_table():
+    glow = WEIGHTINGS["glow"](samples=4, alpha=1.0, beta=10.0)
+    stats = statistics([[1.1, 0.9], [2.0, 2.0], [3.0, 3.0]])
+    ids = {"sample_ids": jnp.asarray([2, 0, 3], jnp.int32)}
+    b = plain((3, 2), **ids)
+    weights, table, metrics = weigh(glow, stats, b)
+    near(weights, np.ones((3, 2)))
+    near(table, [2, -1, 1, 3])
+    assert metrics["glow_seen"] == 0
+    later = statistics(stats.nll + jnp.asarray([[0.1], [-1.0], [0.0]]))
+    weights, table, metrics = weigh(glow, later, b, table)
+    near(weights[:, 0], [0.731059, 0.5, 0.5])
+    near(table, [1, -1, 1.1, 3])
+    assert metrics["glow_seen"] == 1
+    neutral = WEIGHTINGS["glow"](samples=4, alpha=2.0, beta=10.0)
+    near(weigh(neutral, later, b, table)[0], np.ones((3, 2)))
+
+
+def test_glow_refuses_an_unknown_sample_but_not_a_row_without_targets():
+    glow = WEIGHTINGS["glow"](samples=4)
+    stats = statistics([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    b = plain((5, 1), sample_ids=jnp.asarray([4, -1, 1, 1, 9], jnp.int32))
+    b["weights"] = b["weights"].at[4].set(0.0)
+    weights, table, _ = weigh(glow, stats, b)
+    near(weights, [np.nan, np.nan, 1, 1, 0])
+    near(table, [-1, 4, -1, -1])
+    np.testing.assert_array_equal(weigh(glow, stats, {**b, "weights": 0 * b["weights"]})[0], 0)
+
+
+def test_q_tuning_toy_score():
+    ppl = np.log([[2.0, 10.0, 12.0, 3.0]])
+    live = jnp.ones((1, 4), bool)
+    near(smoothed_perplexity(jnp.asarray(ppl), live, 0.5), [4, 8.5, 9.25, 5.25])
+    near(smoothed_perplexity(jnp.asarray(ppl), live, 0.5, "sum"), [7, 12, 12.5, 9])
+    near(smoothed_perplexity(jnp.asarray(ppl), live, 0.0), np.exp(ppl[0]), 1e-4)
+    near(smoothed_perplexity(jnp.asarray(ppl), live.at[0, 1].set(False), 0.5)[0, 2], 9.75)
+
+
+def test_q_tuning_quadrants():
+    ppl = jnp.asarray([1.0, 9.0, 8.5, 1.5, 5.0, 4.0, 5.5, 4.5])
+    entropy = jnp.asarray([9.0, 1.0, 8.6, 1.4, 5.1, 4.4, 4.9, 5.3])
+    live = jnp.ones(8, bool)
+    (whole, pruned), more = jax.jit(
+        lambda: [choose_rows(ppl, entropy, live, share) for share in (0.25, 0.75)]
+    )()
+    np.testing.assert_array_equal(np.flatnonzero(whole), [0])  # expected, but with doubts
+    np.testing.assert_array_equal(np.flatnonzero(pruned), [1])  # unexpected, without doubts
+    assert not np.any(more[0] & more[1])
+    assert (more[0] | more[1]).sum() == 6
+    stats = statistics(
+        np.log([[0.5, 1.0, 1.5, 1.0], [1.0, 4.0, 15.0, 16.0]] * 2),
+        np.repeat([9, 1, 8, 2], 4).reshape(4, 4),
+    )
+    weights, lowest = jax.jit(
+        lambda: [
+            weigh(WEIGHTINGS["q_tuning"](0.5, 0.5, prune=prune), stats)[0]
+            for prune in ("highest", "lowest")
+        ]
+    )()
+    near(weights, [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    near(lowest[1], [0, 0, 1, 1])
+
+
+@functools.cache
+def toy_statistics():
+    return jax.jit(weightings.bigram_statistics)(weightings.bigram(), weightings.batch())
+
+
+def loss_and_gradient(weighting, b):
+    def loss(params, b):
+        stats = weightings.bigram_statistics(params, b)
+        weights, _, _ = weighting.weigh(stats, b, {}, weightings.state(weighting), FIRST)
+        totals = denominators(weights, b["weights"], weighting.normaliser)
+        return token_loss(stats, weights, b["weights"], totals, 0.1)[1]["loss"]
+
+    # The batch is an argument: the compiler adds up a constant one in another order.
+    return jax.jit(jax.value_and_grad(loss))(weightings.bigram(), b)
+
+
+@functools.cache
+def cross_entropy():
+    return loss_and_gradient(weightings.make("uniform"), weightings.batch())
+
+
+@pytest.mark.parametrize("name", weightings.METHODS)
+def test_neutral_hyper_parameters_are_cross_entropy_bit_for_bit(name):
+    """Loss and gradients, after any step."""
+    neutral = weightings.make(name, neutral=True)
+    actual = loss_and_gradient(neutral, weightings.batch())
+    expected = jax.tree.map(jnp.negative, cross_entropy()) if neutral.signed else cross_entropy()
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+# Normalisation is not the business of a weighting: one of them stands for all.
+BY = [(name, "all" if WEIGHTINGS[name] in SIGNED else "kept") for name in weightings.METHODS]
+
+
+@pytest.mark.parametrize(("name", "by"), [*BY, ("dft", "all"), ("dft", "sequence")])
+def test_gradient_is_weight_times_p_minus_y(name, by):
+    """d loss / d logits = w (softmax - onehot) / normaliser, where the weight is detached."""
+    weighting = normalise(weightings.make(name), by)
+    b = weightings.batch(rows=4, length=8)
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 37)), jnp.float32)
+
+    def loss(logits):
+        stats = dense_statistics(logits, b["targets"])
+        weights, _, _ = weighting.weigh(stats, b, {}, weightings.state(weighting), FIRST)
+        totals = denominators(weights, b["weights"], weighting.normaliser)
+        return token_loss(stats, weights, b["weights"], totals, 0.0)[0], weights
+
+    gradient, weights = jax.jit(jax.grad(loss, has_aux=True))(logits)
+    share = weights / (b["weights"].sum() if by == "all" else weights.sum())
+    slope = jax.nn.softmax(logits) - jax.nn.one_hot(b["targets"], 37)
+    largest = np.abs(gradient - share[..., None] * slope).max()
+    assert largest < 1e-6 if weighting.detached else largest > 1e-4
+    assert weights.dtype == jnp.float32
+    assert not np.any(weights[b["weights"] == 0])
+    # Negative control: these hyper-parameters are not neutral.
+    even = b["weights"] / b["weights"].sum()
+    assert name == "uniform" or np.abs(share - even).max() > 1e-4
+
+
+@pytest.mark.parametrize("by", ["kept", "sequence"])
+def test_negative_weights_are_not_divided_by_their_own_sum(by):
+    with pytest.raises(ValueError, match="sign"):
+        normalise(WEIGHTINGS["wga"](), by)
+
+
+def test_focal_gradient_is_that_of_the_focal_loss():
+    logits = jnp.asarray([[[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]]])
+    targets = jnp.zeros((1, 2), jnp.int32)
+    b = plain((1, 2))
+
+    def ours(logits, detach):
+        stats = dense_statistics(logits, targets)
+        weights, _, _ = weigh(WEIGHTINGS["focal"](0.5, detach), stats, b)
+        return jnp.sum(weights * stats.nll)
+
+    def definition(logits):
+        p = jax.nn.softmax(logits)[..., 0]
+        return jnp.sum((1 - p) ** 0.5 * -jnp.log(p))
+
+    expected = jax.grad(definition)(logits)
+    near(jax.grad(ours)(logits, False), expected.squeeze(), 1e-6)
+    assert np.abs(jax.grad(ours)(logits, True) - expected).max() > 0.05
+
+
+@pytest.mark.parametrize("name", [n for n in weightings.METHODS if n != "uniform"])
+def test_nan_makes_the_loss_nan_and_an_empty_batch_has_no_weight(name):
+    """A NaN of a live token is never a token less; masked tokens may hold anything."""
+    weighting = weightings.make(name)
+    b, stats = weightings.batch(), toy_statistics()
+    live = tuple(np.argwhere(b["weights"])[0])
+
+    @jax.jit
+    def run(stats, b):
+        weights, _, _ = weighting.weigh(stats, b, {}, weightings.state(weighting), FIRST)
+        totals = denominators(weights, b["weights"], weighting.normaliser)
+        return token_loss(stats, weights, b["weights"], totals, 0.0)[0], weights.sum()
+
+    assert np.isfinite(run(stats, b)[0])
+    for key in weighting.references:
+        # The attention to a target stands elsewhere, but in the same row.
+        where = live if key != "attention" else live[0]
+        assert np.isnan(run(stats, {**b, key: b[key].at[where].set(jnp.nan)})[0])
+    broken = jax.tree.map(lambda x: x.at[live].set(jnp.nan), stats)
+    assert np.isnan(run(broken, b)[0])
+    assert run(stats, {**b, "weights": jnp.zeros_like(b["weights"])}) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "message"),
+    [
+        ("rho1", {"keep": 0.0}, "keep=0.0 must be above 0 and at most 1"),
+        ("rho1", {"keep": 1.5}, "keep=1.5"),
+        ("rho1", {"keep": float("nan")}, "keep=nan"),
+        ("ss_token", {"keep": -1.0}, "keep=-1.0"),
+        ("ss_token", {"gamma": 2.0}, "gamma=2.0"),
+        ("ss_token", {"attention_row": "query"}, "attention_row='query'"),
+        ("prior", {"alpha": -1.0}, "alpha=-1.0"),
+        ("dynamic", {"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ("dynamic", {"strategy": "upper"}, "lin_upper"),
+        ("glow", {}, "samples=0 must be at least 1"),
+        ("q_tuning", {"keep_tokens": 0.0}, "keep_tokens=0.0"),
+        ("focal", {"gamma": -1.0}, "gamma=-1.0 must be at least 0"),
+    ],
+)
+def test_bad_hyper_parameters_are_refused(name, hyper, message):
+    with pytest.raises(ValueError, match=message):
+        WEIGHTINGS[name](**hyper)
+
+
+def test_a_missing_reference_is_named():
+    with pytest.raises(ValueError, match="'reference_nll' is missing; given: ema_nll"):
+        weigh(WEIGHTINGS["rho1"](), TOY, ema_nll=TOY.nll)
+
+
+def test_chain_multiplies():
+    b, stats = weightings.batch(), toy_statistics()
+    parts = [weightings.make(name) for name in ("dft", "glow", "uniform", "rho1")]
+    weighting = chain(*parts)
+    states = tuple(weightings.state(part) for part in parts)
+    weights, new, metrics = weighting.weigh(stats, b, {}, states, FIRST)
+    live = b["weights"] != 0
+    expected = jnp.ones_like(weights)
+    for part, state in zip(parts, states, strict=True):
+        expected *= part.weigh(stats, b, {}, state, FIRST)[0] / jnp.where(live, b["weights"], 1)
+    near(weights, np.asarray(expected * b["weights"]), 1e-6)
+    assert len(new) == len(weighting.init()) == 4
+    assert {"glow_seen"} <= set(metrics)
+    assert weighting.uses_statistics
+    assert weighting.detached
+    assert weighting.batch_keys == ("sample_ids",)
+    assert not chain(weightings.make("dft"), weightings.make("focal")).detached
+    signed = chain(weightings.make("dft"), weightings.make("wga"))
+    assert signed.signed
+    assert signed.normaliser == "all"
+    with pytest.raises(ValueError, match="at least one"):
+        chain()
+
+
+def test_normalisations():
+    nll = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 0.0, 0.0]]
+    b = plain((2, 4))
+    b["weights"] = b["weights"].at[1, 2:].set(0.0)
+    weighting = WEIGHTINGS["dft"](exponent=0.1)
+    u = np.exp(-0.1 * np.asarray(nll)) * np.asarray(b["weights"])
+    by_row = (u * nll).sum(1) / [4, 2]
+    expected = {
+        "kept": (u * nll).sum() / u.sum(),
+        "all": (u * nll).sum() / 6,
+        "sequence": by_row.sum() / (u.sum(1) / [4, 2]).sum(),
+    }
+    assert len({round(x, 2) for x in expected.values()}) == 3
+    for by, loss in expected.items():
+        near(loss_of(normalise(weighting, by), statistics(nll), b), loss)
+    with pytest.raises(ValueError, match="kept, all, sequence"):
+        normalise(weighting, "mean")
+
+
+def test_metrics_of_the_weights():
+    data = jnp.asarray([[1.0, 1.0, 2.0, 1.0, 0.0]])
+    values = weight_metrics(jnp.asarray([[1.0, 0.0, 2.0, 1.0, 0.0]]), data)
+    near(values["kept_share"], 0.75)
+    near(values["weight_entropy"], -(0.5 * np.log(0.25) + 0.5 * np.log(0.5)))
+    near(values["effective_sample_size"], 16 / 6)
+    near(weight_metrics(data[:, :2], data[:, :2])["weight_entropy"], np.log(2))
+    empty = weight_metrics(0 * data, 0 * data)
+    assert [float(x) for x in empty.values()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.35, 0.6, 0.999])
+def test_highest_is_a_sort(share, axis):
+    rng = np.random.default_rng(0)
+    score = (rng.standard_normal((7, 33)) * 10.0 ** rng.integers(-30, 30, (7, 33))).astype("f4")
+    mask = rng.random((7, 33)) > 0.3
+    mask[3] = False
+    got = np.asarray(
+        jax.jit(highest, static_argnums=(2,), static_argnames="axis")(score, mask, share, axis=axis)
+    )
+    for s, m, g in [(score, mask, got)] if axis is None else zip(score, mask, got, strict=True):
+        k = -int(-m.sum() * round(share * 1000) // 1000)
+        assert g.sum() == k
+        if k:
+            np.testing.assert_array_equal(g, m & (s >= np.sort(s[m])[-k]))
+
+
+def test_highest_keeps_ties_and_both_zeros():
+    score = jnp.asarray([[0.0, -0.0, 1.0, -1.0, -jnp.inf]])
+    kept = highest(score, jnp.ones((1, 5), bool), 0.4, axis=1)
+    np.testing.assert_array_equal(kept, [[True, True, True, False, False]])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.7, 1.0])
+def test_share_is_exact_where_float32_is_not(share):
+    counts = np.asarray([1, 5, 10, 4096, 16_777_217, 2_000_000_000], np.int32)
+    exact = [-(-int(n) * round(share * 10) // 10) for n in counts]
+    np.testing.assert_array_equal(jax.vmap(lambda n: share_of(n, share))(counts), exact)
