@@ -92,8 +92,9 @@ def absmax(
       s = max |w| / (Q + 0.5) (bound "half": it lies at the outer edge of the top level)
       d w_q / d w = 1
 
-    "level" is the grid of arXiv 2505.14302; "half" is that of qwix 0.1.8, bit for bit, on which
-    -max |w| goes to -(Q + 1) s, beyond itself, and +max |w| to Q s.
+    "level" is the grid of arXiv 2505.14302; "half" is that of qwix 0.1.8, bit for bit. On it the
+    largest weight is a tie between two levels: +max |w| goes to Q s, and -max |w| to -(Q + 1) s,
+    beyond itself, or to -Q s, as the last bit of the division falls.
 
     Args:
       bits: 2 to 8.
