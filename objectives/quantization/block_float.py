@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from objectives.quantization.base import Coding, Quantizer, check_bits, make_layout
+from objectives.quantization.base import (
+    Coding,
+    Quantizer,
+    check_bits,
+    make_layout,
+    power_below,
+)
 from objectives.quantization.data_scale import from_data, usable
 
 # Scales of MX are powers of two with 8 bits of exponent (E8M0); 2^-127 is subnormal in float32.
@@ -37,10 +43,8 @@ class Float(NamedTuple):
         return cls(np.dtype(dtype), info.bits, info.nmant, int(info.minexp), float(info.max))
 
     def _power(self, x):
-        """2^exponent of |x|, at least that of the smallest normal number; exact, by bits."""
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
-        power = jax.lax.bitcast_convert_type(bits, jnp.float32)
-        return jnp.maximum(power, 2.0**self.smallest_exponent)
+        """2^exponent of |x|, at least that of the smallest normal number."""
+        return jnp.maximum(power_below(x), 2.0**self.smallest_exponent)
 
     def round(self, x: jax.Array) -> jax.Array:
         """The nearest value of the format, as float32."""

@@ -11,7 +11,13 @@ quantizer `dense_shift` puts weights that exist on the same codes, with a scale.
 import jax
 import jax.numpy as jnp
 
-from objectives.quantization.base import Coding, Quantizer, check_bits, make_layout
+from objectives.quantization.base import (
+    Coding,
+    Quantizer,
+    check_bits,
+    make_layout,
+    power_below,
+)
 from objectives.quantization.data_scale import from_data, usable
 
 _WIDTHS = (2, 3, 4)
@@ -48,19 +54,29 @@ def dense_shift(
     def find_grid(w_GKO):
         return usable(layout.reduce(jnp.max, jnp.abs(w_GKO)) * 2.0**-largest), None
 
+    def magnitude(w_GKO, scale):
+        """2^S: the power of two on either side of |w| / alpha that is closer."""
+        y_GKO = jnp.abs(w_GKO) / scale
+        below = power_below(y_GKO)
+        return jnp.clip(jnp.where(y_GKO > 1.5 * below, 2 * below, below), 1, 2.0**largest)
+
     def encode(w_GKO, scale, zero):
         del zero
-        fraction, exponent = jnp.frexp(jnp.abs(w_GKO) / scale)  # [0.5, 1) * 2^exponent
-        shift = jnp.clip(exponent - 1 + (fraction > 0.75), 0, largest)
+        shift = jnp.frexp(magnitude(w_GKO, scale))[1] - 1
         return shift + jnp.where(w_GKO < 0, largest + 1, 0)
 
     def decode(codes, scale, zero):
         del zero
         codes = codes.astype(jnp.int32)
-        magnitude = jnp.ldexp(scale, codes % (largest + 1))
-        return jnp.where(codes > largest, -magnitude, magnitude)
+        powers = jnp.ldexp(scale, codes % (largest + 1))
+        return jnp.where(codes > largest, -powers, powers)
 
-    coding = Coding(encode, decode, 2**bits)
+    def nearest(w_GKO, scale, zero):
+        del zero
+        powers = scale * magnitude(w_GKO, scale)
+        return jnp.where(w_GKO < 0, -powers, powers)
+
+    coding = Coding(encode, decode, 2**bits, nearest)
     return from_data("dense_shift", bits, layout, coding, find_grid)
 
 

@@ -72,7 +72,7 @@ def _learned(
         numel = weights.shape[-2] * weights.shape[-1]
         factor = 1.0 / math.sqrt(numel * levels.numel_factor)
         # A clamped scale keeps its gradient, or it could never grow again.
-        d_scale = factor * layout.reduce(jnp.sum, g_GKO * levels.slope(x_GKO))
+        d_scale = layout.total(factor * g_GKO * levels.slope(x_GKO))
         return d_weights.astype(weights.dtype), layout.squeeze(d_scale).astype(scale.dtype)
 
     quantize.defvjp(forward, backward)

@@ -60,7 +60,7 @@ def test_equals_float64(layer):
     assert result.codes.dtype == jnp.uint8
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 8])
+@pytest.mark.parametrize("block_size", [1, 7])
 def test_block_size_does_not_matter(layer, block_size):
     weights, inputs = layer
     hessian, quantizer = calibration_hessian(inputs), quantization.lsq(bits=4)
@@ -76,18 +76,18 @@ def test_block_size_does_not_matter(layer, block_size):
         quantization.absmax(bits=4),
         quantization.minmax(bits=3, granularity="tensor"),
         quantization.seq(granularity="group", group_size=8),
-        quantization.mxfp4(group_size=8),
     ],
     ids=lambda q: q.name,
 )
 def test_diagonal_hessian_is_rounding(layer, quantizer):
     weights, inputs = layer
     nearest = round_to_nearest(weights, quantizer)
+    run = jax.jit(lambda hessian: gptq(weights, hessian, quantizer))
     for diagonal in (jnp.ones(INPUTS), jnp.linspace(0.1, 3.0, INPUTS)):
-        result = gptq(weights, jnp.diag(diagonal), quantizer)
+        result = run(jnp.diag(diagonal))
         np.testing.assert_allclose(result.weights, nearest, rtol=1e-6)
     # Negative control: another Hessian is another result.
-    other = gptq(weights, calibration_hessian(inputs), quantizer)
+    other = run(calibration_hessian(inputs))
     assert np.abs(other.weights - nearest).max() > 1e-2
 
 

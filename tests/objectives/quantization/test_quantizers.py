@@ -224,11 +224,13 @@ def tie_inputs(case, shape, granularity, seed=0):
 
 
 def value_and_gradients(quantizer):
-    """jit of (weights, scale, cotangent) -> (quantized, d weights, d scale)."""
+    """jit of (weights, scale, cotangent) -> quantized, d weights, d scale, codes, decoded codes."""
 
     def run(weights, scale, cotangent):
         quantized, vjp = jax.vjp(quantizer.quantize, weights, scale)
-        return quantized, *vjp(cotangent)
+        grid = quantizer.grid(weights, scale)
+        codes = quantizer.encode(weights, grid)
+        return quantized, *vjp(cotangent), codes, quantizer.decode(codes, grid)
 
     return jax.jit(run)
 
@@ -252,8 +254,13 @@ def assert_same(case, granularity, actual, weights, scale, cotangent):
         assert actual[2] == ()
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+# The other options of a quantizer have nothing to do with blocks.
+PLACES = [(case, g) for case in CASES for g in GRANULARITIES if case in FIRST or g == "channel"]
+
+
+@pytest.mark.parametrize(
+    ("case", "granularity"), PLACES, ids=[f"{name_of(case)}-{g}" for case, g in PLACES]
+)
 def test_equals_float64(case, granularity):
     quantizer = make(case, granularity)
     run = value_and_gradients(quantizer)
@@ -274,15 +281,14 @@ def test_equals_float64(case, granularity):
         assert_same(case, granularity, actual, weights, scale, cotangent)
 
     # Integer codes say the same.
-    grid = quantizer.grid(weights, given_scale)
-    codes = quantizer.encode(weights, grid)
+    codes, decoded = actual[3:]
     assert codes.dtype == jnp.uint8
     assert int(codes.max()) < quantizer.levels
     if quantizer.name != "elastic_binary" or case[1]:  # one bit has no code for sign(0) = 0
-        np.testing.assert_array_equal(quantizer.decode(codes, grid), actual[0])
+        np.testing.assert_array_equal(decoded, actual[0])
 
-    zeros = jnp.zeros((INPUTS, OUTPUTS))
-    quantized = run(zeros, quantizer.init(zeros), zeros)[0]
+    zeros = np.zeros_like(weights)
+    quantized = run(zeros, jax.tree.map(jnp.zeros_like, given_scale), zeros)[0]
     assert np.isfinite(quantized).all()
 
 
@@ -398,24 +404,28 @@ def test_scale_equivariance_and_idempotence(case):
     assert np.abs(once - weights).max() > 1e-3
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("case", [CASES[3], CASES[10], CASES[16]], ids=name_of)
+@pytest.mark.parametrize(
+    ("case", "granularity"),
+    [(CASES[3], "tensor"), (CASES[3], "group"), (CASES[10], "channel"), (CASES[16], "group")],
+)
 def test_contraction_axis(case, granularity):
     """A table [O, I] with contraction_axis=-1 is the matrix [I, O], turned; codes as well."""
     weights, cotangent = random_inputs((INPUTS, OUTPUTS))
     columns, rows = make(case, granularity), make(case, granularity, contraction_axis=-1)
     results = []
     for quantizer, turn in ((columns, np.asarray), (rows, np.transpose)):
-        w, c = turn(weights), turn(cotangent)
-        scale = jax.tree.map(lambda a: 0.5 * a, quantizer.init(w))
-        quantized, vjp = jax.vjp(quantizer.quantize, w, scale)
-        d_weights, d_scale = vjp(c)
-        grid = quantizer.grid(w, scale)
-        codes = quantizer.encode(w, grid)
-        decoded = quantizer.decode(codes, grid)
-        outside = ~quantizer.inside(w, scale)
-        everything = [quantized, d_weights, codes, decoded, outside, *jax.tree.leaves(d_scale)]
-        results.append([turn(a) for a in everything])
+
+        def everything(w, c, quantizer=quantizer):
+            scale = jax.tree.map(lambda alpha: 0.5 * alpha, quantizer.init(w))
+            quantized, vjp = jax.vjp(quantizer.quantize, w, scale)
+            grid = quantizer.grid(w, scale)
+            codes = quantizer.encode(w, grid)
+            inside = quantizer.inside(w, scale)
+            return jax.tree.leaves(
+                [quantized, vjp(c), codes, quantizer.decode(codes, grid), inside]
+            )
+
+        results.append([turn(a) for a in jax.jit(everything)(turn(weights), turn(cotangent))])
     for ours, turned in zip(*results, strict=True):
         np.testing.assert_allclose(ours, turned, rtol=1e-6)
 
