@@ -1,0 +1,75 @@
+"""Fewer bits: quantizers, quantization-aware training, post-training baselines, packing, laws.
+
+`QUANTIZERS` are the factories by name.
+"""
+
+from objectives.quantization.base import Grid, Quantizer
+from objectives.quantization.block_float import fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
+from objectives.quantization.data_scale import absmax, minmax
+from objectives.quantization.dense_shift import dense_shift
+from objectives.quantization.learned_scale import elastic_binary, lsq, paretoq, seq, ternary
+from objectives.quantization.packing import pack, packed_size, unpack
+from objectives.quantization.post_training import calibration_hessian, gptq, round_to_nearest
+from objectives.quantization.qat import (
+    default_rules,
+    init_scales,
+    outside_clip_range,
+    quantization_error,
+    quantize_tree,
+)
+from objectives.quantization.scaling_laws import (
+    chen_qat_law,
+    fit_qat_law,
+    kumar_precision_law,
+    optimal_qat_fraction,
+    qat_law,
+)
+
+QUANTIZERS = {
+    "paretoq": paretoq,
+    "elastic_binary": elastic_binary,
+    "ternary": ternary,
+    "seq": seq,
+    "lsq": lsq,
+    "absmax": absmax,
+    "minmax": minmax,
+    "dense_shift": dense_shift,
+    "mxfp4": mxfp4,
+    "nvfp4": nvfp4,
+    "fp8_e4m3": fp8_e4m3,
+    "fp8_e5m2": fp8_e5m2,
+}
+
+__all__ = [
+    "QUANTIZERS",
+    "Grid",
+    "Quantizer",
+    "absmax",
+    "calibration_hessian",
+    "chen_qat_law",
+    "default_rules",
+    "dense_shift",
+    "elastic_binary",
+    "fit_qat_law",
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "gptq",
+    "init_scales",
+    "kumar_precision_law",
+    "lsq",
+    "minmax",
+    "mxfp4",
+    "nvfp4",
+    "optimal_qat_fraction",
+    "outside_clip_range",
+    "pack",
+    "packed_size",
+    "paretoq",
+    "qat_law",
+    "quantization_error",
+    "quantize_tree",
+    "round_to_nearest",
+    "seq",
+    "ternary",
+    "unpack",
+]
