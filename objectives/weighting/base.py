@@ -51,7 +51,9 @@ class Weighting(NamedTuple):
 def chain(*weightings: Weighting) -> Weighting:
     """The product: w = d * u_1 * u_2 * ..., each multiplier computed from the batch as it is.
 
-    State is the tuple of states, metrics are united. The denominator is that of the members,
+    State is the tuple of the states of those members that carry something, and () where none does,
+    as for a single one: such weightings can be exchanged when a run goes on from a checkpoint.
+    Metrics are united. The denominator is that of the members,
     and sum(d) where they differ.
 
     Raises:
@@ -62,20 +64,26 @@ def chain(*weightings: Weighting) -> Weighting:
     if len(weightings) == 1:
         return weightings[0]
 
+    carries = [bool(jax.tree.leaves(jax.eval_shape(member.init))) for member in weightings]
+
     def weigh(statistics, batch, references, state, step):
         data_BT = batch["weights"]
         live_BT = data_BT != 0
-        weights_BT, states, metrics = data_BT, [], {}
-        for member, old in zip(weightings, state, strict=True):
+        weights_BT, states, metrics, carried = data_BT, [], {}, iter(state)
+        for member, stateful in zip(weightings, carries, strict=True):
+            old = next(carried) if stateful else member.init()
             one_BT, new, values = member.weigh(statistics, batch, references, old, step)
             multiplier_BT = jnp.where(live_BT, one_BT / jnp.where(live_BT, data_BT, 1.0), 0.0)
             weights_BT = jnp.where(live_BT, weights_BT * multiplier_BT, 0.0)
-            states.append(new)
+            if stateful:
+                states.append(new)
             metrics |= values
         return weights_BT, tuple(states), metrics
 
     return Weighting(
-        init=lambda: tuple(member.init() for member in weightings),
+        init=lambda: tuple(
+            m.init() for m, stateful in zip(weightings, carries, strict=True) if stateful
+        ),
         weigh=weigh,
         uses_statistics=any(m.uses_statistics for m in weightings),
         references=_union(m.references for m in weightings),
