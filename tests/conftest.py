@@ -1,6 +1,7 @@
 """Eight fake CPU devices for the whole suite; must run before JAX is imported."""
 
 import os
+import tempfile
 
 # Unoptimized machine code: the suite spends its time in compiling, not in running.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -11,3 +12,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Workers and subprocesses share what they compile: many tests train the same toy.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "nibble_xla")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -103,7 +103,12 @@ class _Loop:
             keep_best=config.checkpoint.keep_best,
         )
         abstract = built.abstract_state()
-        restored = self.checkpoints.restore(abstract, self.iterator)
+        try:
+            restored = self.checkpoints.restore(abstract, self.iterator)
+        except InputError:
+            self.iterator.close()
+            self.checkpoints.close()
+            raise
         if restored is None:
             init = jax.jit(built.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
             self.state, metadata = init(jax.random.key(config.train.seed)), {}

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -255,6 +256,19 @@ def test_a_work_directory_of_another_model_is_refused_and_untouched(trained, cor
     assert process.returncode == 2, err
     assert "model.width=32, not 64" in err
     assert listing(workdir) == before
+
+
+def test_no_readable_checkpoint_is_an_error_and_not_a_new_start(trained, corpus, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(ROOT / trained[0], workdir)
+    for path in (workdir / "checkpoints").glob("*/state/**/*"):
+        if path.is_file():
+            path.unlink()
+    arguments = [*TINY, f"--config.data.corpus={corpus}", f"--workdir={workdir}"]
+    process = command("train", *arguments, check=False)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "can be read" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
