@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_bit_for_bit(corpus, tmp_path):
     arguments = [
         *TINY,
         f"--config.data.corpus={corpus}",
-        "--config.train.steps=60",
+        "--config.train.steps=40",
         "--config.checkpoint.every_steps=4",
         "--config.train.accumulation=2",
     ]

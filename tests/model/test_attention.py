@@ -15,16 +15,14 @@ def arrays(batch=2, heads=4, kv_heads=2, length=70, width=8, seed=0, dtype=np.fl
 
 
 def reference(query, key, value, segments):
-    """One softmax at a time, in float64."""
+    """The whole square of logits at once, in float64."""
+    query, key, value, segments = (np.asarray(x) for x in (query, key, value, segments))
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    out = np.zeros_like(query)
-    group = query.shape[1] // key.shape[1]
-    for b, n, t in np.ndindex(query.shape[:3]):
-        seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
-        logits = key[b, n // group, seen] @ query[b, n, t] / np.sqrt(query.shape[-1])
-        weights = np.exp(logits - logits.max())
-        out[b, n, t] = weights @ value[b, n // group, seen] / weights.sum()
-    return out
+    key, value = (np.repeat(x, query.shape[1] // x.shape[1], axis=1) for x in (key, value))
+    logits = query @ np.swapaxes(key, 2, 3) / np.sqrt(query.shape[-1])
+    seen = np.tri(logits.shape[2], dtype=bool) & (segments[:, :, None] == segments[:, None])
+    weights = np.exp(logits - logits.max()) * seen[:, None]
+    return weights @ value / weights.sum(-1, keepdims=True)
 
 
 @pytest.mark.parametrize("length", [1, 2, 64, 70, 130])
