@@ -1,6 +1,6 @@
 """Every key of a run, its default and what it means; an experiment file changes what it is about.
 
-Command: python -m launch.train --config=configs/base.py --workdir=/tmp/run
+Command: python -m launch.train --config=configs/base.py --workdir=runs/base
 """
 
 from ml_collections import ConfigDict
