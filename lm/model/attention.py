@@ -71,10 +71,8 @@ def _einsum_attention(query_BNTH, key_BKSH, value_BKSH, query_segments, key_segm
         )
     # A block of queries needs no keys after its last one. At T = 256 this takes 0.6 x (4 heads of
     # 32) and 0.4 x (6 heads of 64) the time of the full square on CPU, forward and backward.
-    block = max(_BLOCK, -(-t // _MAX_BLOCKS))
     blocks = []
-    for start in range(0, t, block):
-        end = min(start + block, t)
+    for start, end in _query_blocks(t):
         mask_BTS = visible(query_segments[:, start:end], key_segments[:, :end], start)
         blocks.append(
             _attend_block(
@@ -84,7 +82,42 @@ def _einsum_attention(query_BNTH, key_BKSH, value_BKSH, query_segments, key_segm
     return jnp.concatenate(blocks, axis=2)
 
 
+def attention_share(
+    query_BNTH: jax.Array, key_BKTH: jax.Array, segments_BT: jax.Array, to_BT: jax.Array
+) -> jax.Array:
+    """Of the attention of each position, the share that goes to marked ones: float32 [B, T].
+
+      share_t = 1/N sum_n sum_s p_nts to_s,  p = softmax(q k^T / sqrt(H) + mask)
+
+    One block of queries has its probabilities at a time; there is no [B, N, T, T] array.
+
+    Args:
+      query_BNTH, key_BKTH: heads, as `attend` takes them.
+      segments_BT: int32; who sees whom.
+      to_BT: bool, the marked positions.
+    """
+    shares = []
+    for start, end in _query_blocks(query_BNTH.shape[2]):
+        mask_BTS = visible(segments_BT[:, start:end], segments_BT[:, :end], start)
+        exp_BKMS = _exponentials(query_BNTH[:, :, start:end], key_BKTH[:, :, :end], mask_BTS)
+        marked_BKM = jnp.where(to_BT[:, None, None, :end], exp_BKMS, 0.0).sum(-1)
+        share_BKM = marked_BKM / exp_BKMS.sum(-1)
+        heads_BNT = share_BKM.reshape(*query_BNTH.shape[:2], end - start)
+        shares.append(heads_BNT.mean(1))
+    return jnp.concatenate(shares, axis=1)
+
+
 def _attend_block(query_BNTH, key_BKSH, value_BKSH, mask_BTS):
+    # Normalising the output instead of the probabilities saves passes over the largest array: the
+    # whole takes 0.6 x the time with jax.nn.softmax on CPU (four axes, not five: 0.7 x).
+    exp_BKMS = _exponentials(query_BNTH, key_BKSH, mask_BTS)
+    out_BKMH = jnp.einsum("bkms,bksh->bkmh", exp_BKMS.astype(value_BKSH.dtype), value_BKSH)
+    out_BKMH /= exp_BKMS.sum(axis=-1, keepdims=True).astype(value_BKSH.dtype)
+    return out_BKMH.reshape(query_BNTH.shape)
+
+
+def _exponentials(query_BNTH, key_BKSH, mask_BTS):
+    """The softmax before its division, M = G T: float32 [B, K, M, S], at most 1."""
     b, n, t, h = query_BNTH.shape
     k, s = key_BKSH.shape[1:3]
     # The queries of one group stand below each other: one product with their shared keys.
@@ -94,10 +127,11 @@ def _attend_block(query_BNTH, key_BKSH, value_BKSH, mask_BTS):
     )
     mask_BGTS = jnp.broadcast_to(mask_BTS[:, None], (b, n // k, t, s))
     logits_BKMS = jnp.where(mask_BGTS.reshape(b, 1, -1, s), logits_BKMS, _MASKED)
-    # Normalising the output instead of the probabilities saves passes over the largest array: the
-    # whole takes 0.6 x the time with jax.nn.softmax on CPU (four axes, not five: 0.7 x).
     max_BKM1 = jax.lax.stop_gradient(logits_BKMS.max(axis=-1, keepdims=True))
-    exp_BKMS = jnp.exp(logits_BKMS - max_BKM1)
-    out_BKMH = jnp.einsum("bkms,bksh->bkmh", exp_BKMS.astype(value_BKSH.dtype), value_BKSH)
-    out_BKMH /= exp_BKMS.sum(axis=-1, keepdims=True).astype(value_BKSH.dtype)
-    return out_BKMH.reshape(b, n, t, h)
+    return jnp.exp(logits_BKMS - max_BKM1)
+
+
+def _query_blocks(length):
+    """(start, end) of each block of queries."""
+    block = max(_BLOCK, -(-length // _MAX_BLOCKS))
+    return [(start, min(start + block, length)) for start in range(0, length, block)]

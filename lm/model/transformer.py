@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.model import embeddings
-from lm.model.attention import attend
+from lm.model.attention import attend, attention_share
 from lm.model.config import ModelConfig
 
 REMAT_POLICIES = {
@@ -39,7 +39,9 @@ class Model(NamedTuple):
       init: (key) -> parameters.
       axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
       apply: (parameters, tokens [B, T], positions, segment_ids, cache=None) -> hidden [B, T, D],
-        or (hidden, cache) when a cache is given.
+        or (hidden, cache) when a cache is given. With `attention_to` [B, T] bool instead of a cache
+        it gives (hidden, share): of the attention of the last layer at each position the share that
+        goes to the marked positions, mean over heads, float32 [B, T], a constant to gradients.
       head: (parameters) -> output matrix [D, V].
     """
 
@@ -70,11 +72,23 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
     def axes():
         return nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
 
-    def apply(params, tokens, positions, segment_ids, cache=None):
+    def apply(params, tokens, positions, segment_ids, cache=None, attention_to=None):
         with nn.logical_axis_rules(axis_rules):
-            hidden_BTD, new_cache = module.apply(
-                {"params": params}, tokens, positions, segment_ids, cache
+            hidden_BTD, new_cache, input_BTD = module.apply(
+                {"params": params},
+                tokens,
+                positions,
+                segment_ids,
+                cache,
+                keep_input=attention_to is not None,
             )
+            if attention_to is not None:
+                # Computed once more beside the model, so that the model's own attention may be a
+                # kernel that never has its probabilities.
+                last = jax.tree.map(lambda x: x[-1], params["layers"])
+                return hidden_BTD, _last_attention_share(
+                    config, last, input_BTD, positions, segment_ids, attention_to
+                )
         return hidden_BTD if cache is None else (hidden_BTD, new_cache)
 
     def head(params):
@@ -133,6 +147,26 @@ def project(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
     return (x_BTD.reshape(-1, w_DF.shape[0]) @ w_DF).reshape(*x_BTD.shape[:2], -1)
 
 
+def _heads(module: nn.Module, name: str, x_BTD: jax.Array, count: int, axis: str) -> jax.Array:
+    """A projection of x to heads, [B, count, T, H], by a weight of `module`."""
+    h = module.config.head_width
+    w_DM = _matrix(module, name, (x_BTD.shape[-1], count * h), ("embed", axis))
+    y_BTNH = project(x_BTD, w_DM).reshape(*x_BTD.shape[:2], count, h)
+    y_BTNH = nn.with_logical_constraint(y_BTNH, ("batch", "length", axis, None))
+    return jnp.swapaxes(y_BTNH, 1, 2)
+
+
+def _queries_and_keys(module: nn.Module, x_BTD, sin_BTH, cos_BTH):
+    """Queries [B, N, T, H] and keys [B, K, T, H], normed and turned, by weights of `module`."""
+    c = module.config
+    query_BNTH = _heads(module, "query", x_BTD, c.heads, "heads")
+    key_BKTH = _heads(module, "key", x_BTD, c.kv_heads, "kv_heads")
+    if c.qk_norm:
+        query_BNTH = Norm("rmsnorm", c.param_dtype, name="query_norm")(query_BNTH)
+        key_BKTH = Norm("rmsnorm", c.param_dtype, name="key_norm")(key_BKTH)
+    return rotate(query_BNTH, sin_BTH, cos_BTH), rotate(key_BKTH, sin_BTH, cos_BTH)
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions and optional norms on queries and keys."""
 
@@ -141,22 +175,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache):
         c = self.config
-        d, h = c.width, c.head_width
-
-        def heads(name, count, axis):
-            w_DM = _matrix(self, name, (d, count * h), ("embed", axis))
-            y_BTNH = project(x_BTD, w_DM).reshape(*x_BTD.shape[:2], count, h)
-            y_BTNH = nn.with_logical_constraint(y_BTNH, ("batch", "length", axis, None))
-            return jnp.swapaxes(y_BTNH, 1, 2)
-
-        query_BNTH = heads("query", c.heads, "heads")
-        key_BKTH = heads("key", c.kv_heads, "kv_heads")
-        value_BKTH = heads("value", c.kv_heads, "kv_heads")
-        if c.qk_norm:
-            query_BNTH = Norm("rmsnorm", c.param_dtype, name="query_norm")(query_BNTH)
-            key_BKTH = Norm("rmsnorm", c.param_dtype, name="key_norm")(key_BKTH)
-        query_BNTH = rotate(query_BNTH, sin_BTH, cos_BTH)
-        key_BKTH = rotate(key_BKTH, sin_BTH, cos_BTH)
+        query_BNTH, key_BKTH = _queries_and_keys(self, x_BTD, sin_BTH, cos_BTH)
+        value_BKTH = _heads(self, "value", x_BTD, c.kv_heads, "kv_heads")
 
         key_segments, offset = segment_ids_BT, 0
         if layer_cache is not None:
@@ -174,9 +194,31 @@ class Attention(nn.Module):
             offset=offset,
             implementation=c.attention,
         )
-        out_BTM = jnp.swapaxes(out_BNTH, 1, 2).reshape(*x_BTD.shape[:2], c.heads * h)
-        w_MD = _matrix(self, "output", (c.heads * h, d), ("heads", "embed"), _depth_scale(c))
+        width = c.heads * c.head_width
+        out_BTM = jnp.swapaxes(out_BNTH, 1, 2).reshape(*x_BTD.shape[:2], width)
+        w_MD = _matrix(self, "output", (width, c.width), ("heads", "embed"), _depth_scale(c))
         return project(out_BTM, w_MD), layer_cache
+
+
+class AttentionShare(nn.Module):
+    """`attention_share` of an `Attention`, with its parameters; see there."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, to_BT):
+        query_BNTH, key_BKTH = _queries_and_keys(self, x_BTD, sin_BTH, cos_BTH)
+        return attention_share(query_BNTH, key_BKTH, segment_ids_BT, to_BT)
+
+
+def _last_attention_share(config, layer, input_BTD, positions_BT, segment_ids_BT, to_BT):
+    """The share of a block's attention that goes to `to`, from its parameters and its input."""
+    layer, input_BTD = jax.lax.stop_gradient((layer, input_BTD))
+    norm = Norm(config.norm, config.param_dtype)
+    y_BTD = norm.apply({"params": layer["attention_norm"]}, input_BTD)
+    return AttentionShare(config).apply(
+        {"params": layer["attention"]}, y_BTD, *_turns(config, positions_BT), segment_ids_BT, to_BT
+    )
 
 
 class MLP(nn.Module):
@@ -205,13 +247,20 @@ def _depth_scale(config: ModelConfig) -> float:
 
 
 class Block(nn.Module):
-    """x + Attention(Norm x), then x + MLP(Norm x)."""
+    """x + Attention(Norm x), then x + MLP(Norm x).
+
+    What is carried from layer to layer is x, and the input of the layer before; None in place of
+    that input, an empty tree, carries nothing.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache):
+    def __call__(self, carry, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache):
         c = self.config
+        x_BTD, input_BTD = carry
+        if input_BTD is not None:
+            input_BTD = x_BTD
         norm = functools.partial(Norm, c.norm, c.param_dtype)
         y_BTD, layer_cache = Attention(c, name="attention")(
             norm(name="attention_norm")(x_BTD), sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache
@@ -219,7 +268,7 @@ class Block(nn.Module):
         x_BTD = x_BTD + y_BTD
         x_BTD = x_BTD + MLP(c, name="mlp")(norm(name="mlp_norm")(x_BTD))
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
-        return x_BTD, layer_cache
+        return (x_BTD, input_BTD), layer_cache
 
 
 class Transformer(nn.Module):
@@ -251,11 +300,11 @@ class Transformer(nn.Module):
         if c.own_head:
             self.output = Head(c, name="head")
 
-    def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache=None):
+    def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache=None, keep_input=False):
+        """Hidden states, the cache, and with `keep_input` the input of the last block."""
         c = self.config
         x_BTD = self.embedding(tokens_BT)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
-        angle_BTH = positions_BT[..., None] * _frequencies(c)
         layer_cache = None
         if cache is not None:
             segments_BS = jax.lax.dynamic_update_slice_in_dim(
@@ -263,14 +312,15 @@ class Transformer(nn.Module):
             )
             cache = cache._replace(segment_ids_BS=segments_BS)
             layer_cache = (cache.keys_LBKSH, cache.values_LBKSH)
-        x_BTD, layer_cache = self.layers(
-            x_BTD, layer_cache, jnp.sin(angle_BTH), jnp.cos(angle_BTH), segment_ids_BT, cache
+        carry = (x_BTD, x_BTD if keep_input else None)
+        (x_BTD, input_BTD), layer_cache = self.layers(
+            carry, layer_cache, *_turns(c, positions_BT), segment_ids_BT, cache
         )
         if cache is not None:
             cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])
         if self.is_initializing() and c.own_head:
             self.output()
-        return self.final_norm(x_BTD), cache
+        return self.final_norm(x_BTD), cache, input_BTD
 
     def head(self):
         """The output matrix [D, V], in the compute dtype."""
@@ -289,6 +339,9 @@ class Head(nn.Module):
         return _matrix(self, "kernel", (c.width, c.vocab_size), ("embed", "vocab"))
 
 
-def _frequencies(config: ModelConfig) -> jax.Array:
+def _turns(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sine and cosine of the rotary angles, [B, T, H/2]."""
     half = config.head_width // 2
-    return config.rope_base ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies_H = config.rope_base ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BTH = positions_BT[..., None] * frequencies_H
+    return jnp.sin(angle_BTH), jnp.cos(angle_BTH)

@@ -30,7 +30,8 @@ def made(request):
 
 
 def reference(c, params, b):
-    """The whole forward pass in float64 NumPy, with loops where the model has tensors."""
+    """Logits, and the attention [B, N, T, T] of the last layer: the whole forward pass in float64
+    NumPy, with loops where the model has tensors."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     tokens, positions, segments = (np.asarray(b[k]) for k in ("tokens", "positions", "segment_ids"))
     n, k, h = c.heads, c.kv_heads, c.head_width
@@ -44,7 +45,7 @@ def reference(c, params, b):
         z = (x[: h // 2] + 1j * x[h // 2 :]) * np.exp(1j * angle)
         return np.concatenate([z.real, z.imag])
 
-    out = []
+    out, attention = [], np.zeros((len(tokens), n, *tokens.shape[1:] * 2))
     for row in range(len(tokens)):
         x = p["embedding"]["table"][tokens[row]] * np.sqrt(c.width)
         for layer in range(c.layers):
@@ -66,6 +67,7 @@ def reference(c, params, b):
                     score = [one @ turn(key[s, j], positions[row, s]) / np.sqrt(h) for s in seen]
                     weight = np.exp(score - np.max(score))
                     mixed[t, i] = weight @ v[seen, j] / weight.sum()
+                    attention[row, i, t, seen] = weight / weight.sum()
             x = x + mixed.reshape(len(y), n * h) @ w["attention"]["output"]
             y = norm(x, w["mlp_norm"], c.norm)
             up = y @ w["mlp"]["up"]
@@ -79,14 +81,84 @@ def reference(c, params, b):
             x = x + up @ w["mlp"]["down"]
         head = p["embedding"]["table"].T if c.tied_head else p["head"]["kernel"]
         out.append(norm(x, p["final_norm"], c.norm) @ head)
-    return np.stack(out)
+    return np.stack(out), attention
+
+
+def stirred(params):
+    """No norm is 1, no bias is 0."""
+    return jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), params)
 
 
 def test_equals_float64_reference(made):
     model, params, run = made
-    params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), params)
+    params = stirred(params)
     b = tiny.batch(rows=2)
-    np.testing.assert_allclose(run(params, b), reference(model.config, params, b), atol=2e-4)
+    expected, _ = reference(model.config, params, b)
+    np.testing.assert_allclose(run(params, b), expected, atol=2e-4)
+
+
+def share(model, params, b, to):
+    return model.apply(params, b["tokens"], b["positions"], b["segment_ids"], attention_to=to)
+
+
+def test_the_attention_of_the_last_layer_equals_a_dense_float64_reference(made):
+    """And that of the first layer is another: a negative control."""
+    model, params, _ = made
+    params, b = stirred(params), tiny.batch(rows=2)
+    to = np.random.default_rng(1).random((2, 16)) < 0.4
+    run = jax.jit(lambda params, to: share(model, params, b, to))
+    hidden, got = run(params, to)
+    _, attention = reference(model.config, params, b)
+    expected = (attention * to[:, None, None]).sum(-1).mean(1)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(run(params, np.ones_like(to))[1], 1, atol=1e-6)
+    plain = model.apply(params, b["tokens"], b["positions"], b["segment_ids"])
+    np.testing.assert_allclose(hidden, plain, atol=1e-6)
+    upside_down = {**params, "layers": jax.tree.map(lambda x: x[::-1], params["layers"])}
+    assert np.abs(run(upside_down, to)[1] - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}, {"layers": 1}], ids=str)
+def test_the_attention_is_a_constant_to_gradients(change):
+    model, b = tiny.model(**change), tiny.batch()
+    params, to = tiny.params(model), tiny.batch()["weights"] == 0
+    _, constant = share(model, params, b, to)
+
+    def loss(params, constant=None):
+        hidden, got = share(model, params, b, to)
+        return jnp.sum(jnp.square(hidden).mean(-1) * (got if constant is None else constant))
+
+    grads = jax.jit(jax.grad(loss))(params)
+    expected = jax.jit(jax.grad(loss))(params, constant)
+    for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_the_attention_costs_queries_and_keys_of_one_layer_and_no_square():
+    """FLOPs and memory of the compiled program; nothing when it is not asked for."""
+    rows, length = 4, 512
+    model, b = tiny.model(), tiny.batch(rows, length)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+
+    def cost(function):
+        compiled = jax.jit(function).lower(shapes).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+    def hidden(params):
+        return model.apply(params, b["tokens"], b["positions"], b["segment_ids"])
+
+    c, to = model.config, b["weights"] == 0
+    flops, memory = cost(hidden)
+    more_flops, more_memory = cost(lambda params: share(model, params, b, to))
+    projections = 2 * rows * length * c.width * c.head_width * (c.heads + c.kv_heads)
+    square = rows * c.heads * length**2
+    products = 2 * square * c.head_width
+    # Blocks of queries see a little more than half of the square; the softmax of each entry of it
+    # costs some ten operations, much beside heads of 8 channels.
+    added = more_flops - flops
+    assert projections + products / 2 < added < projections + products + 10 * square
+    assert more_memory - memory < square
 
 
 def test_future_and_foreign_tokens_change_no_logit(made):
