@@ -19,7 +19,7 @@ from lm.model.transformer import Model, make_model
 from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
 from lm.training.state import Trained, make_init, parameter_shapes, state_shardings
-from lm.training.step import EMA_REFERENCE, make_train_step
+from lm.training.step import ATTENTION_REFERENCE, EMA_REFERENCE, make_train_step
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
 
 
@@ -157,7 +157,8 @@ def _check_needs(name: str, weighting: Weighting, ema: bool) -> None:
             f"objective.weighting={name!r} needs {' and '.join(missing)} in every batch, which the "
             "data of a run does not have"
         )
-    missing = [r for r in weighting.references if not (ema and r == EMA_REFERENCE)]
+    given = {ATTENTION_REFERENCE} | ({EMA_REFERENCE} if ema else set())
+    missing = [r for r in weighting.references if r not in given]
     if not missing:
         return
     where = [key for key, value in _defaults(WEIGHTINGS[name]).items() if value in missing]

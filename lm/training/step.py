@@ -4,7 +4,7 @@ A micro-batches, B rows, T tokens, D width, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,31 +24,67 @@ _NORM_WARMUP = 20
 # The reference that holds the losses of the moving average of the parameters.
 EMA_REFERENCE = "ema_nll"
 
+# The reference that holds the attention of the last layer to the prompt.
+ATTENTION_REFERENCE = "attention"
 
-def make_forward(model: Model) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V]."""
+
+class AttentiveStatistics(NamedTuple):
+    """`TokenStatistics`, and at each position the last layer's attention to the prompt [B, T]."""
+
+    nll: jax.Array
+    logsumexp: jax.Array
+    entropy: jax.Array
+    log_probability: jax.Array
+    attention: jax.Array
+
+
+def prompt_tokens(batch: dict[str, jax.Array]) -> jax.Array:
+    """Which tokens are the prompt of their segment, [B, T] bool.
+
+    The first of a segment, which nothing predicts, and every token that is no target: the slot
+    before it, of the same segment, has weight 0. In raw text that is the boundary alone, or what a
+    segment begins with that goes on a document which a row's end has cut.
+    """
+    segments_BT = batch["segment_ids"]
+    first_BT = (segments_BT != jnp.roll(segments_BT, 1, axis=1)).at[:, 0].set(True)
+    return first_BT | (jnp.roll(batch["weights"], 1, axis=1) == 0)
+
+
+def make_forward(
+    model: Model, attention: bool = False
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array | None]]:
+    """(trained, batch) -> hidden states [B, T, D], the output matrix [D, V], attention.
+
+    With `attention`, that of the last layer to the prompt, [B, T] (see `Model.apply`); else None.
+    """
 
     def forward(trained, batch):
-        params = trained.params
-        hidden_BTD = model.apply(params, batch["tokens"], batch["positions"], batch["segment_ids"])
-        return hidden_BTD, model.head(params)
+        params, inputs = trained.params, (batch["tokens"], batch["positions"], batch["segment_ids"])
+        if attention:
+            hidden_BTD, share_BT = model.apply(params, *inputs, attention_to=prompt_tokens(batch))
+            return hidden_BTD, model.head(params), share_BT
+        return model.apply(params, *inputs), model.head(params), None
 
     return forward
 
 
-def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
-    """(trained, batch) -> per-token statistics [B, T]: the model, then its head, in blocks."""
-    forward = make_forward(model)
+def make_statistics(model: Model, block_size: int, attention: bool = False) -> Callable[..., Any]:
+    """(trained, batch) -> per-token statistics [B, T]: the model, then its head, in blocks.
+
+    They are `TokenStatistics`, or with `attention` `AttentiveStatistics`.
+    """
+    forward = make_forward(model, attention)
 
     def statistics(trained, batch):
-        hidden_BTD, head_DV = forward(trained, batch)
-        return token_statistics(
+        hidden_BTD, head_DV, attention_BT = forward(trained, batch)
+        of_head = token_statistics(
             hidden_BTD,
             head_DV,
             batch["targets"],
             softcap=model.config.logit_softcap,
             block_size=block_size,
         )
+        return AttentiveStatistics(*of_head, attention_BT) if attention else of_head
 
     return statistics
 
@@ -72,6 +108,8 @@ def make_gradients(
 
     def settle(statistics_BT, batch, references, state, step):
         """Weights and denominators of the whole batch, state and metrics of the weighting."""
+        if isinstance(statistics_BT, AttentiveStatistics):
+            references = references | {ATTENTION_REFERENCE: statistics_BT.attention}
         weights_BT, state, extra = weighting.weigh(statistics_BT, batch, references, state, step)
         if weighting.detached:
             weights_BT = jax.lax.stop_gradient(weights_BT)
@@ -128,7 +166,7 @@ def make_gradients(
             grads, (metrics, state) = jax.grad(loss, has_aux=True)(trained)
             return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics, state
 
-        if not weighting.uses_statistics:
+        if not (weighting.uses_statistics or ATTENTION_REFERENCE in weighting.references):
             weights_BT, totals, state, extra = settle(None, batch, references, state, step)
 
             def part(trained, micro, weights):
@@ -169,7 +207,11 @@ def make_train_step(
     """
     c = config.train
     gradients = make_gradients(
-        make_statistics(model, config.objective.block_size),
+        make_statistics(
+            model,
+            config.objective.block_size,
+            attention=ATTENTION_REFERENCE in weighting.references,
+        ),
         weighting,
         z_loss=config.objective.z_loss,
         accumulation=c.accumulation,

@@ -39,7 +39,8 @@ def ss_token(
         in another segment or past the end, the predictor's), or that of its "predictor".
       history: the reference with the history model's losses, [B, T]. The reference "attention" is
         [B, T]: at every position, the attention of the last layer that goes to the prompt, summed
-        over the prompt's positions and averaged over heads.
+        over the prompt's positions and averaged over heads. In text without a prompt the first
+        token of a segment stands for it.
 
     Raises:
       ValueError: a hyper-parameter outside of its range.

@@ -1,0 +1,142 @@
+"""The attention of the last layer to the prompt, as `ss_token` takes it from a run's own step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lm.training import experiment, sharding
+from lm.training.state import Trained
+from lm.training.step import (
+    make_gradients,
+    make_statistics,
+    make_train_step,
+    prompt_tokens,
+)
+from objectives.weighting import ss_token
+
+FIRST = jnp.zeros((), jnp.int32)
+
+
+def prompted(rows=8, seed=0):
+    """A batch of two segments a row, each with a prompt of two or three tokens."""
+    b = tiny.batch(rows, seed=seed)
+    weights = jnp.where(b["positions"] < 2 + b["segment_ids"] % 2, 0.0, b["weights"] + 0.1)
+    return b | {"weights": weights}
+
+
+def close(a, b, tolerance=1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        scale = np.abs(np.asarray(y, np.float64)).max() + 1e-9
+        np.testing.assert_allclose(x / scale, y / scale, atol=tolerance)
+
+
+def test_a_prompt_is_what_nothing_predicts():
+    batch = {
+        "segment_ids": np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]]),
+        "weights": np.array([[0, 0, 2.0, 1, 1, 0, 0.5, 0, 0]]),
+    }
+    got = prompt_tokens(jax.tree.map(jnp.asarray, batch))
+    # Raw text, as in the second segment, has its first token; a token of weight 0 in the middle of
+    # an answer counts, too. Padding may be anything.
+    np.testing.assert_array_equal(got[0, :7], [1, 1, 1, 0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_gradients_are_those_of_the_attention_given_as_a_constant(gamma, accumulation):
+    model, b = tiny.model(), prompted()
+    trained = Trained(tiny.params(model))
+    weighting = ss_token(keep=0.5, gamma=gamma)
+    history_BT = jax.random.uniform(jax.random.key(1), (8, 16))
+    to_BT = prompt_tokens(b)
+
+    def given(weighting, attention_BT=None):
+        """The same with the history, and maybe the attention, as constants."""
+        fixed = {"history_nll": history_BT}
+        if attention_BT is not None:
+            fixed["attention"] = attention_BT
+
+        def weigh(statistics, batch, references, state, step):
+            return weighting.weigh(statistics, batch, references | fixed, state, step)
+
+        return weighting._replace(weigh=weigh)
+
+    def run(weighting, attention):
+        statistics = make_statistics(model, 16, attention=attention)
+        compute = make_gradients(statistics, weighting, z_loss=0.1, accumulation=accumulation)
+        return jax.jit(compute)(trained, b, (), FIRST)
+
+    inputs = (b["tokens"], b["positions"], b["segment_ids"])
+    _, share_BT = jax.jit(model.apply)(trained.params, *inputs, attention_to=to_BT)
+    constant = given(weighting, share_BT)._replace(uses_statistics=True)
+    expected = run(constant, False)
+    close(run(given(weighting), True), expected)
+    assert 0.4 < expected[1]["kept_share"] < 0.65
+    # Negative control: other attention keeps other tokens.
+    other = run(given(weighting, -share_BT)._replace(uses_statistics=True), False)
+    with pytest.raises(AssertionError):
+        close(other, expected, 1e-2)
+
+
+def steps(batches, devices=1, **overrides):
+    config = tiny.config(
+        data__sequence_length=16,
+        objective__weighting="ss_token",
+        objective__ss_token__history="ema_nll",
+        train__ema_decay=0.9,
+        **overrides,
+    )
+    run = experiment.build(config, tiny.VOCAB, jax.devices()[:devices])
+    with jax.set_mesh(run.mesh):
+        shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
+        state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
+        step = jax.jit(
+            make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config),
+            out_shardings=(shardings, None),
+        )
+        metrics = []
+        for b in batches:
+            state, values = step(state, sharding.put_batch(run.mesh, b))
+            metrics.append(jax.device_get(values))
+    return metrics, jax.device_get(state)
+
+
+def test_eight_devices_and_micro_batches_take_the_steps_of_one():
+    batches = [prompted(seed=i) for i in range(2)]
+    metrics, state = steps(batches, mesh__data=1)
+    assert all(np.isfinite(m["loss"]) and 0.5 < m["kept_share"] < 0.75 for m in metrics)
+    other, other_state = steps(
+        batches, 8, mesh__data=2, mesh__tensor=2, mesh__sequence=2, train__accumulation=2
+    )
+    close(other, metrics, 1e-3)
+    close(other_state.trained, state.trained, 1e-2)
+
+
+def test_a_step_grows_by_the_queries_and_keys_of_one_layer():
+    """FLOPs of the compiled step; a scan's body counts once, so layers are unrolled."""
+    b = prompted()
+    b = jax.tree.map(lambda x: jnp.tile(x, (1, 16)), b)
+
+    def flops(gamma):
+        config = tiny.config(
+            data__sequence_length=256,
+            model__unroll=2,
+            mesh__data=1,
+            objective__weighting="ss_token",
+            objective__ss_token__history="ema_nll",
+            objective__ss_token__gamma=gamma,
+            train__ema_decay=0.9,
+        )
+        run = experiment.build(config, tiny.VOCAB, jax.devices()[:1])
+        step = make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config)
+        state = jax.eval_shape(run.init, jax.random.key(0))
+        return jax.jit(step).lower(state, b).compile().cost_analysis()["flops"], run.model.config
+
+    (without, _), (with_attention, c) = flops(1.0), flops(0.5)
+    tokens, length = 8 * 256, 256
+    projections = 2 * tokens * c.width * c.head_width * (c.heads + c.kv_heads)
+    square = tokens * length * c.heads
+    assert 0 < with_attention - without < projections + 2 * square * c.head_width + 10 * square
+    assert with_attention < 1.2 * without
