@@ -105,10 +105,10 @@ def _check_config(arguments: list[str]) -> None:
         return
     path = name.partition(":")[0]
     if not Path(path).is_file():
-        raise InputError(f"--config={name}: no such file{_nearest(path, _config_files())}")
+        raise InputError(f"--config={name}: no such file{nearest(path, _config_files())}")
     try:
         config = config_flags.ConfigFileFlagParser("config").parse(name)
-        valid = [key for key, _ in _leaves(config)]
+        valid = [key for key, _ in leaves(config)]
     except Exception as error:  # a config file is the user's code and may raise anything
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else 1)
@@ -119,22 +119,23 @@ def _check_config(arguments: list[str]) -> None:
         raise InputError(f"{path}:{line}: {kind}: {' '.join(reason.split())}") from None
     for key in keys:
         if key not in valid:
-            raise InputError(f"unknown key --config.{key}{_nearest(key, valid)}")
+            raise InputError(f"unknown key --config.{key}{nearest(key, valid)}")
 
 
 def _config_files() -> list[str]:
     return [str(p) for p in sorted(Path("configs").rglob("*.py")) if p.stem != "__init__"]
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config, its sections before dots, with its value."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _nearest(name: str, valid: list[str]) -> str:
+def nearest(name: str, valid: list[str]) -> str:
     """A hint with the nearest valid name, or all of them when none is near."""
     if near := difflib.get_close_matches(name, valid, n=1):
         return f" (did you mean {near[0]}?)"

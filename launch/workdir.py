@@ -10,18 +10,28 @@ from ml_collections import ConfigDict
 from launch import command
 from lm.data import tokenizers
 from lm.errors import InputError
-from lm.training import experiment, state
+from lm.training import experiment
 from lm.training.checkpoints import Checkpoints
+from lm.training.state import Trained, TrainState
 
 
 class Loaded(NamedTuple):
-    """A run as `load` finds it; `trained` is the moving average where the run keeps one."""
+    """A run as `load` finds it."""
 
     config: ConfigDict
     run: experiment.Experiment
     tokenizer: tokenizers.Tokenizer
-    trained: state.Trained
-    step: int
+    state: TrainState
+
+    @property
+    def trained(self) -> Trained:
+        """The moving average where the run keeps one."""
+        return self.state.ema if self.config.train.ema_decay else self.state.trained
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return int(self.state.step)
 
 
 def load(workdir: str | None, step: int | None = None) -> Loaded:
@@ -49,6 +59,4 @@ def load(workdir: str | None, step: int | None = None) -> Loaded:
     checkpoints.close()
     if restored is None:
         raise InputError(f"--workdir={workdir} holds no checkpoint yet")
-    last, _ = restored
-    trained = last.ema if config.train.ema_decay else last.trained
-    return Loaded(config, run, tokenizer, trained, int(last.step))
+    return Loaded(config, run, tokenizer, restored[0])

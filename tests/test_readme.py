@@ -63,7 +63,12 @@ def test_ci_runs_the_two_commands_of_the_readme():
 
 def test_every_command_of_the_table_exists():
     commands = set(re.findall(r"python -m launch\.(\w+)", README))
-    here = {p.stem for p in (ROOT / "launch").glob("*.py")} - {"__init__", "command", "workdir"}
+    here = {p.stem for p in (ROOT / "launch").glob("*.py")} - {
+        "__init__",
+        "command",
+        "workdir",
+        "page",
+    }
     assert commands == here
 
 

@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 
 from lm.data.documents import Corpus, Document
-from lm.data.files import load_folder, load_jsonl
+from lm.data.files import load_file, load_folder, load_jsonl
 from lm.data.records import load_stdlib, load_tfds
 from lm.errors import InputError
 
-__all__ = ["Corpus", "Document", "cache_directory", "load"]
+__all__ = ["Corpus", "Document", "cache_directory", "load", "read"]
 
 _VALID = "valid are stdlib, tfds:NAME[/config], a folder or a .jsonl file"
 
@@ -51,6 +51,26 @@ def load(
     return tuple(_load_one(name, split, directory, validation_fraction) for name in names)
 
 
+def read(path: str) -> Corpus:
+    """Every document of a text file, a FILE.jsonl or a folder, without a split.
+
+    Raises:
+      InputError: there is no such file, a line is malformed, or there is no text in it.
+    """
+    source = Path(path).expanduser()
+    if source.is_dir():
+        corpus = load_folder(path, source, "train", 0.0)
+    elif source.suffix == ".jsonl" and source.is_file():
+        corpus = load_jsonl(path, source, "train", 0.0)
+    elif source.is_file():
+        corpus = load_file(path, source)
+    else:
+        raise InputError(f"{path}: no such file or folder")
+    if not _has_text(corpus):
+        raise InputError(f"{path}: there is no text in it")
+    return corpus
+
+
 def cache_directory(directory: str) -> Path:
     """Returns the folder of the cache; "" is `$XDG_CACHE_HOME/nibble`, or `~/.cache/nibble`."""
     if directory:
@@ -73,12 +93,16 @@ def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
         raise InputError(f"data.corpus {name!r}: not a .jsonl file; {_VALID}")
     else:
         raise InputError(f"data.corpus {name!r}: does not exist; {_VALID}{_hint(name)}")
-    if not any(text for document in corpus.documents for text, _ in document.spans):
+    if not _has_text(corpus):
         raise InputError(
             f"data.corpus {name!r}: no text in its {split} split at data.validation_fraction ="
             f" {fraction:g}; it needs more documents, or another fraction"
         )
     return corpus
+
+
+def _has_text(corpus: Corpus) -> bool:
+    return any(text for document in corpus.documents for text, _ in document.spans)
 
 
 def _hint(name: str) -> str:

@@ -1,7 +1,7 @@
-"""Corpora of local files: a folder of texts, or a file of JSON lines.
+"""Corpora of local files: one text, a folder of texts, or a file of JSON lines.
 
-Both are read once when they are loaded, so that a bad line is found before anything else starts;
-documents are read again, one at a time, when they are asked for.
+A folder and JSON lines are read once when they are loaded, so that a bad line is found before
+anything else starts; their documents are read again, one at a time, when they are asked for.
 """
 
 import json
@@ -14,6 +14,20 @@ import numpy as np
 from lm.data.documents import Corpus, Document, decode, span_fields
 from lm.data.hashing import fingerprint, held_out
 from lm.errors import InputError
+
+
+def load_file(name: str, path: Path) -> Corpus:
+    """Loads one text file as a corpus of one document.
+
+    Raises:
+      InputError: it has a NUL byte, which text has not.
+    """
+    content = _read(path)
+    if b"\0" in content:
+        raise InputError(f"{path}: has a NUL byte, so it is not text")
+    text, replaced = decode(content)
+    documents = [Document(path.name, ((text, 1.0),))]
+    return Corpus(name, documents, fingerprint([content]), int(replaced))
 
 
 def load_folder(name: str, root: Path, split: str, validation_fraction: float) -> Corpus:
@@ -72,7 +86,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"data.corpus: cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def load_jsonl(name: str, path: Path, split: str, validation_fraction: float) -> Corpus:

@@ -126,7 +126,7 @@ def make_weighting(config: ConfigDict) -> Weighting:
         this config cannot give it.
     """
     c = config.objective
-    names = [name.strip() for name in c.weighting.replace("*", ",").split(",")]
+    names = weighting_names(config)
     members = []
     for name in names:
         check_choice("objective.weighting", name, tuple(WEIGHTINGS))
@@ -147,6 +147,21 @@ def make_weighting(config: ConfigDict) -> Weighting:
             f"objective.normalisation={c.normalisation!r} would cancel the negative weights of "
             f"objective.weighting={c.weighting!r}; valid: 'all'"
         ) from None
+
+
+def weighting_names(config: ConfigDict) -> list[str]:
+    """The weightings that `objective.weighting` multiplies."""
+    return [name.strip() for name in config.objective.weighting.replace("*", ",").split(",")]
+
+
+def describe_weighting(config: ConfigDict) -> str:
+    """The weightings with their hyper-parameters and the normalisation, in one line."""
+    c = config.objective
+    members = []
+    for name in weighting_names(config):
+        hyper = c[name].to_dict() if name in c else {}
+        members.append(f"{name}({', '.join(f'{key}={value}' for key, value in hyper.items())})")
+    return f"{' * '.join(members)}, normalisation {c.normalisation}"
 
 
 def _check_needs(name: str, weighting: Weighting, ema: bool) -> None:

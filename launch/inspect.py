@@ -1,0 +1,77 @@
+"""A page of a text with its tokens coloured by weight and by loss; one file, nothing is loaded.
+
+python -m launch.inspect --workdir=runs/quickstart --text=FILE
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from launch import command, workdir
+from lm.errors import InputError
+
+_TEXT = flags.DEFINE_string("text", None, "What to weigh: a text file, a FILE.jsonl or a folder.")
+_OUTPUT = flags.DEFINE_string("output", "inspect.html", "The page.")
+_WEIGHTING = flags.DEFINE_string("weighting", "", "As objective.weighting; that of the run if not.")
+_OBJECTIVE = flags.DEFINE_multi_string(
+    "objective", [], "KEY=VALUE of the run's objective section, such as rho1.keep=0.3; repeatable."
+)
+
+
+def main() -> None:
+    """Writes the page."""
+    if not _TEXT.value:
+        raise InputError("--text=FILE is missing: a text file, a FILE.jsonl or a folder")
+    output = Path(_OUTPUT.value)
+    if not output.parent.is_dir() or output.is_dir():
+        raise InputError(f"--output={output} is not a file in a folder that is there")
+    command.use_compilation_cache()
+    import jax
+
+    from launch import page
+    from lm.data import corpora
+    from lm.training import experiment, inspection
+
+    documents = corpora.read(_TEXT.value).documents
+    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
+    c = loaded.config
+    overrides = [f"weighting={_WEIGHTING.value}"] * bool(_WEIGHTING.value) + _OBJECTIVE.value
+    for override in overrides:
+        _override(c.objective, override)
+    weighting = experiment.make_weighting(c)
+    with jax.set_mesh(loaded.run.mesh):
+        found = inspection.inspect(
+            loaded.run.model, weighting, loaded.state, documents, loaded.tokenizer, c
+        )
+    source, run = Path(_TEXT.value).name, Path(command.WORKDIR.value).name
+    heading = page.Heading(source, run, loaded.step, experiment.describe_weighting(c))
+    _write(output, page.render(found, documents, loaded.tokenizer, heading))
+    print(f"{found.metrics['targets']:,.0f} targets, {found.metrics['kept_share']:.1%} kept")
+    print(f"page: {output}")
+
+
+def _override(objective: ConfigDict, override: str) -> None:
+    """Sets a key of the section, in the type that it has."""
+    key, _, value = override.partition("=")
+    valid = dict(command.leaves(objective))
+    if key not in valid:
+        raise InputError(f"--objective={override}: no such key{command.nearest(key, [*valid])}")
+    kind = type(valid[key])
+    try:
+        parsed = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise InputError(f"--objective={override}: {value!r} is no {kind.__name__}") from None
+    objective.update_from_flattened_dict({key: parsed})
+
+
+def _write(path: Path, content: str) -> None:
+    """Writes a file that is either whole or as it was."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(content, encoding="utf-8")
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    command.run(main)

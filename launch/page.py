@@ -1,0 +1,230 @@
+"""A self-contained HTML page of texts whose tokens are coloured by weight or by loss.
+
+The frame, its style and its script are `page.html`; nothing is loaded from anywhere.
+"""
+
+import codecs
+import html
+import importlib.resources
+import json
+import string
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.data.documents import Document
+from lm.data.tokenizers import Tokenizer
+from lm.training.inspection import Inspection
+
+_BINS = 24
+
+# Full colour for the largest 1% of losses, or one surprise would bleach all others.
+_BRIGHTEST_LOSS = 99
+
+_SHOWN_AS = {"\n": "↵", "\t": "→", "\r": "␍"}
+_LAYOUT_CONTROLS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class Heading(NamedTuple):
+    """What a page is of: names of the text and of the run, its step, the weighting in words."""
+
+    source: str
+    run: str
+    step: int
+    weighting: str
+
+
+def render(
+    inspection: Inspection, documents: Sequence[Document], tokenizer: Tokenizer, heading: Heading
+) -> str:
+    """The page. Tokens stand in the order of the text, padding is left out."""
+    batch = inspection.batch
+    real_RT = batch["segment_ids"] != 0
+    is_target = batch["weights"][real_RT] != 0
+    weights, losses = inspection.weights[real_RT], inspection.nll[real_RT]
+    columns = [
+        ("weight", weights),
+        ("loss", losses),
+        ("probability", np.exp(-losses)),
+        ("entropy", inspection.entropy[real_RT]),
+        *((name, values[real_RT]) for name, values in inspection.references.items()),
+    ]
+    strongest = _strongest(weights)
+    bright = _finite_or(np.percentile(losses[is_target], _BRIGHTEST_LOSS), 1.0)
+    shades = zip(
+        is_target,
+        np.isfinite(weights) & np.isfinite(losses),
+        _shade(weights, strongest),
+        _shade(losses, bright),
+        strict=True,
+    )
+    count, cuts = len(documents), len(inspection.document_R) - len(documents)
+    about = (
+        f"Run {heading.run}, step {heading.step:,}. {count:,} document{'s' * (count > 1)}, "
+        f"{len(weights):,} tokens in windows of {real_RT.shape[1]:,}; statistics of the batch are "
+        "those of all of them."
+    )
+    return string.Template(
+        importlib.resources.files("launch").joinpath("page.html").read_text("utf-8")
+    ).substitute(
+        title=html.escape(f"Token weights of {heading.source}"),
+        weighting=html.escape(heading.weighting),
+        about=html.escape(about),
+        figures=_figures(inspection.metrics),
+        chart=_chart(losses[is_target], batch["weights"][real_RT][is_target], weights[is_target]),
+        highest_weight=f"{strongest:.4g}",
+        highest_loss=f"{bright:.3g}+",
+        legend=_legend(not is_target.all(), cuts > 0),
+        texts="\n".join(_texts(inspection, documents, tokenizer, shades)),
+        data=_data(columns, is_target),
+    )
+
+
+def pieces(document: Document, tokenizer: Tokenizer) -> list[bytes]:
+    """The UTF-8 bytes of each token of a document; none for the closing boundary."""
+    parts = []
+    for text, _ in document.spans:
+        content, start = text.encode(), 0
+        for size in tokenizer.encode(text)[1].tolist():
+            parts.append(content[start : start + size])
+            start += size
+    return [*parts, b""]
+
+
+def _texts(inspection, documents, tokenizer, shades) -> Iterator[str]:
+    """Each document as one <pre>, each of its tokens as one <span>."""
+    lengths_R = (inspection.batch["segment_ids"] != 0).sum(axis=1)
+    for index, document in enumerate(documents):
+        lengths = lengths_R[inspection.document_R == index]
+        starts = {int(start): i for i, start in enumerate(np.cumsum(lengths)[:-1], 2)}
+        covered = pieces(document, tokenizer)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        parts = []
+        for number, piece in enumerate(covered):
+            if number in starts:
+                parts.append(f"<b>window {starts[number]}</b>")
+            content = _content(piece, decoder) if number < len(covered) - 1 else _mark("end", "raw")
+            parts.append(_span(content, *next(shades)))
+        title = f"<h2>{html.escape(document.name)}</h2>\n" if len(documents) > 1 else ""
+        yield f"{title}<pre>{''.join(parts)}</pre>"
+
+
+def _span(content: str, is_target: bool, sound: bool, weight: float, loss: float) -> str:
+    names = " ".join(["prompt"] * (not is_target) + ["bad"] * (is_target and not sound))
+    of_class = f' class="{names}"' if names else ""
+    return f'<span{of_class} style="--w:{weight:.3g};--l:{loss:.3g}">{content}</span>'
+
+
+def _content(piece: bytes, decoder: codecs.IncrementalDecoder) -> str:
+    """What a token shows: its text, and in hexadecimal the bytes of a character that later tokens
+    complete; the character stands where it is complete."""
+    text = decoder.decode(piece)
+    left = decoder.getstate()[0] if text else piece
+    only_space = not text.strip()
+    content = "".join(_character(c, only_space) for c in text)
+    if left or not piece:
+        content += _mark(left.hex(" ").upper() or "∅", "raw")
+    return content
+
+
+def _character(c: str, in_space: bool) -> str:
+    if c in _SHOWN_AS:
+        return _mark(_SHOWN_AS[c]) + (c if c != "\r" else "")
+    if c == " " and in_space:
+        return '<i class="dot"> </i>'
+    if unicodedata.category(c) == "Cc" or c in _LAYOUT_CONTROLS:
+        return _mark(f"U+{ord(c):04X}", "raw")
+    return html.escape(c)
+
+
+def _mark(sign: str, kind: str = "") -> str:
+    """A sign that is seen, but not part of the text when it is copied."""
+    return f'<i{f" class={kind!r}" if kind else ""} data-c="{sign}"></i>'.replace("'", '"')
+
+
+def _shade(values, highest):
+    """|x| / highest in [0, 1]; 0 for what is not finite."""
+    size = np.abs(np.where(np.isfinite(values), values, 0.0))
+    return np.minimum(size / (abs(highest) or 1.0), 1.0).tolist()
+
+
+def _strongest(weights) -> float:
+    """The weight furthest from 0; negative where a method unlearns."""
+    finite = weights[np.isfinite(weights)]
+    return float(finite[np.abs(finite).argmax()]) if len(finite) else 0.0
+
+
+def _finite_or(value: float, otherwise: float) -> float:
+    return float(value) if np.isfinite(value) and value > 0 else otherwise
+
+
+def _legend(prompts: bool, cuts: bool) -> str:
+    notes = ['<span class="prompt">grey: a prompt, not a target</span>'] * prompts
+    notes += ["<span>window 2: the model sees nothing before it</span>"] * cuts
+    return "\n".join(notes)
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    targets = metrics["targets"]
+    shown = [
+        ("targets", f"{targets:,.0f}", ""),
+        ("share kept", f"{metrics['kept_share']:.1%}", ""),
+        ("effective sample size", f"{metrics['effective_sample_size']:,.1f}", f"of {targets:,.0f}"),
+        ("weight entropy", f"{metrics['weight_entropy']:.3f}", f"of {np.log(targets):.3f} nats"),
+        ("mean loss", f"{metrics['mean_loss']:.4f}", "nats"),
+        ("weighted loss", f"{metrics['loss']:.4f}", "nats"),
+    ]
+    return "\n".join(
+        f"<div><dt>{name}</dt><dd>{value} <small>{unit}</small></dd></div>"
+        for name, value, unit in shown
+    )
+
+
+def _chart(losses, data_weights, weights) -> str:
+    """Shares of the data's weight and of the weighting's, by loss, as an SVG."""
+    width, height, left, base = 640, 170, 44, 140
+    sound = np.isfinite(losses) & np.isfinite(weights)
+    losses = np.where(sound, losses, 0.0)
+    top = _finite_or(losses.max(initial=0.0), 1.0)
+
+    def shares(sizes):
+        counts, _ = np.histogram(losses, _BINS, (0.0, top), weights=np.where(sound, sizes, 0.0))
+        return counts / (counts.sum() or 1.0)
+
+    before, after = shares(data_weights), shares(np.abs(weights))
+    highest = max(before.max(), after.max()) or 1.0
+    step = (width - left - 8) / _BINS
+    bars, line = [], [f"M{left} {base}"]
+    for i, (share, weight_share) in enumerate(zip(before, after, strict=True)):
+        x, size = left + i * step, weight_share / highest * (base - 14)
+        bars.append(f"M{x + 1:.1f} {base}v{-size:.1f}h{step - 2:.1f}v{size:.1f}z")
+        y = base - share / highest * (base - 14)
+        line.append(f"L{x:.1f} {y:.1f}L{x + step:.1f} {y:.1f}")
+    line.append(f"L{left + _BINS * step:.1f} {base}")
+    ticks = "".join(
+        f'<text x="{left + share * (width - left - 8):.0f}" y="{base + 16}" '
+        f'text-anchor="middle">{share * top:.1f}</text>'
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Shares by loss">'
+        f'<path class="weights" d="{"".join(bars)}"/><path class="targets" d="{"".join(line)}"/>'
+        f'<path class="axis" d="M{left} {base}H{width - 8}"/>{ticks}'
+        f'<text x="{left - 6}" y="18" text-anchor="end">{highest:.0%}</text>'
+        f'<text x="{left - 6}" y="{base + 4}" text-anchor="end">0%</text></svg>'
+    )
+
+
+def _data(columns, is_target) -> str:
+    """The numbers as JSON that cannot end its script element: it holds no letter of the text."""
+    content = {
+        "columns": [{"label": n, "values": [_number(x) for x in v.tolist()]} for n, v in columns],
+        "prompt": [int(not x) for x in is_target],
+    }
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+
+
+def _number(x: float) -> float | str:
+    return float(f"{x:.6g}") if np.isfinite(x) else str(x)
