@@ -119,6 +119,28 @@ def test_the_attention_of_the_last_layer_equals_a_dense_float64_reference(made):
     assert np.abs(run(upside_down, to)[1] - expected).max() > 0.01
 
 
+def test_the_attention_sees_the_products_and_scales_of_the_layers():
+    """Where a product scales the queries' weights, it is that of a model with such weights."""
+    model, b = tiny.model(), tiny.batch(rows=2)
+    params, to = stirred(tiny.params(model)), tiny.batch(rows=2)["weights"] == 0
+    shape = (model.config.layers,)
+    scales = {"attention": {"query": jnp.full(shape, 0.5), "key": ()}, "mlp": {"up": ()}}
+
+    def product(path, x_BTD, w_DF, scale):
+        scaled = path == "layers/attention/query"
+        assert isinstance(scale, tuple) != scaled
+        return x_BTD @ (w_DF * scale if scaled else w_DF)
+
+    inputs = (b["tokens"], b["positions"], b["segment_ids"])
+    hidden, got = model.apply(params, *inputs, product=product, scales=scales, attention_to=to)
+    halved = jax.tree.map(lambda x: x, params)
+    halved["layers"]["attention"]["query"] /= 2
+    expected_hidden, expected = share(model, halved, b, to)
+    np.testing.assert_allclose(hidden, expected_hidden, atol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert np.abs(share(model, params, b, to)[1] - expected).max() > 1e-3
+
+
 @pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}, {"layers": 1}], ids=str)
 def test_the_attention_is_a_constant_to_gradients(change):
     model, b = tiny.model(**change), tiny.batch()
