@@ -54,17 +54,17 @@ def render(
     strongest = _strongest(weights)
     bright = _finite_or(np.percentile(losses[is_target], _BRIGHTEST_LOSS), 1.0)
     shades = zip(
-        is_target,
-        np.isfinite(weights) & np.isfinite(losses),
+        is_target.tolist(),
+        (np.isfinite(weights) & np.isfinite(losses)).tolist(),
         _shade(weights, strongest),
         _shade(losses, bright),
         strict=True,
     )
     count, cuts = len(documents), len(inspection.document_R) - len(documents)
     about = (
-        f"Run {heading.run}, step {heading.step:,}. {count:,} document{'s' * (count > 1)}, "
-        f"{len(weights):,} tokens in windows of {real_RT.shape[1]:,}; statistics of the batch are "
-        "those of all of them."
+        f"Run {heading.run}, step {heading.step:,}. {count:,} document{'s' * (count > 1)} of "
+        f"{len(weights):,} tokens in {count + cuts:,} windows of at most {real_RT.shape[1]:,}, each "
+        "a row; the batch is all of them."
     )
     return string.Template(
         importlib.resources.files("launch").joinpath("page.html").read_text("utf-8")
@@ -171,8 +171,8 @@ def _figures(metrics: dict[str, float]) -> str:
     shown = [
         ("targets", f"{targets:,.0f}", ""),
         ("share kept", f"{metrics['kept_share']:.1%}", ""),
-        ("effective sample size", f"{metrics['effective_sample_size']:,.1f}", f"of {targets:,.0f}"),
-        ("weight entropy", f"{metrics['weight_entropy']:.3f}", f"of {np.log(targets):.3f} nats"),
+        ("effective sample", f"{metrics['effective_sample_size']:,.0f}", f"of {targets:,.0f}"),
+        ("weight entropy", f"{metrics['weight_entropy']:.3f}", f"of {np.log(targets):.3f}"),
         ("mean loss", f"{metrics['mean_loss']:.4f}", "nats"),
         ("weighted loss", f"{metrics['loss']:.4f}", "nats"),
     ]
@@ -184,10 +184,10 @@ def _figures(metrics: dict[str, float]) -> str:
 
 def _chart(losses, data_weights, weights) -> str:
     """Shares of the data's weight and of the weighting's, by loss, as an SVG."""
-    width, height, left, base = 640, 170, 44, 140
+    width, height, left, right, base = 640, 166, 40, 12, 140
     sound = np.isfinite(losses) & np.isfinite(weights)
     losses = np.where(sound, losses, 0.0)
-    top = _finite_or(losses.max(initial=0.0), 1.0)
+    top = _round_up(_finite_or(losses.max(initial=0.0), 1.0))
 
     def shares(sizes):
         counts, _ = np.histogram(losses, _BINS, (0.0, top), weights=np.where(sound, sizes, 0.0))
@@ -195,7 +195,7 @@ def _chart(losses, data_weights, weights) -> str:
 
     before, after = shares(data_weights), shares(np.abs(weights))
     highest = max(before.max(), after.max()) or 1.0
-    step = (width - left - 8) / _BINS
+    step = (width - left - right) / _BINS
     bars, line = [], [f"M{left} {base}"]
     for i, (share, weight_share) in enumerate(zip(before, after, strict=True)):
         x, size = left + i * step, weight_share / highest * (base - 14)
@@ -204,17 +204,23 @@ def _chart(losses, data_weights, weights) -> str:
         line.append(f"L{x:.1f} {y:.1f}L{x + step:.1f} {y:.1f}")
     line.append(f"L{left + _BINS * step:.1f} {base}")
     ticks = "".join(
-        f'<text x="{left + share * (width - left - 8):.0f}" y="{base + 16}" '
-        f'text-anchor="middle">{share * top:.1f}</text>'
+        f'<text x="{left + share * step * _BINS:.0f}" y="{base + 16}" '
+        f'text-anchor="middle">{share * top:g}</text>'
         for share in (0.0, 0.25, 0.5, 0.75, 1.0)
     )
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Shares by loss">'
         f'<path class="weights" d="{"".join(bars)}"/><path class="targets" d="{"".join(line)}"/>'
-        f'<path class="axis" d="M{left} {base}H{width - 8}"/>{ticks}'
+        f'<path class="axis" d="M{left} {base}H{width - right}"/>{ticks}'
         f'<text x="{left - 6}" y="18" text-anchor="end">{highest:.0%}</text>'
         f'<text x="{left - 6}" y="{base + 4}" text-anchor="end">0%</text></svg>'
     )
+
+
+def _round_up(x: float) -> float:
+    """The next number whose quarters are round."""
+    unit = 10.0 ** np.floor(np.log10(x / 4))
+    return 4 * unit * next(n for n in (1, 2, 2.5, 5, 10) if n * unit >= x / 4 * (1 - 1e-9))
 
 
 def _data(columns, is_target) -> str:

@@ -16,7 +16,7 @@ from lm.training.state import Trained, TrainState
 
 
 class Loaded(NamedTuple):
-    """A run as `load` finds it."""
+    """A run as `load` finds it; `trained` is the moving average where the run keeps one."""
 
     config: ConfigDict
     run: experiment.Experiment
