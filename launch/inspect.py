@@ -42,9 +42,7 @@ def main() -> None:
         _override(c.objective, override)
     weighting = experiment.make_weighting(c)
     with jax.set_mesh(loaded.run.mesh):
-        found = inspection.inspect(
-            loaded.run.model, weighting, loaded.state, documents, loaded.tokenizer, c
-        )
+        found = inspection.inspect(loaded.run, loaded.state, documents, loaded.tokenizer, weighting)
     source, run = Path(_TEXT.value).name, Path(command.WORKDIR.value).name
     heading = page.Heading(source, run, loaded.step, experiment.describe_weighting(c))
     _write(output, page.render(found, documents, loaded.tokenizer, heading))

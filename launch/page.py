@@ -20,8 +20,8 @@ from lm.training.inspection import Inspection
 
 _BINS = 24
 
-# Full colour for the largest 1% of losses, or one surprise would bleach all others.
-_BRIGHTEST_LOSS = 99
+# Full colour for the largest 1% of values, or one of them would bleach all others.
+_BRIGHTEST = 99
 
 _SHOWN_AS = {"\n": "↵", "\t": "→", "\r": "␍"}
 _LAYOUT_CONTROLS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -51,8 +51,7 @@ def render(
         ("entropy", inspection.entropy[real_RT]),
         *((name, values[real_RT]) for name, values in inspection.references.items()),
     ]
-    strongest = _strongest(weights)
-    bright = _finite_or(np.percentile(losses[is_target], _BRIGHTEST_LOSS), 1.0)
+    strongest, bright = _brightest(weights[is_target]), _brightest(losses[is_target])
     shades = zip(
         is_target.tolist(),
         (np.isfinite(weights) & np.isfinite(losses)).tolist(),
@@ -63,8 +62,8 @@ def render(
     count, cuts = len(documents), len(inspection.document_R) - len(documents)
     about = (
         f"Run {heading.run}, step {heading.step:,}. {count:,} document{'s' * (count > 1)} of "
-        f"{len(weights):,} tokens in {count + cuts:,} windows of at most {real_RT.shape[1]:,}, each "
-        "a row; the batch is all of them."
+        f"{len(weights):,} tokens in {count + cuts:,} windows of at most {real_RT.shape[1]:,}, "
+        "each a row; the batch is all of them."
     )
     return string.Template(
         importlib.resources.files("launch").joinpath("page.html").read_text("utf-8")
@@ -74,8 +73,8 @@ def render(
         about=html.escape(about),
         figures=_figures(inspection.metrics),
         chart=_chart(losses[is_target], batch["weights"][real_RT][is_target], weights[is_target]),
-        highest_weight=f"{strongest:.4g}",
-        highest_loss=f"{bright:.3g}+",
+        highest_weight=f"{strongest:.3g}",
+        highest_loss=f"{bright:.3g}",
         legend=_legend(not is_target.all(), cuts > 0),
         texts="\n".join(_texts(inspection, documents, tokenizer, shades)),
         data=_data(columns, is_target),
@@ -141,7 +140,8 @@ def _character(c: str, in_space: bool) -> str:
 
 def _mark(sign: str, kind: str = "") -> str:
     """A sign that is seen, but not part of the text when it is copied."""
-    return f'<i{f" class={kind!r}" if kind else ""} data-c="{sign}"></i>'.replace("'", '"')
+    of_class = f' class="{kind}"' if kind else ""
+    return f'<i{of_class} data-c="{sign}"></i>'
 
 
 def _shade(values, highest):
@@ -150,14 +150,13 @@ def _shade(values, highest):
     return np.minimum(size / (abs(highest) or 1.0), 1.0).tolist()
 
 
-def _strongest(weights) -> float:
-    """The weight furthest from 0; negative where a method unlearns."""
-    finite = weights[np.isfinite(weights)]
-    return float(finite[np.abs(finite).argmax()]) if len(finite) else 0.0
-
-
-def _finite_or(value: float, otherwise: float) -> float:
-    return float(value) if np.isfinite(value) and value > 0 else otherwise
+def _brightest(values) -> float:
+    """What gets full colour, with all beyond it; negative for weights of a method that unlearns."""
+    finite = values[np.isfinite(values)]
+    if not finite.any():
+        return 1.0
+    size = np.percentile(np.abs(finite), _BRIGHTEST) or np.abs(finite).max()
+    return float(-size if finite.min() < 0 else size)
 
 
 def _legend(prompts: bool, cuts: bool) -> str:
@@ -187,7 +186,7 @@ def _chart(losses, data_weights, weights) -> str:
     width, height, left, right, base = 640, 166, 40, 12, 140
     sound = np.isfinite(losses) & np.isfinite(weights)
     losses = np.where(sound, losses, 0.0)
-    top = _round_up(_finite_or(losses.max(initial=0.0), 1.0))
+    top = _round_up(losses.max() or 1.0)
 
     def shares(sizes):
         counts, _ = np.histogram(losses, _BINS, (0.0, top), weights=np.where(sound, sizes, 0.0))

@@ -12,26 +12,25 @@ from lm.data import tokenizers
 from lm.errors import InputError
 from lm.training import experiment
 from lm.training.checkpoints import Checkpoints
-from lm.training.state import Trained, TrainState
+from lm.training.state import TrainState
 
 
 class Loaded(NamedTuple):
-    """A run as `load` finds it; `trained` is the moving average where the run keeps one."""
+    """A run as `load` finds it.
+
+    Attributes:
+      config: of the run, its mesh being that of one device.
+      run: the functions of the config.
+      tokenizer: of the run.
+      state: as it was saved; see `Experiment.usable` and `Experiment.plain_params`.
+      step: of the checkpoint.
+    """
 
     config: ConfigDict
     run: experiment.Experiment
     tokenizer: tokenizers.Tokenizer
     state: TrainState
-
-    @property
-    def trained(self) -> Trained:
-        """The moving average where the run keeps one."""
-        return self.state.ema if self.config.train.ema_decay else self.state.trained
-
-    @property
-    def step(self) -> int:
-        """Steps taken."""
-        return int(self.state.step)
+    step: int
 
 
 def load(workdir: str | None, step: int | None = None) -> Loaded:
@@ -59,4 +58,5 @@ def load(workdir: str | None, step: int | None = None) -> Loaded:
     checkpoints.close()
     if restored is None:
         raise InputError(f"--workdir={workdir} holds no checkpoint yet")
-    return Loaded(config, run, tokenizer, restored[0])
+    state, _ = restored
+    return Loaded(config, run, tokenizer, state, int(state.step))

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from lm.data.documents import Document
 from lm.data.layout import encode_document, make_row
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
-from lm.model.transformer import Model
+from lm.training.experiment import Experiment
 from lm.training.state import TrainState
 from lm.training.step import ATTENTION_REFERENCE, EMA_REFERENCE, make_statistics
 from objectives.token_loss import denominators, token_loss
@@ -62,32 +61,38 @@ def cut(
 
 
 def inspect(
-    model: Model,
-    weighting: Weighting,
+    run: Experiment,
     state: TrainState,
     documents: Sequence[Document],
     tokenizer: Tokenizer,
-    config: ConfigDict,
+    weighting: Weighting,
 ) -> Inspection:
-    """Weighs documents as the train step of `config` would weigh them as one batch.
+    """Weighs documents as a train step of a run would weigh them, were they its batch.
 
-    The model is the trained one, not its moving average, as in training; statistics of the batch
-    are those of all documents. The weighting starts from its initial state.
+    As in training the model is not its moving average, it is quantized when the run is in that
+    phase, and statistics of the batch are those of all rows. The weighting need not be that of the
+    run; it starts from its initial state.
 
     Raises:
       InputError: no document has a token that counts.
     """
-    document_R, batch = cut(documents, tokenizer, config.data.sequence_length)
+    c = run.config
+    document_R, batch = cut(documents, tokenizer, c.data.sequence_length)
     if not batch["weights"].any():
         raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")
     attention = ATTENTION_REFERENCE in weighting.references
-    block = config.objective.block_size
-    rows = config.train.batch_size // config.train.accumulation
-    own = _in_batches(make_statistics(model, block, attention), state.trained, batch, rows)
+    quantized = run.quantized if run.usable(state)[1] else None
+
+    def measure(trained, attention=False):
+        block_size = c.objective.block_size
+        statistics = make_statistics(run.model, block_size, quantized, attention)
+        rows = c.train.batch_size // c.train.accumulation
+        return _in_batches(statistics, trained, batch, rows)
+
+    own = measure(state.trained, attention)
     references = {}
     if EMA_REFERENCE in weighting.references:
-        average = _in_batches(make_statistics(model, block), state.ema, batch, rows)
-        references[EMA_REFERENCE] = average.nll
+        references[EMA_REFERENCE] = measure(state.ema).nll
     if attention:
         references[ATTENTION_REFERENCE] = own.attention
     arrays = {name: jnp.asarray(x) for name, x in batch.items()}
