@@ -73,8 +73,8 @@ def render(
         about=html.escape(about),
         figures=_figures(inspection.metrics),
         chart=_chart(losses[is_target], batch["weights"][real_RT][is_target], weights[is_target]),
-        highest_weight=f"{strongest:.3g}",
-        highest_loss=f"{bright:.3g}",
+        brightest_weight=_brightest_in_words(strongest, "", weights[is_target]),
+        brightest_loss=_brightest_in_words(bright, " nats", losses[is_target]),
         legend=_legend(not is_target.all(), cuts > 0),
         texts="\n".join(_texts(inspection, documents, tokenizer, shades)),
         data=_data(columns, is_target),
@@ -157,6 +157,11 @@ def _brightest(values) -> float:
         return 1.0
     size = np.percentile(np.abs(finite), _BRIGHTEST) or np.abs(finite).max()
     return float(-size if finite.min() < 0 else size)
+
+
+def _brightest_in_words(brightest, unit, values) -> str:
+    beyond = np.abs(values[np.isfinite(values)]).max(initial=0.0) > abs(brightest)
+    return f"{brightest:.3g}{unit}{' and beyond' * bool(beyond)}"
 
 
 def _legend(prompts: bool, cuts: bool) -> str:
