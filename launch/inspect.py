@@ -1,6 +1,6 @@
 """A page of a text with its tokens coloured by weight and by loss; one file, nothing is loaded.
 
-python -m launch.inspect --workdir=runs/quickstart --text=FILE
+python -m launch.inspect --workdir=runs/quickstart --text=FILE [--output=inspect.html]
 """
 
 import os
@@ -13,7 +13,6 @@ from launch import command, workdir
 from lm.errors import InputError
 
 _TEXT = flags.DEFINE_string("text", None, "What to weigh: a text file, a FILE.jsonl or a folder.")
-_OUTPUT = flags.DEFINE_string("output", "inspect.html", "The page.")
 _WEIGHTING = flags.DEFINE_string("weighting", "", "As objective.weighting; that of the run if not.")
 _OBJECTIVE = flags.DEFINE_multi_string(
     "objective", [], "KEY=VALUE of the run's objective section, such as rho1.keep=0.3; repeatable."
@@ -24,7 +23,7 @@ def main() -> None:
     """Writes the page."""
     if not _TEXT.value:
         raise InputError("--text=FILE is missing: a text file, a FILE.jsonl or a folder")
-    output = Path(_OUTPUT.value)
+    output = Path(command.OUTPUT.value or "inspect.html")
     if not output.parent.is_dir() or output.is_dir():
         raise InputError(f"--output={output} is not a file in a folder that is there")
     command.use_compilation_cache()

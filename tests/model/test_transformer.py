@@ -158,7 +158,7 @@ def test_the_attention_is_a_constant_to_gradients(change):
 
 
 def test_the_attention_costs_queries_and_keys_of_one_layer_and_no_square():
-    """FLOPs and memory of the compiled program; nothing when it is not asked for."""
+    """FLOPs and memory of the compiled program."""
     rows, length = 4, 512
     model, b = tiny.model(), tiny.batch(rows, length)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
