@@ -33,7 +33,7 @@ def main() -> None:
     from lm.data import corpora
     from lm.training import experiment, inspection
 
-    documents = corpora.read(_TEXT.value).documents
+    documents = list(corpora.read(_TEXT.value).documents)
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
     c = loaded.config
     overrides = [f"weighting={_WEIGHTING.value}"] * bool(_WEIGHTING.value) + _OBJECTIVE.value

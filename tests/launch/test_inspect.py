@@ -207,9 +207,24 @@ def test_attention_of_a_prompt_is_a_reference(run, state):
     assert attention[31] < 0.5
 
 
-def test_a_character_in_pieces_stands_where_it_is_complete():
-    documents = (Document("x", (("aé", 1.0),)),)
-    assert page.pieces(documents[0], TOKENIZER) == [b"a", b"\xc3", b"\xa9", b""]
+def test_texts_without_a_target_are_refused(run, state):
+    with pytest.raises(InputError, match="nothing to weigh"):
+        inspected(run, state, documents=(Document("x", (("prompt", 0.0),)),))
+
+
+def test_a_character_in_pieces_stands_where_it_is_complete(run, state):
+    documents = (Document("x", (("aé\r", 1.0),)),)
+    assert page.pieces(documents[0], TOKENIZER) == [b"a", b"\xc3", b"\xa9", b"\r", b""]
+    found = inspected(run, state, documents=documents)
+    content = page.render(found, documents, TOKENIZER, page.Heading("x", "r", 1, "uniform"))
+    marks = re.findall(r"<span[^>]*>(.*?)</span>", content.split("<pre>")[1].split("</pre>")[0])
+    assert marks == [
+        "a",
+        '<i class="raw" data-c="C3"></i>',
+        "é",
+        '<i data-c="␍"></i>',
+        '<i class="raw" data-c="end"></i>',
+    ]
 
 
 def test_files_and_folders_are_read_whole(tmp_path):
@@ -249,7 +264,6 @@ def trained(tmp_path_factory):
     (folder / "text.py").write_text(TEXT)
     (folder / "empty.txt").write_text("")
     (folder / "binary").write_bytes(b"a\0b")
-    (folder / "prompts.jsonl").write_text('{"prompt": "p", "response": ""}\n')
     return folder
 
 
