@@ -24,6 +24,9 @@ SOURCES = {
     "teacher": ("ema", "run"),
 }
 
+# Those that are losses of a model.
+LOSSES = tuple(name for name, kinds in SOURCES.items() if kinds == _LOSSES)
+
 _KINDS = {
     "ema": "'ema' with train.ema_decay above 0",
     "run": "a work directory",

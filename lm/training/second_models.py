@@ -97,27 +97,29 @@ def open_references(run: Experiment, tokenizer: str | None = None) -> References
     return References(models, stored)
 
 
-def check_tokens(record: runs.Record, key: str, vocab_size: int, tokenizer: str) -> None:
+def check_tokens(named: str, its: tuple[int, str], ours: tuple[int, str]) -> None:
     """Refuses a model that does not speak of the same tokens.
 
+    Args:
+      named: the model as the user has named it.
+      its: entries of its vocabulary, and its tokenizer's fingerprint.
+      ours: the same of the run.
+
     Raises:
-      InputError: its vocabulary or its tokenizer is another one.
+      InputError: they differ.
     """
-    for what, its, ours in (
-        ("vocabulary", record.vocab_size, vocab_size),
-        ("tokenizer", record.tokenizer, tokenizer),
-    ):
-        if its != ours:
+    for what, one, other in zip(("vocabulary", "tokenizer"), its, ours, strict=True):
+        if one != other:
             raise InputError(
-                f"{key}={record.folder} has the {what} {its}, not {ours}: a reference needs a "
-                "model with the same tokenizer"
+                f"{named} has the {what} {one}, not {other}; valid: a run with the same tokenizer"
             )
 
 
 def _open_model(run: Experiment, key: str, source: str, tokenizer: str | None) -> SecondModel:
     record = runs.read(source, key)
     vocab_size = run.model.config.vocab_size
-    check_tokens(record, key, vocab_size, tokenizer or record.tokenizer)
+    its = (record.vocab_size, record.tokenizer)
+    check_tokens(f"{key}={source}", its, (vocab_size, tokenizer or record.tokenizer))
     try:
         # The mesh of its own training does not matter.
         record.config.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
