@@ -4,7 +4,8 @@ python -m launch.score --workdir=runs/reference --output=runs/reference_scores
 python -m launch.train ... --config.objective.references.reference_nll=runs/reference_scores
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -37,25 +38,73 @@ def main() -> None:
         raise InputError(f"--split={_SPLIT.value} is not one of: train, validation")
     command.use_compilation_cache()
     import jax
-    import jax.numpy as jnp
 
     from lm.data import corpora, scores
-    from lm.training import references, scoring, sharding
-    from lm.training.second_models import check_tokens
-    from lm.training.step import make_statistics
+    from lm.training import scoring, sharding
 
-    name = _NAME.value or ("prior_nll" if _WITHOUT_CONTEXT.value else "reference_nll")
-    valid = (*references.LOSSES, "likelihood")
-    if _AGAINST.value:
-        name, valid = _NAME.value or "contrast_probability", ("contrast_probability",)
-    if name not in valid:
-        raise InputError(f"--name={name} is not one of: {', '.join(valid)}")
+    name = _name()
     try:
         scores.check_new(_OUTPUT.value)
     except InputError as error:
         raise InputError(f"--output={error}") from None
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
-    c, model, tokenizer = loaded.config, loaded.run.model, loaded.tokenizer
+    c, mesh = loaded.config, loaded.run.mesh
+    trained, compute, origin = _scorer(name, loaded)
+    compute = jax.jit(compute)
+    texts = corpora.load(
+        _CORPUS.value or c.data.corpus,
+        _SPLIT.value,
+        directory=c.data.directory,
+        validation_fraction=c.data.validation_fraction,
+    )
+    documents = sum(len(corpus.documents) for corpus in texts)
+    command.say(f"scoring {documents:,} documents at step {loaded.step}")
+    with jax.set_mesh(mesh):
+        total = _Total(
+            scoring.score_documents(
+                lambda batch: compute(trained, sharding.put_batch(mesh, batch)),
+                texts,
+                loaded.tokenizer,
+                batch_size=c.train.batch_size // c.train.accumulation,
+                sequence_length=c.data.sequence_length,
+                without_context=_WITHOUT_CONTEXT.value,
+            )
+        )
+        scores.write(_OUTPUT.value, texts, loaded.tokenizer.fingerprint, [name], total, origin)
+    mean = total.sum / max(total.count, 1)
+    print(f"{name}: {total.count:,} values of {documents:,} documents, mean {mean:.4f}")
+    print(f"scores: {_OUTPUT.value}")
+    print(f"next: python -m launch.train ... --config.objective.references.{name}={_OUTPUT.value}")
+
+
+def _name() -> str:
+    """The reference that is stored."""
+    from lm.training import references
+
+    default, valid = "reference_nll", (*references.LOSSES, "likelihood")
+    if _WITHOUT_CONTEXT.value:
+        default = "prior_nll"
+    if _AGAINST.value:
+        default, valid = "contrast_probability", ("contrast_probability",)
+    name = _NAME.value or default
+    if name not in valid:
+        raise InputError(f"--name={name} is not one of: {', '.join(valid)}")
+    return name
+
+
+def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any], dict[str, Any]]:
+    """What was trained, (trained, batch) -> values [B, T], and where they come from."""
+    import jax.numpy as jnp
+
+    from lm.training import scoring
+    from lm.training.second_models import check_tokens
+    from lm.training.state import Trained
+    from lm.training.step import make_statistics
+
+    def plain(one):
+        return Trained(one.run.plain_params(one.state))
+
+    model, c = loaded.run.model, loaded.config
     origin = {
         "workdir": command.WORKDIR.value,
         "step": loaded.step,
@@ -70,40 +119,15 @@ def main() -> None:
         )
         check_tokens(f"--against={_AGAINST.value}", theirs, ours)
         origin |= {"against": _AGAINST.value, "against_step": other.step}
-        trained = (loaded.trained, other.trained)
-        compute = scoring.make_contrast(model, other.run.model)
-    else:
-        trained = loaded.trained
-        statistics = make_statistics(model, c.objective.block_size)
+        contrast = scoring.make_contrast(model, other.run.model)
+        return (plain(loaded), plain(other)), contrast, origin
+    statistics = make_statistics(model, c.objective.block_size)
 
-        def compute(trained, batch):
-            nll_BT = statistics(trained, batch).nll
-            return jnp.exp(-nll_BT) if name == "likelihood" else nll_BT
+    def values(trained, batch):
+        nll_BT = statistics(trained, batch).nll
+        return jnp.exp(-nll_BT) if name == "likelihood" else nll_BT
 
-    texts = corpora.load(
-        _CORPUS.value or c.data.corpus,
-        _SPLIT.value,
-        directory=c.data.directory,
-        validation_fraction=c.data.validation_fraction,
-    )
-    count = sum(len(corpus.documents) for corpus in texts)
-    command.say(f"scoring {count:,} documents with {command.WORKDIR.value} at step {loaded.step}")
-    compute = jax.jit(compute)
-    with jax.set_mesh(loaded.run.mesh):
-        values = scoring.score_documents(
-            lambda batch: compute(trained, sharding.put_batch(loaded.run.mesh, batch)),
-            texts,
-            tokenizer,
-            batch_size=c.train.batch_size // c.train.accumulation,
-            sequence_length=c.data.sequence_length,
-            without_context=_WITHOUT_CONTEXT.value,
-        )
-        total = _Total(values)
-        scores.write(_OUTPUT.value, texts, tokenizer.fingerprint, [name], total, origin)
-    mean = total.sum / max(total.count, 1)
-    print(f"{name}: {total.count:,} values of {count:,} documents, mean {mean:.4f}")
-    print(f"scores: {_OUTPUT.value}")
-    print(f"next: python -m launch.train ... --config.objective.references.{name}={_OUTPUT.value}")
+    return plain(loaded), values, origin
 
 
 class _Total:

@@ -8,16 +8,25 @@ from ml_collections import ConfigDict
 from launch import command
 from lm.data import tokenizers
 from lm.errors import InputError
-from lm.training import experiment, runs, state
+from lm.training import experiment, runs
+from lm.training.state import TrainState
 
 
 class Loaded(NamedTuple):
-    """A run as `load` finds it; `trained` is the moving average where the run keeps one."""
+    """A run as `load` finds it.
+
+    Attributes:
+      config: of the run, its mesh being that of one device.
+      run: the functions of the config.
+      tokenizer: of the run.
+      state: as it was saved; see `Experiment.usable` and `Experiment.plain_params`.
+      step: of the checkpoint.
+    """
 
     config: ConfigDict
     run: experiment.Experiment
     tokenizer: tokenizers.Tokenizer
-    trained: state.Trained
+    state: TrainState
     step: int
 
 
@@ -38,5 +47,5 @@ def load(workdir: str | None, step: int | None = None, flag: str = "--workdir") 
         name = str(record.folder / "tokenizer.json")
     tokenizer = tokenizers.load(name, 0, (), directory=config.data.directory)
     run = experiment.build(config, record.vocab_size, devices=jax.devices()[:1])
-    trained, found = runs.restore(record, run, flag, command.say, step)
-    return Loaded(config, run, tokenizer, trained, found)
+    state = runs.restore(record, run, flag, command.say, step)
+    return Loaded(config, run, tokenizer, state, int(state.step))

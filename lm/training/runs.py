@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from lm.errors import InputError
 from lm.training.checkpoints import Checkpoints
 from lm.training.experiment import Experiment
-from lm.training.state import Trained
+from lm.training.state import TrainState
 
 
 class Record(NamedTuple):
@@ -43,11 +43,10 @@ def read(folder: str, key: str) -> Record:
 
 def restore(
     record: Record, run: Experiment, key: str, say: Callable[[str], None], step: int | None = None
-) -> tuple[Trained, int]:
-    """What was trained at the newest checkpoint, or at that of `step`; and the step.
+) -> TrainState:
+    """The state of the newest checkpoint, or of that of `step`.
 
-    It is the moving average where the run keeps one. Arrays get the shardings of `run`, which is
-    the run's own experiment on the devices at hand.
+    Arrays get the shardings of `run`, which is the run's own experiment on the devices at hand.
 
     Raises:
       InputError: no such checkpoint.
@@ -60,4 +59,4 @@ def restore(
     if restored is None:
         raise InputError(f"{key}={record.folder} holds no checkpoint yet")
     state, _ = restored
-    return run.averaged(state), int(state.step)
+    return state

@@ -34,7 +34,7 @@ class References(NamedTuple):
     def abstract(self) -> dict[str, Trained]:
         """Shapes, dtypes and shardings of what `restore` gives, without allocating it."""
         return {
-            source: one.run.averaged(one.run.abstract_state())
+            source: Trained(one.run.abstract_state().trained.params)
             for source, one in self.models.items()
         }
 
@@ -42,6 +42,9 @@ class References(NamedTuple):
         self, say: Callable[[str], None], steps: dict[str, int]
     ) -> tuple[dict[str, Trained], dict[str, int]]:
         """What was trained of each second model, on the mesh of the run, and at which step.
+
+        It is the moving average where that run keeps one, with weights on their grids where it was
+        saved in its quantized phase.
 
         Args:
           say: shows one line.
@@ -52,7 +55,8 @@ class References(NamedTuple):
         """
         trained, found = {}, {}
         for source, (key, record, run) in self.models.items():
-            trained[source], found[source] = runs.restore(record, run, key, say, steps.get(source))
+            state = runs.restore(record, run, key, say, steps.get(source))
+            trained[source], found[source] = Trained(run.plain_params(state)), int(state.step)
         return trained, found
 
     def stored(self, corpora: Sequence[Corpus], tokenizer: str) -> dict[str, list[scores.Stored]]:

@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lm.model.transformer import Model
+from lm.training.quantized import Quantized
 from lm.training.references import EMA
 from lm.training.state import Trained, TrainState
 from objectives.cross_entropy import TokenStatistics, token_statistics
@@ -37,20 +38,30 @@ class SecondModel(NamedTuple):
     trained: Trained
 
 
-def make_forward(model: Model) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V]."""
+def make_forward(
+    model: Model, quantized: Quantized | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V].
+
+    In full precision, or with weights on their grids when `quantized` is given.
+    """
 
     def forward(trained, batch):
-        params = trained.params
-        hidden_BTD = model.apply(params, batch["tokens"], batch["positions"], batch["segment_ids"])
+        inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+        if quantized is None:
+            return model.apply(trained.params, *inputs), model.head(trained.params)
+        params, scales = quantized.outer(trained), trained.scales["layers"]
+        hidden_BTD = model.apply(params, *inputs, product=quantized.product, scales=scales)
         return hidden_BTD, model.head(params)
 
     return forward
 
 
-def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
+def make_statistics(
+    model: Model, block_size: int, quantized: Quantized | None = None
+) -> Callable[..., Any]:
     """(trained, batch) -> per-token statistics [B, T]: the model, then its head, in blocks."""
-    forward = make_forward(model)
+    forward = make_forward(model, quantized)
 
     def statistics(trained, batch):
         hidden_BTD, head_DV = forward(trained, batch)
@@ -191,6 +202,7 @@ def make_train_step(
     schedule: optax.Schedule,
     weighting: Weighting,
     config: ConfigDict,
+    quantized: Quantized | None = None,
     second_models: Mapping[str, Model] | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch, frozen) -> (state, metrics): gradients, clipping, update, or skip.
@@ -200,13 +212,15 @@ def make_train_step(
 
     A step is skipped, which keeps the old state but for its counters, when its loss or gradient is
     not finite, when all weights are zero, or when the gradient norm is above spike_factor times
-    its moving average. Metrics are float32 scalars.
+    its moving average. Metrics are float32 scalars. With `quantized` it is a step of the quantized
+    phase; the two phases are two programs.
     """
     c = config.train
-    read = {
-        source: (make_forward(one), make_statistics(one, config.objective.block_size))
-        for source, one in {EMA: model, **(second_models or {})}.items()
-    }
+    block_size = config.objective.block_size
+    # The average is read as the model is; second models are plain, see `References.restore`.
+    read = {EMA: (make_forward(model, quantized), make_statistics(model, block_size, quantized))}
+    for source, one in (second_models or {}).items():
+        read[source] = make_forward(one), make_statistics(one, block_size)
     gradients = make_gradients(
         read[EMA][1],
         weighting,
@@ -267,16 +281,54 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: Model, block_size: int) -> Callable[..., dict[str, jax.Array]]:
-    """(trained, batch) -> sums over the batch: w * nll, w, w * bytes; and the number of tokens."""
+def make_begin_quantized(
+    optimizer: optax.GradientTransformation, quantized: Quantized, config: ConfigDict
+) -> Callable[[TrainState], TrainState]:
+    """state -> state at the start of the quantized phase: scales from the weights as they are.
+
+    The moments of the optimizer go on (those of the scales are zero), or begin anew with
+    `quantization.reset_optimizer`, its schedule going on either way: arXiv 2509.22935 does not say
+    which (unconfirmed).
+    """
+
+    def rescaled(trained):
+        return trained._replace(scales=quantized.first_scales(trained.params))
+
+    def begin(state):
+        trained = rescaled(state.trained)
+        moments = state.optimizer
+        if config.quantization.reset_optimizer:
+            (_, count), *_ = optax.tree.get_all_with_path(moments, "count", _of_schedule)
+            moments = optax.tree.set(optimizer.init(trained), _of_schedule, count=count)
+        ema = rescaled(state.ema) if config.train.ema_decay else ()
+        return state._replace(trained=trained, optimizer=moments, ema=ema)
+
+    return begin
+
+
+def _of_schedule(path, value) -> bool:
+    return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+
+
+def make_eval_step(
+    model: Model, block_size: int, quantized: Quantized | None = None
+) -> Callable[..., dict[str, jax.Array]]:
+    """(trained, batch) -> sums over the batch: w * nll, w, w * bytes.
+
+    With `quantized`, "quantized_nll" as well: w * nll with the weights on their grids.
+    """
     statistics = make_statistics(model, block_size)
+    on_grid = make_statistics(model, block_size, quantized)
 
     def eval_step(trained, batch):
         w_BT = batch["weights"]
-        return {
+        sums = {
             "nll": masked_sum(w_BT, statistics(trained, batch).nll),
             "weight": jnp.sum(w_BT),
             "bytes": masked_sum(w_BT, batch["num_bytes"].astype(jnp.float32)),
         }
+        if quantized is not None:
+            sums["quantized_nll"] = masked_sum(w_BT, on_grid(trained, batch).nll)
+        return sums
 
     return eval_step
