@@ -113,7 +113,7 @@ def _pieces(
             places = np.flatnonzero(positions["weights"])
             positions = encode_document(_without_context(document), tokenizer)
             # Where the document ends with context, its end is not the end of the rest.
-            places = np.append(places, [total] * (len(positions) - len(places)))
+            places = np.pad(places, (0, len(positions) - len(places)), constant_values=total)
         for start in range(0, len(positions), length):
             cut = slice(start, start + length)
             yield _Piece(number, total, positions[cut], places[cut])

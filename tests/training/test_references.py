@@ -395,7 +395,7 @@ def test_a_document_that_changes_while_training_ends_the_run_and_spoils_nothing(
         if line.startswith("step 2/"):
             file.write_text(content.replace("=", "~"))  # In place: offsets stay.
 
-    with pytest.raises(InputError, match="are those of other text: run launch.score again"):
+    with pytest.raises(InputError, match=r"are those of other text: run launch\.score again"):
         loop.train(config, str(tmp_path / "run"), say)
     file.write_text(content)
     saved = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()}
