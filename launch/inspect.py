@@ -32,6 +32,7 @@ def main() -> None:
     from launch import page
     from lm.data import corpora
     from lm.training import experiment, inspection
+    from lm.training.second_models import open_references
 
     documents = list(corpora.read(_TEXT.value).documents)
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
@@ -39,11 +40,24 @@ def main() -> None:
     overrides = [f"weighting={_WEIGHTING.value}"] * bool(_WEIGHTING.value) + _OBJECTIVE.value
     for override in overrides:
         _override(c.objective, override)
-    weighting = experiment.make_weighting(c)
-    with jax.set_mesh(loaded.run.mesh):
-        found = inspection.inspect(loaded.run, loaded.state, documents, loaded.tokenizer, weighting)
-    source, run = Path(_TEXT.value).name, Path(command.WORKDIR.value).name
-    heading = page.Heading(source, run, loaded.step, experiment.describe_weighting(c))
+    run = loaded.run._replace(weighting=experiment.make_weighting(c))
+    references = open_references(run, loaded.tokenizer.fingerprint)
+    for name in references.scores:
+        raise InputError(
+            f"objective.references.{name} is a folder of scores, which has those of its own corpus "
+            f"only; give --objective=references.{name}=ema, or =DIR with the run of a model"
+        )
+    with jax.set_mesh(run.mesh):
+        frozen, _ = references.restore(command.say, {})
+        second_models = {
+            source: (one.run.model, frozen[source]) for source, one in references.models.items()
+        }
+        found = inspection.inspect(run, loaded.state, documents, loaded.tokenizer, second_models)
+    weighting = experiment.describe_weighting(c)
+    for name in run.references():
+        weighting += f", {name} from {Path(c.objective.references[name]).name}"
+    source, folder = Path(_TEXT.value).name, Path(command.WORKDIR.value).name
+    heading = page.Heading(source, folder, loaded.step, weighting)
     _write(output, page.render(found, documents, loaded.tokenizer, heading))
     print(f"{found.metrics['targets']:,.0f} targets, {found.metrics['kept_share']:.1%} kept")
     print(f"page: {output}")

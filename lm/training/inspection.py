@@ -3,7 +3,7 @@
 R rows, T tokens of a row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +14,13 @@ from lm.data.documents import Document
 from lm.data.layout import encode_document, make_row
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
+from lm.model.transformer import Model
 from lm.training.experiment import Experiment
-from lm.training.state import TrainState
-from lm.training.step import ATTENTION_REFERENCE, EMA_REFERENCE, make_statistics
+from lm.training.references import ATTENTION, EMA
+from lm.training.state import Trained, TrainState
+from lm.training.step import make_statistics
 from objectives.token_loss import denominators, token_loss
-from objectives.weighting import Weighting, weight_metrics
+from objectives.weighting import weight_metrics
 
 
 class Inspection(NamedTuple):
@@ -65,36 +67,44 @@ def inspect(
     state: TrainState,
     documents: Sequence[Document],
     tokenizer: Tokenizer,
-    weighting: Weighting,
+    second_models: Mapping[str, tuple[Model, Trained]] | None = None,
 ) -> Inspection:
     """Weighs documents as a train step of a run would weigh them, were they its batch.
 
     As in training the model is not its moving average, it is quantized when the run is in that
-    phase, and statistics of the batch are those of all rows. The weighting need not be that of the
-    run; it starts from its initial state.
+    phase, and statistics of the batch are those of all rows. The weighting starts from its initial
+    state. `second_models` maps sources of `objective.references` to what they hold.
 
     Raises:
-      InputError: no document has a token that counts.
+      InputError: no document has a token that counts, or the weighting needs more than other text
+        than the run's own has.
     """
-    c = run.config
+    c, weighting = run.config, run.weighting
     document_R, batch = cut(documents, tokenizer, c.data.sequence_length)
+    if missing := [key for key in weighting.batch_keys if key not in batch]:
+        raise InputError(
+            f"objective.weighting={c.objective.weighting!r} needs {' and '.join(missing)} of "
+            "training documents, which other text does not have"
+        )
     if not batch["weights"].any():
         raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")
-    attention = ATTENTION_REFERENCE in weighting.references
     quantized = run.quantized if run.usable(state)[1] else None
 
-    def measure(trained, attention=False):
-        block_size = c.objective.block_size
-        statistics = make_statistics(run.model, block_size, quantized, attention)
+    def measure(model, trained, *options):
+        statistics = make_statistics(model, c.objective.block_size, *options)
         rows = c.train.batch_size // c.train.accumulation
         return _in_batches(statistics, trained, batch, rows)
 
-    own = measure(state.trained, attention)
+    own = measure(run.model, state.trained, quantized, ATTENTION in weighting.references)
     references = {}
-    if EMA_REFERENCE in weighting.references:
-        references[EMA_REFERENCE] = measure(state.ema).nll
-    if attention:
-        references[ATTENTION_REFERENCE] = own.attention
+    for name in run.references():
+        source = c.objective.references[name]
+        if source == EMA:
+            references[name] = measure(run.model, state.ema, quantized).nll
+        else:
+            references[name] = measure(*second_models[source]).nll
+    if ATTENTION in weighting.references:
+        references[ATTENTION] = own.attention
     arrays = {name: jnp.asarray(x) for name, x in batch.items()}
     weights_BT, _, metrics = weighting.weigh(
         own, arrays, references, weighting.init(), jnp.asarray(state.step)

@@ -3,7 +3,7 @@
 A micro-batches, B rows, T tokens, D width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from lm.model.transformer import Model
 from lm.training.quantized import Quantized
-from lm.training.state import TrainState
+from lm.training.references import ATTENTION, EMA
+from lm.training.state import Trained, TrainState
 from objectives.cross_entropy import TokenStatistics, token_statistics
 from objectives.token_loss import denominators, masked_sum, token_loss
 from objectives.weighting import Weighting, weight_metrics
@@ -22,11 +23,19 @@ from objectives.weighting import Weighting, weight_metrics
 _NORM_MEMORY = 0.99
 _NORM_WARMUP = 20
 
-# The reference that holds the losses of the moving average of the parameters.
-EMA_REFERENCE = "ema_nll"
 
-# The reference that holds the attention of the last layer to the prompt.
-ATTENTION_REFERENCE = "attention"
+class SecondModel(NamedTuple):
+    """A model that is compared with: how it is read, and what was trained of it.
+
+    Attributes:
+      forward: see `make_forward`.
+      statistics: see `make_statistics`.
+      trained: what both of them take.
+    """
+
+    forward: Callable[..., Any]
+    statistics: Callable[..., Any]
+    trained: Trained
 
 
 class AttentiveStatistics(NamedTuple):
@@ -112,13 +121,15 @@ def make_gradients(
     pass of its own gathers them, micro-batch by micro-batch, and the gradient of the loss in the
     gathered [B, T] arrays is what the micro-batches then pass back. Gradients are added in float32.
 
-    `models` maps the name of a reference to what was trained of the model whose losses it holds.
+    What the weighting compares with is in the batch under its name where it is stored with the
+    data. `models` maps the names of other references to a `SecondModel`, whose losses they hold: a
+    forward pass more for each model.
     """
 
     def settle(statistics_BT, batch, references, state, step):
         """Weights and denominators of the whole batch, state and metrics of the weighting."""
         if isinstance(statistics_BT, AttentiveStatistics):
-            references = references | {ATTENTION_REFERENCE: statistics_BT.attention}
+            references = references | {ATTENTION: statistics_BT.attention}
         weights_BT, state, extra = weighting.weigh(statistics_BT, batch, references, state, step)
         if weighting.detached:
             weights_BT = jax.lax.stop_gradient(weights_BT)
@@ -144,11 +155,28 @@ def make_gradients(
             lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), tree
         )
 
-    def gather(trained, batch):
+    def gather(statistics, trained, batch):
         if accumulation == 1:
             return statistics(trained, batch)
         _, parts = jax.lax.scan(lambda _, micro: ((), statistics(trained, micro)), (), split(batch))
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+    def gather_references(batch, models):
+        references, losses = {}, {}
+        for name in weighting.references:
+            if name in models:
+                model = models[name]
+                # Two references to one model are one forward pass.
+                if id(model) not in losses:
+                    losses[id(model)] = gather(
+                        lambda trained, b, of=model: of.statistics(trained, b).nll,
+                        model.trained,
+                        batch,
+                    )
+                references[name] = losses[id(model)]
+            elif name in batch:
+                references[name] = batch[name]
+        return references
 
     def add_up(value_and_grad, trained, micro_batches):
         """The sum of (gradients, parts) over the micro-batches."""
@@ -163,7 +191,7 @@ def make_gradients(
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
     def gradients(trained, batch, state, step, models=None):
-        references = {name: gather(other, batch).nll for name, other in (models or {}).items()}
+        references = gather_references(batch, models or {})
 
         if accumulation == 1:
 
@@ -175,7 +203,7 @@ def make_gradients(
             grads, (metrics, state) = jax.grad(loss, has_aux=True)(trained)
             return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics, state
 
-        if not (weighting.uses_statistics or ATTENTION_REFERENCE in weighting.references):
+        if not (weighting.uses_statistics or ATTENTION in weighting.references):
             weights_BT, totals, state, extra = settle(None, batch, references, state, step)
 
             def part(trained, micro, weights):
@@ -187,7 +215,7 @@ def make_gradients(
             return grads, parts | extra, state
 
         slopes, (metrics, state) = jax.grad(loss_of_statistics, has_aux=True)(
-            gather(trained, batch), batch, references, state, step
+            gather(statistics, trained, batch), batch, references, state, step
         )
 
         def part(trained, micro, slopes):
@@ -208,8 +236,12 @@ def make_train_step(
     weighting: Weighting,
     config: ConfigDict,
     quantized: Quantized | None = None,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch) -> (state, metrics): gradients, clipping, update, or skip.
+    second_models: Mapping[str, Model] | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """(state, batch, frozen) -> (state, metrics): gradients, clipping, update, or skip.
+
+    `second_models` maps sources of `objective.references` to models; `frozen` maps the same sources
+    to what was trained of them, and is {} by default.
 
     A step is skipped, which keeps the old state but for its counters, when its loss or gradient is
     not finite, when all weights are zero, or when the gradient norm is above spike_factor times
@@ -217,20 +249,28 @@ def make_train_step(
     phase; the two phases are two programs.
     """
     c = config.train
+    block_size = config.objective.block_size
+    # The average is read as the model is; second models are plain, see `References.restore`.
+    read = {EMA: (make_forward(model, quantized), make_statistics(model, block_size, quantized))}
+    for source, one in (second_models or {}).items():
+        read[source] = make_forward(one), make_statistics(one, block_size)
     gradients = make_gradients(
-        make_statistics(
-            model,
-            config.objective.block_size,
-            quantized,
-            attention=ATTENTION_REFERENCE in weighting.references,
-        ),
+        make_statistics(model, block_size, quantized, ATTENTION in weighting.references),
         weighting,
         z_loss=config.objective.z_loss,
         accumulation=c.accumulation,
     )
 
-    def train_step(state, batch):
-        models = {name: state.ema for name in weighting.references if name == EMA_REFERENCE}
+    def train_step(state, batch, frozen=None):
+        of_source = {
+            source: SecondModel(*read[source], trained)
+            for source, trained in {EMA: state.ema, **(frozen or {})}.items()
+        }
+        models = {
+            name: of_source[source]
+            for name, source in config.objective.references.items()
+            if source in of_source
+        }
         grads, metrics, weighting_state = gradients(
             state.trained, batch, state.weighting, state.step, models
         )

@@ -72,7 +72,12 @@ class Parsed(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def run():
-    config = tiny.config(train__ema_decay=0.9, train__batch_size=2, mesh__data=1)
+    config = tiny.config(
+        train__ema_decay=0.9,
+        train__batch_size=2,
+        mesh__data=1,
+        objective__references__reference_nll="ema",
+    )
     return experiment.build(config, TOKENIZER.vocab_size, jax.devices()[:1])
 
 
@@ -91,8 +96,9 @@ def weighting(run, name, **hyper):
 
 
 def inspected(run, state, name="uniform", documents=DOCUMENTS, **hyper):
-    made = weighting(run, name, **hyper) if hyper else run.weighting
-    return inspection.inspect(run, state, documents, TOKENIZER, made)
+    if hyper:
+        run = run._replace(weighting=weighting(run, name, **hyper))
+    return inspection.inspect(run, state, documents, TOKENIZER)
 
 
 def parsed(found, documents=DOCUMENTS):
@@ -102,7 +108,7 @@ def parsed(found, documents=DOCUMENTS):
 
 @pytest.fixture(scope="module")
 def rho1(run, state):
-    return inspected(run, state, "rho1", keep=0.3, reference_name="ema_nll")
+    return inspected(run, state, "rho1", keep=0.3)
 
 
 def dense(run, params, text, length=32):
@@ -152,7 +158,7 @@ def test_the_numbers_are_those_of_an_independent_computation(run, state, rho1):
     np.testing.assert_allclose(seen.column("loss"), losses, rtol=1e-4)
     np.testing.assert_allclose(seen.column("probability"), np.exp(-losses), rtol=1e-3)
     np.testing.assert_allclose(seen.column("entropy"), entropies, rtol=1e-4)
-    np.testing.assert_allclose(seen.column("ema_nll"), average, rtol=1e-4)
+    np.testing.assert_allclose(seen.column("reference_nll"), average, rtol=1e-4)
 
     prompt = np.zeros(len(losses), bool)
     prompt[len(TEXT.encode()) + 1 :][: len(answer.spans[0][0])] = True
@@ -286,17 +292,23 @@ def test_the_command_writes_one_page(trained):
         f"--workdir={trained / 'run'}",
         f"--text={trained / 'text.py'}",
         f"--output={output}",
-        "--weighting=focal",
-        "--objective=focal.gamma=1.5",
+        "--weighting=rho1",
+        "--objective=rho1.keep=0.5",
+        f"--objective=references.reference_nll={trained / 'run'}",
     )
     assert done.returncode == 0, done.stderr
     assert str(output) in done.stdout
     content = output.read_text(encoding="utf-8")
-    assert Parsed(content).texts == [TEXT]
-    assert "focal(detach=False, gamma=1.5), normalisation kept" in content
+    seen = Parsed(content)
+    assert seen.texts == [TEXT]
+    assert "rho1(keep=0.5), normalisation kept, reference_nll from run" in content
+    # The run compared with itself: no token is above another, and all are kept.
+    np.testing.assert_array_equal(seen.column("reference_nll"), seen.column("loss"))
+    np.testing.assert_array_equal(seen.column("weight"), 1)
     assert not list(trained.glob("*.part"))
 
 
+SOURCE = "references.reference_nll="
 BAD = {
     "no text": ({"text": None}, "--text=FILE is missing"),
     "missing": ({"text": "nothing.txt"}, "nothing.txt: no such file"),
@@ -305,7 +317,12 @@ BAD = {
     "no run": ({"workdir": "corpus"}, "holds no run"),
     "output": ({"output": "nowhere/page.html"}, "is not a file in a folder"),
     "weighting": ({"weighting": "rho"}, "did you mean 'rho1'"),
-    "reference": ({"weighting": "rho1"}, "needs the reference reference_nll"),
+    "reference": ({"weighting": "rho1"}, "needs objective.references.reference_nll"),
+    "table": (
+        {"weighting": "glow", "objective": ["glow.samples=9"]},
+        "needs sample_ids of training documents",
+    ),
+    "source": ({"weighting": "rho1", "objective": [SOURCE + "corpus"]}, "='corpus' is none of"),
     "key": ({"objective": ["rho1.kep=1"]}, "did you mean rho1.keep"),
     "value": ({"objective": ["rho1.keep=much"]}, "'much' is no float"),
 }

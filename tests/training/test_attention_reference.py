@@ -100,7 +100,7 @@ def steps(batches, devices=1, **overrides):
     config = tiny.config(
         data__sequence_length=16,
         objective__weighting="ss_token",
-        objective__ss_token__history="ema_nll",
+        objective__references__history_nll="ema",
         train__ema_decay=0.9,
         **overrides,
     )
@@ -141,7 +141,7 @@ def test_a_step_grows_by_the_queries_and_keys_of_one_layer():
             model__unroll=2,
             mesh__data=1,
             objective__weighting="ss_token",
-            objective__ss_token__history="ema_nll",
+            objective__references__history_nll="ema",
             objective__ss_token__gamma=gamma,
             train__ema_decay=0.9,
         )
