@@ -23,22 +23,22 @@ def main() -> None:
     from lm.training import evaluation, experiment
     from lm.training.step import make_eval_step
 
-    trained = workdir.load(command.WORKDIR.value, command.STEP.value)
-    c = trained.config
+    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
+    c = loaded.config
     texts = corpora.load(
         _CORPUS.value or c.data.corpus,
         _SPLIT.value,
         directory=c.data.directory,
         validation_fraction=c.data.validation_fraction,
     )
-    with jax.set_mesh(trained.run.mesh):
+    with jax.set_mesh(loaded.run.mesh):
         score = evaluation.evaluate(
-            jax.jit(make_eval_step(trained.run.model, c.objective.block_size)),
-            trained.params,
-            experiment.evaluation_batches(c, texts, trained.tokenizer),
-            trained.run.mesh,
+            jax.jit(make_eval_step(loaded.run.model, c.objective.block_size)),
+            loaded.trained,
+            experiment.evaluation_batches(c, texts, loaded.tokenizer),
+            loaded.run.mesh,
         )
-    print(f"step {trained.step}, {_SPLIT.value} split of {_CORPUS.value or c.data.corpus}")
+    print(f"step {loaded.step}, {_SPLIT.value} split of {_CORPUS.value or c.data.corpus}")
     print(f"loss: {score.loss:.4f} nats/token over {score.weight_sum:,.0f} tokens")
     print(f"perplexity: {score.perplexity:.4f}")
     print(f"bits per byte: {score.bits_per_byte:.4f}")

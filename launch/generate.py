@@ -31,16 +31,16 @@ def main() -> None:
 
     from lm.training import evaluation
 
-    trained = workdir.load(command.WORKDIR.value, command.STEP.value)
+    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
     sampler = evaluation.make_sampler(
-        trained.run.model,
-        trained.tokenizer,
+        loaded.run.model,
+        loaded.tokenizer,
         temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
-    with jax.set_mesh(trained.run.mesh):
-        print(sampler(trained.params, _PROMPT.value, _SEED.value, _TOKENS.value))
+    with jax.set_mesh(loaded.run.mesh):
+        print(sampler(loaded.trained.params, _PROMPT.value, _SEED.value, _TOKENS.value))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A trained model, from the folder of its run."""
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from etils import epath
@@ -10,21 +10,21 @@ from ml_collections import ConfigDict
 from launch import command
 from lm.data import tokenizers
 from lm.errors import InputError
-from lm.training import experiment
+from lm.training import experiment, state
 from lm.training.checkpoints import Checkpoints
 
 
-class Trained(NamedTuple):
-    """A run as `load` finds it; `params` is the moving average where the run keeps one."""
+class Loaded(NamedTuple):
+    """A run as `load` finds it; `trained` is the moving average where the run keeps one."""
 
     config: ConfigDict
     run: experiment.Experiment
     tokenizer: tokenizers.Tokenizer
-    params: Any
+    trained: state.Trained
     step: int
 
 
-def load(workdir: str | None, step: int | None = None) -> Trained:
+def load(workdir: str | None, step: int | None = None) -> Loaded:
     """The newest checkpoint of `workdir` (or that of `step`) on the devices at hand.
 
     Raises:
@@ -49,6 +49,6 @@ def load(workdir: str | None, step: int | None = None) -> Trained:
     checkpoints.close()
     if restored is None:
         raise InputError(f"--workdir={workdir} holds no checkpoint yet")
-    state, _ = restored
-    params = state.ema if config.train.ema_decay else state.params
-    return Trained(config, run, tokenizer, params, int(state.step))
+    last, _ = restored
+    trained = last.ema if config.train.ema_decay else last.trained
+    return Loaded(config, run, tokenizer, trained, int(last.step))

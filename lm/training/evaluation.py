@@ -35,13 +35,15 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     eval_step: Callable[..., dict[str, jax.Array]],
-    params: Any,
+    trained: Any,
     batches: Iterable[dict[str, np.ndarray]],
     mesh: Mesh,
     limit: int | None = None,
 ) -> Evaluation:
     """Runs the jitted `eval_step` over at most `limit` batches."""
-    sums = [eval_step(params, put_batch(mesh, batch)) for batch in itertools.islice(batches, limit)]
+    sums = [
+        eval_step(trained, put_batch(mesh, batch)) for batch in itertools.islice(batches, limit)
+    ]
     # Each batch is summed in float32 on the device, the batches in float64 here.
     nll, weight, size = (
         math.fsum(float(s[name]) for s in sums) for name in ("nll", "weight", "bytes")

@@ -18,7 +18,7 @@ from lm.model.config import ModelConfig, check_choice
 from lm.model.transformer import Model, make_model
 from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
-from lm.training.state import make_init, parameter_shapes, state_shardings
+from lm.training.state import Trained, make_init, parameter_shapes, state_shardings
 from lm.training.step import EMA_REFERENCE, make_train_step
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
 
@@ -79,7 +79,7 @@ def build(
     weighting = make_weighting(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
     shapes = parameter_shapes(model)
-    optimizer, schedule = make_optimizer(config.optimizer, config.train.steps, shapes)
+    optimizer, schedule = make_optimizer(config.optimizer, config.train.steps, Trained(shapes))
     return Experiment(config, mesh, model, optimizer, schedule, weighting)
 
 

@@ -128,7 +128,7 @@ class _Loop:
         self.saved_at = self.watch.read()
         self.progress = _progress_bar(config.train.steps, self.step)
         self.say = say = _above(self.progress, say)
-        count = sum(metrics.parameters_by_group(abstract.params).values())
+        count = sum(metrics.parameters_by_group(abstract.trained.params).values())
         say(
             f"{count:,} parameters, vocabulary {built.model.config.vocab_size:,}, "
             f"{config.train.batch_size * config.data.sequence_length:,} tokens a step, "
@@ -239,14 +239,14 @@ class _Loop:
         return result
 
     def averaged(self) -> Any:
-        """The parameters to use: their moving average where there is one."""
-        return self.state.ema if self.config.train.ema_decay else self.state.params
+        """What was trained, to be used: its moving average where there is one."""
+        return self.state.ema if self.config.train.ema_decay else self.state.trained
 
     def sample(self) -> str:
         c, before = self.config.evaluation, self.watch.read()
         if not c.sample_tokens:
             return ""
-        text = self.sampler(self.averaged(), c.sample_prompt, self.step, c.sample_tokens)
+        text = self.sampler(self.averaged().params, c.sample_prompt, self.step, c.sample_tokens)
         if jax.process_index() == 0:
             folder = self.workdir / "samples"
             folder.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from lm.errors import InputError
 from lm.model.config import check_choice
+from lm.training.state import Trained
 
 # The first rule whose expression is found in a parameter's path decides its group.
 GROUPS = (
@@ -90,12 +91,12 @@ def make_schedule(c: ConfigDict, steps: int, peak: float) -> optax.Schedule:
 
 
 def make_optimizer(
-    c: ConfigDict, steps: int, params: Any
+    c: ConfigDict, steps: int, trained: Trained
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of the `optimizer` section for a tree of parameters (or of their shapes).
+    """The optimizer of the `optimizer` section for what is trained (or its shapes).
 
     Clipping by global norm, then AdamW, Lion or Muon (Muon for matrices, AdamW for the rest), with
-    decoupled weight decay on all but vectors (norm scales and biases).
+    decoupled weight decay on all but vectors (norm scales, biases, all that is no model parameter).
 
     Returns:
       The transformation and the schedule of its (matrix) learning rate.
@@ -110,7 +111,8 @@ def make_optimizer(
     for key in ("weight_decay", "clip_norm"):
         if c[key] < 0:
             raise InputError(f"optimizer.{key}={c[key]} must be 0 or above")
-    groups = parameter_groups(params)
+    rest = jax.tree.map(lambda _: "vector", (trained.scales, trained.loss))
+    groups = Trained(parameter_groups(trained.params), *rest)
     schedule = make_schedule(c, steps, c.peak_learning_rate)
     rates = {"learning_rate": schedule, "b1": c.beta1, "b2": c.beta2}
     matrix = None

@@ -84,15 +84,15 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
     """
     state = run.abstract_state()
     parts = {
-        "parameters": state.params,
+        "parameters": state.trained,
         "optimizer": state.optimizer,
         "ema": state.ema,
         "weighting": state.weighting,
     }
     sizes = {name: count_bytes(part) for name, part in parts.items()}
     whole = count_bytes(state)
-    groups = metrics.parameters_by_group(state.params)
-    unsharded = _unsharded(state.params) if run.mesh.size > 1 else []
+    groups = metrics.parameters_by_group(state.trained.params)
+    unsharded = _unsharded(state.trained.params) if run.mesh.size > 1 else []
     c = run.config
     tokens_per_step = c.train.batch_size * c.data.sequence_length
     flops_per_token = run.flops_per_token()

@@ -12,14 +12,28 @@ from lm.training.sharding import parameter_shardings, replicated
 from objectives.weighting import Weighting
 
 
+class Trained(NamedTuple):
+    """What gradients are taken in: what an optimizer step changes, and a moving average averages.
+
+    Attributes:
+      params: parameters of the model.
+      scales: learned scales of the quantizers, a tree like `params` with () where there is none.
+      loss: parameters of the loss, () for those without.
+    """
+
+    params: Any
+    scales: Any = ()
+    loss: Any = ()
+
+
 class TrainState(NamedTuple):
     """The state of training; one pytree, sharded, donated from step to step.
 
     Attributes:
       step: optimizer steps taken, skipped ones included.
-      params: parameters.
+      trained: what is trained.
       optimizer: state of the optimizer.
-      ema: moving average of the parameters, or () when it is off.
+      ema: moving average of `trained`, or () when it is off.
       weighting: state of the token weighting.
       skipped: steps skipped so far.
       skipped_in_a_row: steps skipped since the last one that counted.
@@ -27,7 +41,7 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    params: Any
+    trained: Trained
     optimizer: Any
     ema: Any
     weighting: Any
@@ -47,13 +61,13 @@ def make_init(
     """A function from a random key to a fresh TrainState."""
 
     def init(key: jax.Array) -> TrainState:
-        params = model.init(key)
+        trained = Trained(model.init(key))
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
-            params=params,
-            optimizer=optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if ema else (),
+            trained=trained,
+            optimizer=optimizer.init(trained),
+            ema=jax.tree.map(jnp.copy, trained) if ema else (),
             weighting=weighting.init(),
             skipped=zero,
             skipped_in_a_row=zero,
@@ -65,11 +79,12 @@ def make_init(
 
 def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
     """A sharding for every leaf: what mirrors a parameter lies like it, the rest is replicated."""
-    of_params = parameter_shardings(mesh, state.params, model.axes())
+    params = state.trained.params
+    of_params = parameter_shardings(mesh, params, model.axes())
     by_path = {
         _name(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(state.params),
+            jax.tree_util.tree_leaves_with_path(params),
             jax.tree.leaves(of_params),
             strict=True,
         )

@@ -25,14 +25,26 @@ _NORM_WARMUP = 20
 EMA_REFERENCE = "ema_nll"
 
 
-def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
-    """(parameters, batch) -> per-token statistics [B, T]: the model, then its head, in blocks."""
+def make_forward(model: Model) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V]."""
 
-    def statistics(params, batch):
+    def forward(trained, batch):
+        params = trained.params
         hidden_BTD = model.apply(params, batch["tokens"], batch["positions"], batch["segment_ids"])
+        return hidden_BTD, model.head(params)
+
+    return forward
+
+
+def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
+    """(trained, batch) -> per-token statistics [B, T]: the model, then its head, in blocks."""
+    forward = make_forward(model)
+
+    def statistics(trained, batch):
+        hidden_BTD, head_DV = forward(trained, batch)
         return token_statistics(
             hidden_BTD,
-            model.head(params),
+            head_DV,
             batch["targets"],
             softcap=model.config.logit_softcap,
             block_size=block_size,
@@ -44,7 +56,7 @@ def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
 def make_gradients(
     statistics: Callable[..., Any], weighting: Weighting, *, z_loss: float, accumulation: int
 ) -> Callable[..., Any]:
-    """(params, batch, weighting state, step, models) -> (gradients, metrics, weighting state).
+    """(trained, batch, weighting state, step, models) -> (gradients, metrics, weighting state).
 
     The loss is that of `objectives.token_loss` over the whole batch, whatever the number of
     micro-batches, and so are the statistics that a weighting takes of the batch. (A mean of
@@ -55,7 +67,7 @@ def make_gradients(
     pass of its own gathers them, micro-batch by micro-batch, and the gradient of the loss in the
     gathered [B, T] arrays is what the micro-batches then pass back. Gradients are added in float32.
 
-    `models` maps the name of a reference to the parameters whose losses it holds.
+    `models` maps the name of a reference to what was trained of the model whose losses it holds.
     """
 
     def settle(statistics_BT, batch, references, state, step):
@@ -85,56 +97,58 @@ def make_gradients(
             lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), tree
         )
 
-    def gather(params, batch):
+    def gather(trained, batch):
         if accumulation == 1:
-            return statistics(params, batch)
-        _, parts = jax.lax.scan(lambda _, micro: ((), statistics(params, micro)), (), split(batch))
+            return statistics(trained, batch)
+        _, parts = jax.lax.scan(lambda _, micro: ((), statistics(trained, micro)), (), split(batch))
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
-    def add_up(value_and_grad, params, micro_batches):
+    def add_up(value_and_grad, trained, micro_batches):
         """The sum of (gradients, parts) over the micro-batches."""
 
         def add(sums, micro):
-            one = value_and_grad(params, *micro)
+            one = value_and_grad(trained, *micro)
             return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, one), None
 
         first = jax.tree.map(lambda x: x[0], micro_batches)
-        shapes = jax.eval_shape(value_and_grad, params, *first)
+        shapes = jax.eval_shape(value_and_grad, trained, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
-    def gradients(params, batch, state, step, models=None):
-        references = {name: gather(p, batch).nll for name, p in (models or {}).items()}
+    def gradients(trained, batch, state, step, models=None):
+        references = {name: gather(other, batch).nll for name, other in (models or {}).items()}
 
         if accumulation == 1:
 
-            def loss(params):
-                return loss_of_statistics(statistics(params, batch), batch, references, state, step)
+            def loss(trained):
+                return loss_of_statistics(
+                    statistics(trained, batch), batch, references, state, step
+                )
 
-            grads, (metrics, state) = jax.grad(loss, has_aux=True)(params)
+            grads, (metrics, state) = jax.grad(loss, has_aux=True)(trained)
             return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics, state
 
         if not weighting.uses_statistics:
             weights_BT, totals, state, extra = settle(None, batch, references, state, step)
 
-            def part(params, micro, weights):
-                stats = statistics(params, micro)
+            def part(trained, micro, weights):
+                stats = statistics(trained, micro)
                 return token_loss(stats, weights, micro["weights"], totals, z_loss)
 
             part_and_grad = jax.grad(part, has_aux=True)
-            grads, parts = add_up(part_and_grad, params, split((batch, weights_BT)))
+            grads, parts = add_up(part_and_grad, trained, split((batch, weights_BT)))
             return grads, parts | extra, state
 
         slopes, (metrics, state) = jax.grad(loss_of_statistics, has_aux=True)(
-            gather(params, batch), batch, references, state, step
+            gather(trained, batch), batch, references, state, step
         )
 
-        def part(params, micro, slopes):
-            stats = statistics(params, micro)
+        def part(trained, micro, slopes):
+            stats = statistics(trained, micro)
             terms = [masked_sum(getattr(slopes, f), getattr(stats, f)) for f in passed_back]
             return sum(terms), ()
 
-        grads, _ = add_up(jax.grad(part, has_aux=True), params, split((batch, slopes)))
+        grads, _ = add_up(jax.grad(part, has_aux=True), trained, split((batch, slopes)))
         return grads, metrics, state
 
     return gradients
@@ -164,7 +178,7 @@ def make_train_step(
     def train_step(state, batch):
         models = {name: state.ema for name in weighting.references if name == EMA_REFERENCE}
         grads, metrics, weighting_state = gradients(
-            state.params, batch, state.weighting, state.step, models
+            state.trained, batch, state.weighting, state.step, models
         )
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & (metrics["weight_sum"] != 0)
@@ -172,11 +186,11 @@ def make_train_step(
         if c.spike_factor:
             calm = norm <= c.spike_factor * state.norm_mean
             good &= calm | (counted < _NORM_WARMUP)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
         ema = (
             jax.tree.map(
-                lambda old, new: c.ema_decay * old + (1 - c.ema_decay) * new, state.ema, params
+                lambda old, new: c.ema_decay * old + (1 - c.ema_decay) * new, state.ema, trained
             )
             if c.ema_decay
             else ()
@@ -184,7 +198,7 @@ def make_train_step(
         # 1 - memory^n corrects for the start at 0 in the first steps.
         memory = jnp.minimum(_NORM_MEMORY, counted / (counted + 1.0))
         new = state._replace(
-            params=params,
+            trained=trained,
             optimizer=optimizer_state,
             ema=ema,
             weighting=weighting_state,
@@ -207,13 +221,13 @@ def make_train_step(
 
 
 def make_eval_step(model: Model, block_size: int) -> Callable[..., dict[str, jax.Array]]:
-    """(params, batch) -> sums over the batch: w * nll, w, w * bytes; and the number of tokens."""
+    """(trained, batch) -> sums over the batch: w * nll, w, w * bytes; and the number of tokens."""
     statistics = make_statistics(model, block_size)
 
-    def eval_step(params, batch):
+    def eval_step(trained, batch):
         w_BT = batch["weights"]
         return {
-            "nll": masked_sum(w_BT, statistics(params, batch).nll),
+            "nll": masked_sum(w_BT, statistics(trained, batch).nll),
             "weight": jnp.sum(w_BT),
             "bytes": masked_sum(w_BT, batch["num_bytes"].astype(jnp.float32)),
         }

@@ -20,7 +20,7 @@ from lm.model.transformer import make_model
 from lm.training import experiment, metrics, sharding
 from lm.training.checkpoints import Checkpoints
 from lm.training.optimizers import parameter_groups
-from lm.training.state import parameter_shapes
+from lm.training.state import Trained, parameter_shapes
 from lm.training.step import make_gradients, make_statistics, make_train_step
 from objectives.weighting import uniform
 
@@ -96,7 +96,7 @@ def test_a_table_is_seen_in_the_compiled_step(name, bare, capfd):
     assert collectives(compiled)["all-gather"] > collectives(bare)["all-gather"]
     matrices = {"learned": 1, "learned_low_rank": 2, "projected": 1}[name]
     assert arrays_of_the_interface(run) == 3 * matrices
-    table = run.abstract_state().params["embedding"]
+    table = run.abstract_state().trained.params["embedding"]
     spec = next(iter(table.values())).sharding.spec
     assert any(spec), "nothing of the table is sharded"
 
@@ -106,7 +106,7 @@ def test_code_heads_compile_on_a_mesh(capfd):
     compiled = compile_step(run)
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     assert largest_constant(compiled) <= 32
-    assert "head" not in run.abstract_state().params
+    assert "head" not in run.abstract_state().trained.params
 
 
 def state_bytes(run):
@@ -144,7 +144,7 @@ def test_accumulation_gives_the_same_gradients(run, state):
             make_statistics(run.model, 32), uniform(), z_loss=0.1, accumulation=accumulation
         )
         with jax.set_mesh(run.mesh):
-            grads[accumulation], _, _ = jax.jit(compute)(state.params, b, (), jnp.zeros((), int))
+            grads[accumulation], _, _ = jax.jit(compute)(state.trained, b, (), jnp.zeros((), int))
     for x, y in zip(*(jax.tree.leaves(g) for g in grads.values()), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
         assert np.abs(y).max() > 0
@@ -153,12 +153,13 @@ def test_accumulation_gives_the_same_gradients(run, state):
 def test_decoding_continues_as_the_whole_text_would(run, state):
     prompt = batch()["tokens"][:2, :5]
     generate = functools.partial(decoding.generate, run.model, steps=4, temperature=0)
+    params = state.trained.params
     with jax.set_mesh(run.mesh):
-        out = jax.jit(generate)(state.params, prompt, jnp.ones_like(prompt), jax.random.key(0))
+        out = jax.jit(generate)(params, prompt, jnp.ones_like(prompt), jax.random.key(0))
         text = jnp.concatenate([prompt, out], axis=1)
         positions = jnp.broadcast_to(jnp.arange(9), text.shape)
         forward = jax.jit(lambda p: run.model.apply(p, text, positions, jnp.ones_like(text)))
-        logits = forward(state.params) @ run.model.head(state.params)
+        logits = forward(params) @ run.model.head(params)
     np.testing.assert_array_equal(out, jnp.argmax(logits[:, 4:-1], axis=-1))
 
 
@@ -177,7 +178,7 @@ def test_a_checkpoint_restores_the_state(run, state, tmp_path):
 
 
 def test_every_parameter_has_an_optimizer(run, state):
-    groups = parameter_groups(state.params)
+    groups = parameter_groups(state.trained.params)
     assert set(jax.tree.leaves(groups.get("embedding", {}))) <= {"embedding"}
     assert ("embedding" in groups) == (run.model.config.embedding not in TABLE_FREE)
 
@@ -187,17 +188,17 @@ def test_muon_leaves_the_matrices_of_an_interface_to_adam():
     options = {"model__embedding": "learned_low_rank", "model__embedding_rank": 8}
     run = build(**options, optimizer__name="muon")
     params = jax.eval_shape(run.model.init, jax.random.key(0))
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
+    params = Trained(jax.tree.map(lambda x: jnp.zeros(x.shape), params))
     grads = jax.tree.map(
         lambda x: jnp.asarray(np.random.default_rng(0).normal(size=x.shape), jnp.float32), params
     )
     updates, _ = jax.jit(run.optimizer.update)(grads, run.optimizer.init(params), params)
     for update, grad in zip(
-        *(jax.tree.leaves(t["embedding"]) for t in (updates, grads)), strict=True
+        *(jax.tree.leaves(t.params["embedding"]) for t in (updates, grads)), strict=True
     ):
         signs = -np.sign(grad)
         assert np.corrcoef(signs.ravel(), np.asarray(update).ravel())[0, 1] > 0.98
-    assert optax.tree.norm(updates["layers"]) > 0
+    assert optax.tree.norm(updates.params["layers"]) > 0
 
 
 MATRICES = 32 * 12 * 1024**2 + 65_536 * 1024

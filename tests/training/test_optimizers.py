@@ -7,11 +7,12 @@ import tiny
 
 from lm.errors import InputError
 from lm.training.optimizers import make_optimizer, make_schedule, parameter_groups
+from lm.training.state import Trained
 
 
 def optimizer(params, steps=10, **overrides):
     c = tiny.config(**{f"optimizer__{k}": v for k, v in overrides.items()}).optimizer
-    return make_optimizer(c, steps, params)[0]
+    return make_optimizer(c, steps, Trained(params))[0]
 
 
 def params_and_grads():
@@ -23,11 +24,12 @@ def params_and_grads():
 
 
 def update(tx, params, grads, steps=1):
+    params, grads = Trained(params), Trained(grads)
     state = tx.init(params)
     for _ in range(steps):
         updates, state = jax.jit(tx.update)(grads, state, params)
         params = optax.apply_updates(params, updates)
-    return updates
+    return updates.params
 
 
 def test_every_parameter_has_a_group_and_a_stranger_is_an_error():
@@ -74,7 +76,8 @@ def test_clipping_is_by_global_norm():
     states = []
     for g in (grads, huge):
         tx = optimizer(params, clip_norm=1.0, **options)
-        states.append(jax.jit(tx.update)(g, tx.init(params), params)[1])
+        trained = Trained(params)
+        states.append(jax.jit(tx.update)(Trained(g), tx.init(trained), trained)[1])
     for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-12)
 

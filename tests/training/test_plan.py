@@ -46,7 +46,7 @@ def test_the_plan_is_of_the_arrays_that_training_makes():
     state = jax.jit(run.init)(jax.random.key(0))
     p = plan.make_plan(run)
     assert p.bytes["state"].total == sum(x.nbytes for x in jax.tree.leaves(state))
-    assert p.parameters.total == sum(x.size for x in jax.tree.leaves(state.params))
+    assert p.parameters.total == sum(x.size for x in jax.tree.leaves(state.trained))
 
 
 def test_adamw_holds_three_times_the_parameters_and_counters():

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from lm.training import experiment, sharding
+from lm.training.state import Trained
 from lm.training.step import make_eval_step, make_gradients, make_statistics, make_train_step
 from objectives.weighting import uniform
 
@@ -42,7 +43,7 @@ def gradients(model, b, accumulation, z_loss=0.1):
     compute = make_gradients(
         make_statistics(model, 16), uniform(), z_loss=z_loss, accumulation=accumulation
     )
-    return jax.jit(compute)(tiny.params(model), b, (), jnp.zeros((), jnp.int32))
+    return jax.jit(compute)(Trained(tiny.params(model)), b, (), jnp.zeros((), jnp.int32))
 
 
 def close(a, b, tolerance=1e-5):
@@ -68,7 +69,7 @@ def test_gradients_are_those_of_the_definition(accumulation):
     grads, metrics, _ = gradients(model, b, accumulation)
     definition = jax.value_and_grad(functools.partial(dense_loss, model, b=b, z_loss=0.1))
     expected_loss, expected = jax.jit(definition)(tiny.params(model))
-    close(grads, expected)
+    close(grads.params, expected)
     total = metrics["loss"] + 0.1 * metrics["z_loss"]
     np.testing.assert_allclose(total, expected_loss, rtol=1e-6)
 
@@ -128,7 +129,7 @@ def test_a_nan_step_keeps_the_old_state_and_the_run_recovers():
     run = build(**PLAIN, train__ema_decay=0.5)
     states, metrics = run_steps(run, [b, poisoned, poisoned, b])
     clean, _ = run_steps(run, [b, b])
-    keep = {"params", "optimizer", "ema", "norm_mean"}
+    keep = {"trained", "optimizer", "ema", "norm_mean"}
     for name in keep:
         jax.tree.map(
             np.testing.assert_array_equal, getattr(states[1], name), getattr(states[3], name)
@@ -158,9 +159,9 @@ def test_a_spike_is_skipped_only_where_asked():
 def test_the_moving_average_follows_its_formula():
     batches = [tiny.batch(rows=8, seed=i) for i in range(3)]
     states, _ = run_steps(build(**PLAIN, train__ema_decay=0.75), batches)
-    expected = states[0].params
+    expected = states[0].trained
     for state in states[1:]:
-        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.params)
+        expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.trained)
     close(states[-1].ema, expected, 1e-6)
 
 
@@ -182,19 +183,19 @@ def test_eight_devices_take_the_same_steps_as_one(mesh):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
     if mesh.get("mesh__fsdp", 1) > 1:
-        query = states[-1].params["layers"]["attention"]["query"]
+        query = states[-1].trained.params["layers"]["attention"]["query"]
         assert query.addressable_shards[0].data.size < query.size
         mirror = jax.tree.leaves(states[-1].optimizer)
         assert any(x.shape == query.shape and x.sharding == query.sharding for x in mirror)
     close(
-        jax.device_get(states[1].params), jax.device_get(expected[1].params), 1e-3
+        jax.device_get(states[1].trained), jax.device_get(expected[1].trained), 1e-3
     )  # Adam's first step is near the sign of the gradient: small ones differ most.
 
 
 def test_evaluation_sums_are_those_of_the_definition():
     model, b = tiny.model(), tiny.batch()
     params = tiny.params(model)
-    sums = jax.jit(make_eval_step(model, 16))(params, b)
+    sums = jax.jit(make_eval_step(model, 16))(Trained(params), b)
     np.testing.assert_allclose(
         sums["nll"] / sums["weight"], dense_loss(model, params, b, 0.0), rtol=1e-6
     )

@@ -156,7 +156,7 @@ def test_the_moving_average_is_a_reference_however_the_batch_is_split():
         batches, 4, train__accumulation=4, mesh__data=2, mesh__sequence=2, **EMA_RHO1
     )
     close(other, metrics, 1e-3)
-    close(other_state.params, state.params, 1e-2)
+    close(other_state.trained, state.trained, 1e-2)
 
 
 def test_a_skipped_step_keeps_the_table_of_losses():
@@ -171,7 +171,7 @@ def test_a_skipped_step_keeps_the_table_of_losses():
     assert values["skipped_steps"] == 1
     assert np.isnan(values["loss"])
     np.testing.assert_array_equal(second.weighting, first.weighting)
-    jax.tree.map(np.testing.assert_array_equal, second.params, first.params)
+    jax.tree.map(np.testing.assert_array_equal, second.trained, first.trained)
 
 
 def test_the_config_has_every_hyper_parameter_with_its_default():
