@@ -38,9 +38,19 @@ class Model(NamedTuple):
       config: the architecture.
       init: (key) -> parameters.
       axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
-      apply: (parameters, tokens [B, T], positions, segment_ids, cache=None) -> hidden [B, T, D],
-        or (hidden, cache) when a cache is given.
+      apply: (parameters, tokens [B, T], positions, segment_ids, cache=None, product=None,
+        scales=None) -> hidden [B, T, D], or (hidden, cache) when a cache is given.
       head: (parameters) -> output matrix [D, V].
+      embed: (parameters, tokens) -> input of the first layer [B, T, D].
+      block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=None) -> the
+        next layer's x. `apply` is embed, every block, finish.
+      finish: (parameters, output of the last layer) -> hidden [B, T, D].
+
+    `product` replaces the matrix products of the layers: (path such as "layers/mlp/up", input
+    [B, T, I], weight [I, O] as it is stored, scale) -> [B, T, O]. The scale is what `scales`, a
+    tree stacked over layers like the parameters' "layers", has at that path, and () where it has
+    nothing. What `product` does with them (put weights on a grid, round activations, write inputs
+    down) is not this module's business.
     """
 
     config: ModelConfig
@@ -48,6 +58,9 @@ class Model(NamedTuple):
     axes: Callable[[], Any]
     apply: Callable[..., Any]
     head: Callable[[Any], jax.Array]
+    embed: Callable[[Any, jax.Array], jax.Array]
+    block: Callable[..., jax.Array]
+    finish: Callable[[Any, jax.Array], jax.Array]
 
 
 def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) -> Model:
@@ -70,18 +83,55 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
     def axes():
         return nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
 
-    def apply(params, tokens, positions, segment_ids, cache=None):
+    def apply(params, tokens, positions, segment_ids, cache=None, product=None, scales=None):
+        variables = {"params": params}
+        if scales := _without_empty(scales or {}):
+            variables["scales"] = {"layers": scales}
         with nn.logical_axis_rules(axis_rules):
-            hidden_BTD, new_cache = module.apply(
-                {"params": params}, tokens, positions, segment_ids, cache
+            hidden_BTD, new_cache = Transformer(config, product).apply(
+                variables, tokens, positions, segment_ids, cache
             )
         return hidden_BTD if cache is None else (hidden_BTD, new_cache)
 
-    def head(params):
-        with nn.logical_axis_rules(axis_rules):
-            return module.apply({"params": params}, method=Transformer.head)
+    def method(function):
+        def call(params, *arguments):
+            with nn.logical_axis_rules(axis_rules):
+                return module.apply({"params": params}, *arguments, method=function)
 
-    return Model(config, init, axes, apply, head)
+        return call
+
+    def block(params, x, positions, segment_ids, product=None):
+        angle_BTH = positions[..., None] * _frequencies(config)
+        with nn.logical_axis_rules(axis_rules):
+            x_BTD, _ = Block(config, product).apply(
+                {"params": params},
+                x,
+                None,
+                jnp.sin(angle_BTH),
+                jnp.cos(angle_BTH),
+                segment_ids,
+                None,
+            )
+        return x_BTD
+
+    return Model(
+        config,
+        init,
+        axes,
+        apply,
+        head=method(Transformer.head),
+        embed=method(Transformer.embed),
+        block=block,
+        finish=method(Transformer.finish),
+    )
+
+
+def _without_empty(tree: Any) -> Any:
+    """The dictionary without its leaves of () and without dictionaries that hold nothing else."""
+    if not isinstance(tree, dict):
+        return tree
+    kept = {name: _without_empty(part) for name, part in tree.items()}
+    return {name: part for name, part in kept.items() if jax.tree.leaves(part)}
 
 
 class Norm(nn.Module):
@@ -115,10 +165,21 @@ def rotate(x_BNTH: jax.Array, sin_BTH: jax.Array, cos_BTH: jax.Array) -> jax.Arr
 
 
 def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple, scale: float = 1.0):
-    """A weight [in, out] that starts as N(0, scale^2 / in), in the compute dtype."""
+    """A weight [in, out] that starts as N(0, scale^2 / in), as it is stored."""
     c = module.config
     init = nn.with_logical_partitioning(nn.initializers.normal(scale * shape[0] ** -0.5), axes)
-    return module.param(name, init, shape, jnp.dtype(c.param_dtype)).astype(c.dtype)
+    return module.param(name, init, shape, jnp.dtype(c.param_dtype))
+
+
+def _linear(
+    module: nn.Module, name: str, x_BTD: jax.Array, shape: tuple, axes: tuple, scale: float = 1.0
+):
+    """x @ w with the weight `name` of a layer's module, by `module.product` where there is one."""
+    w_DF = _matrix(module, name, shape, axes, scale)
+    if module.product is None:
+        return project(x_BTD, w_DF.astype(module.config.dtype))
+    stored = module.get_variable("scales", name, ())
+    return module.product(f"layers/{module.name}/{name}", x_BTD, w_DF, stored)
 
 
 def project(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
@@ -137,6 +198,7 @@ class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions and optional norms on queries and keys."""
 
     config: ModelConfig
+    product: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache):
@@ -144,8 +206,8 @@ class Attention(nn.Module):
         d, h = c.width, c.head_width
 
         def heads(name, count, axis):
-            w_DM = _matrix(self, name, (d, count * h), ("embed", axis))
-            y_BTNH = project(x_BTD, w_DM).reshape(*x_BTD.shape[:2], count, h)
+            y_BTM = _linear(self, name, x_BTD, (d, count * h), ("embed", axis))
+            y_BTNH = y_BTM.reshape(*x_BTD.shape[:2], count, h)
             y_BTNH = nn.with_logical_constraint(y_BTNH, ("batch", "length", axis, None))
             return jnp.swapaxes(y_BTNH, 1, 2)
 
@@ -175,28 +237,29 @@ class Attention(nn.Module):
             implementation=c.attention,
         )
         out_BTM = jnp.swapaxes(out_BNTH, 1, 2).reshape(*x_BTD.shape[:2], c.heads * h)
-        w_MD = _matrix(self, "output", (c.heads * h, d), ("heads", "embed"), _depth_scale(c))
-        return project(out_BTM, w_MD), layer_cache
+        shape, axes = (c.heads * h, d), ("heads", "embed")
+        return _linear(self, "output", out_BTM, shape, axes, _depth_scale(c)), layer_cache
 
 
 class MLP(nn.Module):
     """down(f(up x)) with f = GELU (tanh form) or squared ReLU, or down(silu(gate x) * up x)."""
 
     config: ModelConfig
+    product: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x_BTD):
         c = self.config
         shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
-        y_BTF = project(x_BTD, _matrix(self, "up", shape, axes))
+        y_BTF = _linear(self, "up", x_BTD, shape, axes)
         y_BTF = nn.with_logical_constraint(y_BTF, ("batch", "length", "mlp"))
         if c.activation == "swiglu":
-            y_BTF *= jax.nn.silu(project(x_BTD, _matrix(self, "gate", shape, axes)))
+            y_BTF *= jax.nn.silu(_linear(self, "gate", x_BTD, shape, axes))
         elif c.activation == "relu2":
             y_BTF = jnp.square(jax.nn.relu(y_BTF))
         else:
             y_BTF = jax.nn.gelu(y_BTF)
-        return project(y_BTF, _matrix(self, "down", shape[::-1], axes[::-1], _depth_scale(c)))
+        return _linear(self, "down", y_BTF, shape[::-1], axes[::-1], _depth_scale(c))
 
 
 def _depth_scale(config: ModelConfig) -> float:
@@ -208,16 +271,17 @@ class Block(nn.Module):
     """x + Attention(Norm x), then x + MLP(Norm x)."""
 
     config: ModelConfig
+    product: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x_BTD, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache):
         c = self.config
         norm = functools.partial(Norm, c.norm, c.param_dtype)
-        y_BTD, layer_cache = Attention(c, name="attention")(
+        y_BTD, layer_cache = Attention(c, self.product, name="attention")(
             norm(name="attention_norm")(x_BTD), sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache
         )
         x_BTD = x_BTD + y_BTD
-        x_BTD = x_BTD + MLP(c, name="mlp")(norm(name="mlp_norm")(x_BTD))
+        x_BTD = x_BTD + MLP(c, self.product, name="mlp")(norm(name="mlp_norm")(x_BTD))
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
         return x_BTD, layer_cache
 
@@ -225,12 +289,13 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Embedding, L scanned blocks, final norm. Hidden states out; the objective applies the head.
 
-    The only variables are `params`: {embedding, layers (stacked on a leading axis L), final_norm,
-    head}, less what the interface or the head does not have. The decode cache is an argument and a
-    result.
+    The variables are `params`: {embedding, layers (stacked on a leading axis L), final_norm, head},
+    less what the interface or the head does not have, and the `scales` that `product` is given. The
+    decode cache is an argument and a result.
     """
 
     config: ModelConfig
+    product: Callable[..., jax.Array] | None = None
 
     def setup(self):
         c = self.config
@@ -240,21 +305,20 @@ class Transformer(nn.Module):
             block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         self.layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "scales": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.layers,
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        )(c, self.product)
         self.final_norm = Norm(c.norm, c.param_dtype)
         if c.own_head:
             self.output = Head(c, name="head")
 
     def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache=None):
         c = self.config
-        x_BTD = self.embedding(tokens_BT)
-        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+        x_BTD = self.embed(tokens_BT)
         angle_BTH = positions_BT[..., None] * _frequencies(c)
         layer_cache = None
         if cache is not None:
@@ -270,7 +334,13 @@ class Transformer(nn.Module):
             cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])
         if self.is_initializing() and c.own_head:
             self.output()
-        return self.final_norm(x_BTD), cache
+        return self.finish(x_BTD), cache
+
+    def embed(self, tokens_BT):
+        return nn.with_logical_constraint(self.embedding(tokens_BT), ("batch", "length", None))
+
+    def finish(self, x_BTD):
+        return self.final_norm(x_BTD)
 
     def head(self):
         """The output matrix [D, V], in the compute dtype."""
@@ -286,7 +356,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self):
         c = self.config
-        return _matrix(self, "kernel", (c.width, c.vocab_size), ("embed", "vocab"))
+        return _matrix(self, "kernel", (c.width, c.vocab_size), ("embed", "vocab")).astype(c.dtype)
 
 
 def _frequencies(config: ModelConfig) -> jax.Array:
