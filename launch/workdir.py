@@ -1,16 +1,17 @@
-"""A trained model, from the folder of its run."""
+"""A trained model, from the folder of its run or from one packed file."""
 
 import json
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
 from launch import command
 from lm.data import tokenizers
 from lm.errors import InputError
-from lm.training import experiment, state
+from lm.training import experiment, packed, state
 from lm.training.checkpoints import Checkpoints
 
 
@@ -22,6 +23,39 @@ class Loaded(NamedTuple):
     tokenizer: tokenizers.Tokenizer
     trained: state.Trained
     step: int
+
+
+def load_chosen() -> Loaded:
+    """The model that --workdir and --step name, or --packed.
+
+    Raises:
+      InputError: both, or as `load` and `load_packed`.
+    """
+    path = command.PACKED.value
+    if path and (command.WORKDIR.value or command.STEP.value is not None):
+        raise InputError("--packed=FILE is a whole model: leave --workdir and --step out")
+    if path:
+        return load_packed(path)
+    return load(command.WORKDIR.value, command.STEP.value)
+
+
+def load_packed(path: str) -> Loaded:
+    """The model of a file of launch.quantize, its weights on their grids.
+
+    Raises:
+      InputError: no such file, a damaged one, or one of another model than its config says.
+    """
+    found = packed.read_packed(path)
+    config = ConfigDict(found.config)
+    if found.tokenizer:
+        tokenizer = tokenizers.Subwords(found.tokenizer, path)
+    else:
+        tokenizer = tokenizers.load("bytes", 0, (), directory="")
+    run = _build(config, found.vocab_size)
+    expected = state.parameter_shapes(run.model)
+    if jax.tree.map(jnp.shape, found.params) != jax.tree.map(jnp.shape, expected):
+        raise InputError(f"{path}: the parameters are not those of the config in it")
+    return Loaded(config, run, tokenizer, state.Trained(found.params), found.step)
 
 
 def load(workdir: str | None, step: int | None = None) -> Loaded:
@@ -37,13 +71,11 @@ def load(workdir: str | None, step: int | None = None) -> Loaded:
         raise InputError(f"--workdir={workdir} holds no run: there is no config.json in it")
     record = json.loads((folder / "config.json").read_text())
     config = ConfigDict(record["config"])
-    # The mesh of training need not be the mesh of today.
-    config.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
     name = config.data.tokenizer
     if (folder / "tokenizer.json").exists():
         name = str(folder / "tokenizer.json")
     tokenizer = tokenizers.load(name, 0, (), directory=config.data.directory)
-    run = experiment.build(config, record["vocab_size"], devices=jax.devices()[:1])
+    run = _build(config, record["vocab_size"])
     checkpoints = Checkpoints(folder / "checkpoints", command.say, read_only=True)
     restored = checkpoints.restore(run.abstract_state(), step=step)
     checkpoints.close()
@@ -52,3 +84,9 @@ def load(workdir: str | None, step: int | None = None) -> Loaded:
     last, _ = restored
     trained = last.ema if config.train.ema_decay else last.trained
     return Loaded(config, run, tokenizer, trained, int(last.step))
+
+
+def _build(config: ConfigDict, vocab_size: int) -> experiment.Experiment:
+    # The mesh of training need not be the mesh of today.
+    config.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
+    return experiment.build(config, vocab_size, devices=jax.devices()[:1])

@@ -4,6 +4,7 @@ B rows, T tokens, D width, I inputs and O outputs of a matrix, L layers.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import InputError
-from lm.model.transformer import Model
+from lm.model.transformer import Model, project
 from lm.training.packed import Coded, code_leaves
 from objectives.quantization import calibration_hessian, gptq, init_scales
+from objectives.quantization.post_training import GPTQ
 from objectives.quantization.qat import Rules, rule_of
 
 
@@ -87,75 +89,71 @@ def gptq_model(
     outer = {name: part for name, part in params.items() if name not in ("layers", "head")}
     nearest = round_to_nearest_model(outer, rules)
     coded, losses = dict(nearest.coded), {}
-
-    def quantize(name, weights, hessian):
-        quantizer = rule_of(name, rules)
-        result = _gptq(weights, hessian, quantizer, damping=damping)
-        if not jnp.isfinite(result.loss):
-            raise InputError(
-                f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no "
-                "Cholesky factor; use more batches"
-            )
-        return Coded(quantizer, result.codes, result.grid, weights.dtype), result.loss
+    layer_names = [name for name in _names(params["layers"]) if rule_of(f"layers/{name}", rules)]
+    head = "head" in params and rule_of("head/kernel", rules) is not None
+    if not (layer_names or head):
+        return PostTrained(_replace(params, coded), coded, losses)
 
     @jax.jit
-    def hessians(layer, x_BTD, batch):
-        found, valid_BT = {}, batch["segment_ids"] > 0
-        r_BT = None
+    def layer_hessians(layer, x_BTD, batch):
+        found, valid_BT, r_BT = {}, batch["segment_ids"] > 0, None
         if importance is not None:
-            s_BT = attention_received(model, layer, x_BTD, *_where(batch))
-            least = jnp.where(valid_BT, s_BT, jnp.inf).min(-1, keepdims=True)
-            r_BT = jnp.where(valid_BT, importance(jnp.where(valid_BT, s_BT, least)), 0)
+            s_BT = attention_received(model, layer, x_BTD, *_places(batch))
+            least_B1 = jnp.where(valid_BT, s_BT, jnp.inf).min(-1, keepdims=True)
+            r_BT = jnp.where(valid_BT, importance(jnp.where(valid_BT, s_BT, least_B1)), 0)
 
-        def hook(name, inputs):
-            found[name] = calibration_hessian(jnp.where(valid_BT[..., None], inputs, 0), r_BT)
-            return inputs
+        def product(path, inputs, weights, scale):
+            del scale
+            inputs_BTI = jnp.where(valid_BT[..., None], inputs, 0)
+            found[path.removeprefix("layers/")] = calibration_hessian(inputs_BTI, r_BT)
+            return _multiply(inputs, weights)
 
-        model.block(layer, x_BTD, *_where(batch), hook)
+        model.block(layer, x_BTD, *_places(batch), product)
         return found
 
     @jax.jit
     def forward(layer, x_BTD, batch):
-        return model.block(layer, x_BTD, *_where(batch))
+        return model.block(layer, x_BTD, *_places(batch))
 
     @jax.jit
     def head_hessian(params, x_BTD, batch):
         hidden_BTD = model.finish(params, x_BTD)
         return calibration_hessian(jnp.where(batch["segment_ids"][..., None] > 0, hidden_BTD, 0))
 
-    names = {f"layers/{name}": name for name in _paths(params["layers"])}
-    chosen = [name for path, name in names.items() if rule_of(path, rules) is not None]
-    quantized_head = "head" in params and rule_of("head/kernel", rules) is not None
-    if not chosen and not quantized_head:
-        return PostTrained({**params, **nearest.params}, coded, {})
+    def quantize(name, weights, hessian):
+        result = _gptq(weights, hessian, rule_of(name, rules), damping=damping)
+        if not jnp.isfinite(result.loss):
+            raise InputError(
+                f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no "
+                "Cholesky factor; take more batches"
+            )
+        return result
 
-    embed = jax.jit(lambda params, tokens_BT: model.embed(params, tokens_BT))
-    states = [embed(nearest.params, batch["tokens"]) for batch in batches]
-    pieces: dict[str, list[tuple[Coded, jax.Array]]] = {name: [] for name in chosen}
-    for index in range(model.config.layers if states else 0):
+    states = [_embed(model, nearest.params, batch["tokens"]) for batch in batches]
+    found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
+    for index in range(model.config.layers):
         layer = _layer(params["layers"], index)
-        if chosen:
-            sums = _total(hessians(layer, x, b) for x, b in zip(states, batches, strict=True))
-            of_layer = {
-                name: quantize(f"layers/{name}", _get(layer, name), sums[name]) for name in chosen
-            }
-            for name, piece in of_layer.items():
-                pieces[name].append(jax.device_get(piece))
-            layer = _replace(layer, {name: c for name, (c, _) in of_layer.items()})
-        states = [forward(layer, x, b) for x, b in zip(states, batches, strict=True)]
-
-    for name, layers in pieces.items():
-        first = layers[0][0]
-        codes, grid = jax.tree.map(lambda *a: np.stack(a), *((c.codes, c.grid) for c, _ in layers))
-        coded[f"layers/{name}"] = first._replace(codes=codes, grid=grid)
-        losses[f"layers/{name}"] = np.stack([loss for _, loss in layers])
-    if quantized_head:
-        sums = _total(
-            head_hessian(nearest.params, x, b) for x, b in zip(states, batches, strict=True)
-        )
-        coded["head/kernel"], losses["head/kernel"] = quantize(
-            "head/kernel", params["head"]["kernel"], sums
-        )
+        if layer_names:
+            hessians = _total(map(layer_hessians, itertools.repeat(layer), states, batches))
+            for name in layer_names:
+                weights = _get(layer, name)
+                result = quantize(f"layers/{name}", weights, hessians[name])
+                layer = _set(layer, name, result.weights.astype(weights.dtype))
+                found[name].append(jax.device_get(result._replace(weights=())))
+        states = list(map(forward, itertools.repeat(layer), states, batches))
+    for name, layers in found.items():
+        path = f"layers/{name}"
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+        dtype = _get(params["layers"], name).dtype
+        coded[path] = Coded(rule_of(path, rules), stacked.codes, stacked.grid, dtype)
+        losses[path] = stacked.loss
+    if head:
+        path, weights = "head/kernel", params["head"]["kernel"]
+        outer = {**nearest.params, "layers": params["layers"]}
+        hessian = _total(map(head_hessian, itertools.repeat(outer), states, batches))
+        result = quantize(path, weights, hessian)
+        coded[path] = Coded(rule_of(path, rules), result.codes, result.grid, weights.dtype)
+        losses[path] = result.loss
     return PostTrained(_replace(params, coded), coded, losses)
 
 
@@ -168,32 +166,35 @@ def attention_received(
 ) -> jax.Array:
     """s_j = sum over heads and queries i of the attention A_ij of a layer on its input: [B, T].
 
-    RSQ's score of a token (arXiv 2503.01820), whatever the implementation of attention: if all
-    channels of the value of token j are the number c_j, then s_j is the derivative in c_j of the
-    sum of a channel of the attention's outputs over heads and queries.
+    RSQ's score of a token (arXiv 2503.01820), whatever the implementation of attention: if the
+    values of token j are the number c_j in every channel, s_j is the derivative in c_j of the
+    attention's outputs, summed over heads and queries, in one channel.
     """
-    c, width = model.config, x_BTD.shape[-1]
-    value = jnp.full_like(layer["attention"]["value"], 1 / width)
-    layer = {**layer, "attention": {**layer["attention"], "value": value}}
 
-    def total(value_BT):
-        seen = []
+    def output(c_BT):
+        outputs = []
 
-        def hook(name, inputs):
-            if name == "attention/value":
-                return jnp.broadcast_to(value_BT[..., None], inputs.shape).astype(inputs.dtype)
-            if name == "attention/output":
-                seen.append(inputs.astype(jnp.float32).sum() / c.head_width)
-            return inputs
+        def product(path, inputs, weights, scale):
+            del scale
+            if path == "layers/attention/value":
+                shape = (*inputs.shape[:-1], weights.shape[-1])
+                return jnp.broadcast_to(c_BT[..., None], shape).astype(inputs.dtype)
+            if path == "layers/attention/output":
+                outputs.append(inputs.astype(jnp.float32).sum() / model.config.head_width)
+            return _multiply(inputs, weights)
 
-        model.block(layer, x_BTD, positions_BT, segment_ids_BT, hook)
-        (output,) = seen
-        return output
+        model.block(layer, x_BTD, positions_BT, segment_ids_BT, product)
+        return outputs[0]
 
-    return jax.grad(total)(jnp.ones(x_BTD.shape[:2], jnp.float32))
+    return jax.grad(output)(jnp.ones(x_BTD.shape[:2], jnp.float32))
 
 
 _gptq = jax.jit(gptq, static_argnames="quantizer")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(model, params, tokens_BT):
+    return model.embed(params, tokens_BT)
 
 
 @jax.jit
@@ -202,15 +203,20 @@ def _layer(layers, index):
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), layers)
 
 
-def _where(batch):
+def _multiply(inputs, weights):
+    return project(inputs, weights.astype(inputs.dtype))
+
+
+def _places(batch):
     return batch["positions"], batch["segment_ids"]
 
 
 def _total(trees):
+    """The sum of an iterator of trees, of which two are in memory at a time."""
     return functools.reduce(functools.partial(jax.tree.map, jnp.add), trees)
 
 
-def _paths(tree) -> list[str]:
+def _names(tree) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
@@ -219,11 +225,13 @@ def _get(tree, name: str):
     return functools.reduce(lambda node, key: node[key], name.split("/"), tree)
 
 
+def _set(tree, name: str, leaf):
+    key, _, rest = name.partition("/")
+    return {**tree, key: _set(tree[key], rest, leaf) if rest else leaf}
+
+
 def _replace(tree, coded: dict[str, Coded]):
     """`tree` with the leaves of `coded` decoded; the others are the same arrays."""
-
-    def at_leaf(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return coded[name].decode() if name in coded else leaf
-
-    return jax.tree_util.tree_map_with_path(at_leaf, tree)
+    for name, leaf in coded.items():
+        tree = _set(tree, name, leaf.decode())
+    return tree
