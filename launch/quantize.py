@@ -1,19 +1,24 @@
-"""Quantizes a trained run after training and writes it as one packed file, with its config.
+"""Puts a trained run on grids and writes it as one packed file, with its config.
 
 python -m launch.quantize --workdir=runs/quickstart --bits=4 --output=int4.safetensors
+
+A run that was trained with quantization is written with its own grids if --bits is left out.
 """
 
 import contextlib
 import functools
 import itertools
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from launch import command, workdir
 from lm.errors import InputError
 
-_BITS = flags.DEFINE_float("bits", None, "Width of the layers' matrices; 1.58 is three levels.")
+_BITS = flags.DEFINE_float(
+    "bits", None, "Width of the layers' matrices, to quantize after training."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "File to write, as MODEL.safetensors.")
 _METHOD = flags.DEFINE_string("method", "rtn", "rtn (round to nearest), gptq, or rsq (weighted).")
 _QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/quantization.")
@@ -34,18 +39,9 @@ def main() -> None:
     from lm.training import evaluation, experiment, packed, post_training, sharding
     from lm.training.state import Trained
     from lm.training.step import make_eval_step
-    from objectives.quantization import QUANTIZERS, default_rules
     from objectives.quantization.post_training import rsq_importance
 
-    if _QUANTIZER.value not in QUANTIZERS:
-        raise InputError(f"--quantizer={_QUANTIZER.value} is not one of: {', '.join(QUANTIZERS)}")
-    layout = {"granularity": _GRANULARITY.value, "group_size": _GROUP_SIZE.value}
-    layout = {name: value for name, value in layout.items() if value is not None}
-    bits = int(_BITS.value) if _BITS.value.is_integer() else _BITS.value
-    try:
-        rules = default_rules(bits, QUANTIZERS[_QUANTIZER.value], **layout)
-    except ValueError as error:
-        raise InputError(f"--quantizer={_QUANTIZER.value} --bits={bits:g}: {error}") from None
+    rules = _rules() if _BITS.value is not None else None
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
     c, model, mesh = loaded.config, loaded.run.model, loaded.run.mesh
     train, validation = (
@@ -57,11 +53,10 @@ def main() -> None:
         )
         for split in ("train", "validation")
     )
-    eval_step = jax.jit(make_eval_step(model, c.objective.block_size))
 
-    def evaluate(params):
+    def evaluate(eval_step, trained, quantized):
         batches = experiment.evaluation_batches(c, validation, loaded.tokenizer)
-        return evaluation.evaluate(eval_step, Trained(params), batches, mesh)
+        return evaluation.evaluate(eval_step, trained, batches, mesh, quantized=quantized)
 
     def calibration():
         data = experiment.Data(train, validation, loaded.tokenizer)
@@ -70,9 +65,15 @@ def main() -> None:
             return [sharding.put_batch(mesh, batch) for batch in taken]
 
     with jax.set_mesh(mesh):
-        params = loaded.trained.params
+        trained, quantized = loaded.run.usable(loaded.state)
+        if rules is None and not quantized:
+            raise InputError("--bits=WIDTH is missing: this run was not trained with quantization")
+        params = trained.params
         try:
-            if _METHOD.value == "rtn":
+            if rules is None:
+                own = loaded.run.quantized.rules
+                result = post_training.put_on_grids(params, trained.scales, own)
+            elif _METHOD.value == "rtn":
                 result = post_training.round_to_nearest_model(params, rules)
             else:
                 # The best floor without a rotation of the model, from a summary of the paper.
@@ -81,7 +82,9 @@ def main() -> None:
                 result = post_training.gptq_model(model, params, calibration(), rules, importance)
         except ValueError as error:
             raise InputError(f"--quantizer={_QUANTIZER.value}: {error}") from None
-        before, after = evaluate(params), evaluate(result.params)
+        before = evaluate(loaded.run.eval_step(), trained, quantized)
+        plain = jax.jit(make_eval_step(model, c.objective.block_size))
+        after = evaluate(plain, Trained(result.params), False)
     definition = getattr(loaded.tokenizer, "definition", "")
     size = packed.write_packed(
         _OUTPUT.value,
@@ -102,10 +105,22 @@ def main() -> None:
     print(f"next: python -m launch.evaluate --packed={_OUTPUT.value}")
 
 
+def _rules() -> Any:
+    from objectives.quantization import QUANTIZERS, default_rules
+
+    name, bits = _QUANTIZER.value, _BITS.value
+    if name not in QUANTIZERS:
+        raise InputError(f"--quantizer={name} is not one of: {', '.join(QUANTIZERS)}")
+    layout = {"granularity": _GRANULARITY.value, "group_size": _GROUP_SIZE.value}
+    layout = {option: value for option, value in layout.items() if value is not None}
+    try:
+        return default_rules(bits, QUANTIZERS[name], **layout)
+    except ValueError as error:
+        raise InputError(f"--quantizer={name} --bits={bits:g}: {error}") from None
+
+
 def _check() -> None:
     """Refuses what needs no model to be seen wrong."""
-    if _BITS.value is None:
-        raise InputError("--bits=WIDTH is missing, for example --bits=4")
     if not _OUTPUT.value:
         raise InputError("--output=FILE is missing, for example --output=int4.safetensors")
     folder = Path(_OUTPUT.value).parent

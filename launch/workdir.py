@@ -11,17 +11,27 @@ from ml_collections import ConfigDict
 from launch import command
 from lm.data import tokenizers
 from lm.errors import InputError
-from lm.training import experiment, packed, state
+from lm.training import experiment, packed
 from lm.training.checkpoints import Checkpoints
+from lm.training.state import Trained, TrainState, parameter_shapes
 
 
 class Loaded(NamedTuple):
-    """A run as `load` finds it; `trained` is the moving average where the run keeps one."""
+    """A run as `load` finds it.
+
+    Attributes:
+      config: of the run, its mesh being that of one device.
+      run: the functions of the config.
+      tokenizer: of the run.
+      state: as it was saved; see `Experiment.usable` and `Experiment.plain_params`. Of a packed
+        file, its parameters and no optimizer.
+      step: of the checkpoint.
+    """
 
     config: ConfigDict
     run: experiment.Experiment
     tokenizer: tokenizers.Tokenizer
-    trained: state.Trained
+    state: TrainState
     step: int
 
 
@@ -51,11 +61,14 @@ def load_packed(path: str) -> Loaded:
         tokenizer = tokenizers.Subwords(found.tokenizer, path)
     else:
         tokenizer = tokenizers.load("bytes", 0, (), directory="")
+    config.quantization.bits = 16.0  # the weights are on their grids already
     run = _build(config, found.vocab_size)
-    expected = state.parameter_shapes(run.model)
+    expected = parameter_shapes(run.model)
     if jax.tree.map(jnp.shape, found.params) != jax.tree.map(jnp.shape, expected):
         raise InputError(f"{path}: the parameters are not those of the config in it")
-    return Loaded(config, run, tokenizer, state.Trained(found.params), found.step)
+    trained = Trained(found.params)
+    state = TrainState(found.step, trained, (), trained, (), 0, 0, 0.0)
+    return Loaded(config, run, tokenizer, state, found.step)
 
 
 def load(workdir: str | None, step: int | None = None) -> Loaded:
@@ -81,9 +94,8 @@ def load(workdir: str | None, step: int | None = None) -> Loaded:
     checkpoints.close()
     if restored is None:
         raise InputError(f"--workdir={workdir} holds no checkpoint yet")
-    last, _ = restored
-    trained = last.ema if config.train.ema_decay else last.trained
-    return Loaded(config, run, tokenizer, trained, int(last.step))
+    state, _ = restored
+    return Loaded(config, run, tokenizer, state, int(state.step))
 
 
 def _build(config: ConfigDict, vocab_size: int) -> experiment.Experiment:

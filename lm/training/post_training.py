@@ -1,4 +1,4 @@
-"""Quantization of a trained model without training it: round to nearest, GPTQ, and GPTQ with RSQ.
+"""A trained model put on grids without further training: round to nearest, GPTQ, GPTQ with RSQ.
 
 B rows, T tokens, D width, I inputs and O outputs of a matrix, L layers.
 """
@@ -21,7 +21,7 @@ from objectives.quantization.qat import Rules, rule_of
 
 
 class PostTrained(NamedTuple):
-    """A model after `round_to_nearest_model` or `gptq_model`.
+    """A model on grids, from a function of this module.
 
     Attributes:
       params: the parameters, quantized leaves on their grids.
@@ -41,16 +41,25 @@ class PostTrained(NamedTuple):
             yield name, self.coded.get(name, leaf)
 
 
-def round_to_nearest_model(params: Any, rules: Rules) -> PostTrained:
-    """Every quantizer applied once, with the scale that it starts from.
+def put_on_grids(params: Any, scales: Any, rules: Rules) -> PostTrained:
+    """Every quantizer applied once, with the given scales: trained ones, or of `init_scales`.
 
     Raises:
       InputError: weights that are not finite.
       ValueError: a leaf that no rule covers, or whose shape does not fit its quantizer.
     """
-    scales = init_scales(params, rules)
     coded = {n: c for n, c in code_leaves(params, scales, rules) if isinstance(c, Coded)}
     return PostTrained(_replace(params, coded), coded, {})
+
+
+def round_to_nearest_model(params: Any, rules: Rules) -> PostTrained:
+    """`put_on_grids` with the scales that the quantizers start from.
+
+    Raises:
+      InputError: as there.
+      ValueError: as there.
+    """
+    return put_on_grids(params, init_scales(params, rules), rules)
 
 
 def gptq_model(

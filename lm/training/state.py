@@ -1,11 +1,12 @@
 """Everything that a run carries from step to step, and that a checkpoint holds."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.model.transformer import Model
 from lm.training.sharding import parameter_shardings, replicated
@@ -56,12 +57,20 @@ def parameter_shapes(model: Model) -> Any:
 
 
 def make_init(
-    model: Model, optimizer: optax.GradientTransformation, weighting: Weighting, ema: bool
-):
-    """A function from a random key to a fresh TrainState."""
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    weighting: Weighting,
+    ema: bool,
+    first_scales: Callable[[Any], Any] | None = None,
+) -> Callable[[jax.Array], TrainState]:
+    """A function from a random key to a fresh TrainState.
+
+    `first_scales` gives the scales of fresh parameters; without it nothing is ever quantized.
+    """
 
     def init(key: jax.Array) -> TrainState:
-        trained = Trained(model.init(key))
+        params = model.init(key)
+        trained = Trained(params, first_scales(params) if first_scales else ())
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
@@ -78,7 +87,10 @@ def make_init(
 
 
 def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
-    """A sharding for every leaf: what mirrors a parameter lies like it, the rest is replicated."""
+    """A sharding for every leaf: what mirrors a parameter lies like it, the rest is replicated.
+
+    Scales mirror the axes that they have as long as their weights'.
+    """
     params = state.trained.params
     of_params = parameter_shardings(mesh, params, model.axes())
     by_path = {
@@ -92,8 +104,10 @@ def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
 
     def place(path, leaf):
         for name, (shape, sharding) in by_path.items():
-            if _name(path).endswith("/" + name) and leaf.shape == shape:
-                return sharding
+            if _name(path).endswith("/" + name) and leaf.ndim == len(shape):
+                axes = zip(leaf.shape, shape, sharding.spec, strict=True)
+                spec = [axis if size == full else None for size, full, axis in axes]
+                return NamedSharding(mesh, PartitionSpec(*spec))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)

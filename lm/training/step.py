@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lm.model.transformer import Model
+from lm.training.quantized import Quantized
 from lm.training.state import TrainState
 from objectives.cross_entropy import TokenStatistics, token_statistics
 from objectives.token_loss import denominators, masked_sum, token_loss
@@ -25,20 +26,30 @@ _NORM_WARMUP = 20
 EMA_REFERENCE = "ema_nll"
 
 
-def make_forward(model: Model) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V]."""
+def make_forward(
+    model: Model, quantized: Quantized | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V].
+
+    In full precision, or with weights on their grids when `quantized` is given.
+    """
 
     def forward(trained, batch):
-        params = trained.params
-        hidden_BTD = model.apply(params, batch["tokens"], batch["positions"], batch["segment_ids"])
+        inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+        if quantized is None:
+            return model.apply(trained.params, *inputs), model.head(trained.params)
+        params, scales = quantized.outer(trained), trained.scales["layers"]
+        hidden_BTD = model.apply(params, *inputs, product=quantized.product, scales=scales)
         return hidden_BTD, model.head(params)
 
     return forward
 
 
-def make_statistics(model: Model, block_size: int) -> Callable[..., Any]:
+def make_statistics(
+    model: Model, block_size: int, quantized: Quantized | None = None
+) -> Callable[..., Any]:
     """(trained, batch) -> per-token statistics [B, T]: the model, then its head, in blocks."""
-    forward = make_forward(model)
+    forward = make_forward(model, quantized)
 
     def statistics(trained, batch):
         hidden_BTD, head_DV = forward(trained, batch)
@@ -160,16 +171,18 @@ def make_train_step(
     schedule: optax.Schedule,
     weighting: Weighting,
     config: ConfigDict,
+    quantized: Quantized | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch) -> (state, metrics): gradients, clipping, update, or skip.
 
     A step is skipped, which keeps the old state but for its counters, when its loss or gradient is
     not finite, when all weights are zero, or when the gradient norm is above spike_factor times
-    its moving average. Metrics are float32 scalars.
+    its moving average. Metrics are float32 scalars. With `quantized` it is a step of the quantized
+    phase; the two phases are two programs.
     """
     c = config.train
     gradients = make_gradients(
-        make_statistics(model, config.objective.block_size),
+        make_statistics(model, config.objective.block_size, quantized),
         weighting,
         z_loss=config.objective.z_loss,
         accumulation=c.accumulation,
@@ -220,16 +233,54 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: Model, block_size: int) -> Callable[..., dict[str, jax.Array]]:
-    """(trained, batch) -> sums over the batch: w * nll, w, w * bytes; and the number of tokens."""
+def make_begin_quantized(
+    optimizer: optax.GradientTransformation, quantized: Quantized, config: ConfigDict
+) -> Callable[[TrainState], TrainState]:
+    """state -> state at the start of the quantized phase: scales from the weights as they are.
+
+    The moments of the optimizer go on (those of the scales are zero), or begin anew with
+    `quantization.reset_optimizer`, its schedule going on either way: arXiv 2509.22935 does not say
+    which (unconfirmed).
+    """
+
+    def rescaled(trained):
+        return trained._replace(scales=quantized.first_scales(trained.params))
+
+    def begin(state):
+        trained = rescaled(state.trained)
+        moments = state.optimizer
+        if config.quantization.reset_optimizer:
+            (_, count), *_ = optax.tree.get_all_with_path(moments, "count", _of_schedule)
+            moments = optax.tree.set(optimizer.init(trained), _of_schedule, count=count)
+        ema = rescaled(state.ema) if config.train.ema_decay else ()
+        return state._replace(trained=trained, optimizer=moments, ema=ema)
+
+    return begin
+
+
+def _of_schedule(path, value) -> bool:
+    return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+
+
+def make_eval_step(
+    model: Model, block_size: int, quantized: Quantized | None = None
+) -> Callable[..., dict[str, jax.Array]]:
+    """(trained, batch) -> sums over the batch: w * nll, w, w * bytes.
+
+    With `quantized`, "quantized_nll" as well: w * nll with the weights on their grids.
+    """
     statistics = make_statistics(model, block_size)
+    on_grid = make_statistics(model, block_size, quantized)
 
     def eval_step(trained, batch):
         w_BT = batch["weights"]
-        return {
+        sums = {
             "nll": masked_sum(w_BT, statistics(trained, batch).nll),
             "weight": jnp.sum(w_BT),
             "bytes": masked_sum(w_BT, batch["num_bytes"].astype(jnp.float32)),
         }
+        if quantized is not None:
+            sums["quantized_nll"] = masked_sum(w_BT, on_grid(trained, batch).nll)
+        return sums
 
     return eval_step
