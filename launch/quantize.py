@@ -36,73 +36,74 @@ def main() -> None:
     import jax
 
     from lm.data import corpora
-    from lm.training import evaluation, experiment, packed, post_training, sharding
+    from lm.training import evaluation, experiment, packed
     from lm.training.state import Trained
     from lm.training.step import make_eval_step
-    from objectives.quantization.post_training import rsq_importance
 
-    rules = _rules() if _BITS.value is not None else None
+    rules = None if _BITS.value is None else _rules()
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
-    c, model, mesh = loaded.config, loaded.run.model, loaded.run.mesh
-    train, validation = (
-        corpora.load(
-            c.data.corpus,
-            split,
-            directory=c.data.directory,
-            validation_fraction=c.data.validation_fraction,
-        )
-        for split in ("train", "validation")
+    run, c = loaded.run, loaded.config
+    data = experiment.Data(
+        *(
+            corpora.load(
+                c.data.corpus,
+                split,
+                directory=c.data.directory,
+                validation_fraction=c.data.validation_fraction,
+            )
+            for split in ("train", "validation")
+        ),
+        loaded.tokenizer,
     )
 
     def evaluate(eval_step, trained, quantized):
-        batches = experiment.evaluation_batches(c, validation, loaded.tokenizer)
-        return evaluation.evaluate(eval_step, trained, batches, mesh, quantized=quantized)
+        batches = experiment.evaluation_batches(c, data.validation, data.tokenizer)
+        return evaluation.evaluate(eval_step, trained, batches, run.mesh, quantized=quantized)
 
-    def calibration():
-        data = experiment.Data(train, validation, loaded.tokenizer)
-        with contextlib.closing(iter(experiment.train_batches(c, data))) as batches:
-            taken = itertools.islice(batches, _BATCHES.value)
-            return [sharding.put_batch(mesh, batch) for batch in taken]
-
-    with jax.set_mesh(mesh):
-        trained, quantized = loaded.run.usable(loaded.state)
+    with jax.set_mesh(run.mesh):
+        trained, quantized = run.usable(loaded.state)
         if rules is None and not quantized:
             raise InputError("--bits=WIDTH is missing: this run was not trained with quantization")
-        params = trained.params
-        try:
-            if rules is None:
-                own = loaded.run.quantized.rules
-                result = post_training.put_on_grids(params, trained.scales, own)
-            elif _METHOD.value == "rtn":
-                result = post_training.round_to_nearest_model(params, rules)
-            else:
-                # The best floor without a rotation of the model, from a summary of the paper.
-                rsq = functools.partial(rsq_importance, smallest=0.1)
-                importance = rsq if _METHOD.value == "rsq" else None
-                result = post_training.gptq_model(model, params, calibration(), rules, importance)
-        except ValueError as error:
-            raise InputError(f"--quantizer={_QUANTIZER.value}: {error}") from None
-        before = evaluate(loaded.run.eval_step(), trained, quantized)
-        plain = jax.jit(make_eval_step(model, c.objective.block_size))
+        result = _put_on_grids(run, trained, rules, data)
+        before = evaluate(run.eval_step(), trained, quantized)
+        plain = jax.jit(make_eval_step(run.model, c.objective.block_size))
         after = evaluate(plain, Trained(result.params), False)
-    definition = getattr(loaded.tokenizer, "definition", "")
     size = packed.write_packed(
         _OUTPUT.value,
         result.leaves(),
         config=c.to_dict(),
-        vocab_size=model.config.vocab_size,
-        tokenizer=definition,
+        vocab_size=run.model.config.vocab_size,
+        tokenizer=getattr(data.tokenizer, "definition", ""),
         step=loaded.step,
     )
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    for name, score in (("before", before), ("after", after)):
-        print(
-            f"validation {name}: {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte"
-        )
+    leaves = jax.tree.leaves(trained.params)
+    count, whole = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
+    for name, s in (("before", before), ("after", after)):
+        print(f"validation {name}: {s.loss:.4f} nats/token, {s.bits_per_byte:.4f} bits/byte")
     print(f"parameters: {count:,}, {whole:,} bytes")
     print(f"file: {size:,} bytes, {8 * size / count:.2f} bits a weight with scales and header")
     print(f"next: python -m launch.evaluate --packed={_OUTPUT.value}")
+
+
+def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:
+    """By the run's own rules and scales where `rules` is None, else by --method."""
+    from lm.training import experiment, post_training, sharding
+    from objectives.quantization.post_training import rsq_importance
+
+    if rules is None:
+        return post_training.put_on_grids(trained.params, trained.scales, run.quantized.rules)
+    try:
+        if _METHOD.value == "rtn":
+            return post_training.round_to_nearest_model(trained.params, rules)
+        with contextlib.closing(iter(experiment.train_batches(run.config, data))) as stream:
+            taken = itertools.islice(stream, _BATCHES.value)
+            batches = [sharding.put_batch(run.mesh, batch) for batch in taken]
+        # The best floor without a rotation of the model, from a summary of the paper.
+        rsq = functools.partial(rsq_importance, smallest=0.1)
+        importance = rsq if _METHOD.value == "rsq" else None
+        return post_training.gptq_model(run.model, trained.params, batches, rules, importance)
+    except ValueError as error:
+        raise InputError(f"--quantizer={_QUANTIZER.value}: {error}") from None
 
 
 def _rules() -> Any:
@@ -121,6 +122,9 @@ def _rules() -> Any:
 
 def _check() -> None:
     """Refuses what needs no model to be seen wrong."""
+    for name in ("method", "quantizer", "granularity", "group_size", "calibration_batches"):
+        if _BITS.value is None and flags.FLAGS[name].present:
+            raise InputError(f"--{name} needs --bits=WIDTH; without, the run's own grids are taken")
     if not _OUTPUT.value:
         raise InputError("--output=FILE is missing, for example --output=int4.safetensors")
     folder = Path(_OUTPUT.value).parent

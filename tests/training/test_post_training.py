@@ -193,14 +193,22 @@ def test_an_identity_hessian_is_rounding_to_nearest(monkeypatch):
     assert (np.abs(other - nearest.params["layers"]["mlp"]["up"]) > 1e-4).mean() > 0.05
 
 
-def test_padding_does_not_count():
-    """Rows of padding, whatever their tokens, change no code."""
+def test_padding_does_not_count_and_layers_share_programs():
+    """Rows of padding, whatever their tokens, change no code; two programs run a layer."""
     model, params, _ = trained()
+    traced = []
+
+    def block(*arguments):
+        traced.append(1)
+        return model.block(*arguments)
+
     padded = [
         {n: jnp.concatenate([x, jnp.full_like(x, 5 if n == "tokens" else 0)]) for n, x in b.items()}
         for b in CALIBRATION
     ]
-    result = gptq_model(model, params, padded, default_rules(3, absmax))
+    counted = model._replace(block=block)
+    result = gptq_model(counted, params, padded, default_rules(3, absmax))
+    assert len(traced) == 2
     same = [result.coded[path].codes == c.codes for path, c in quantized(3).coded.items()]
     assert min(np.mean(s) for s in same) > 0.98  # sums in another order
 
