@@ -214,28 +214,33 @@ def test_padding_does_not_count_and_layers_share_programs():
 
 
 def test_attention_received():
-    """Against a softmax of one's own; a token that is alone gets its own attention only."""
-    model, params, _ = trained(qk_norm=False)
+    """Against the attention itself, read off with values that are one-hot."""
+    model, params, _ = trained()
     c, batch = model.config, CALIBRATION[0]
     layer = jax.tree.map(lambda a: a[0], params["layers"])
     x = model.embed(params, batch["tokens"])
     where = batch["positions"], batch["segment_ids"]
     got = jax.jit(lambda *a: attention_received(model, *a))(layer, x, *where)
-    heads = {}
 
-    def product(column, path, inputs, weights, scale):
-        if path == "layers/attention/value":
-            # Head n's value of token j is one-hot in j: its output is its row of attention.
-            values = jnp.eye(inputs.shape[1])[None, :, None, column : column + c.head_width]
-            values = jnp.broadcast_to(values, (*inputs.shape[:2], c.kv_heads, c.head_width))
-            return values.reshape(*inputs.shape[:2], -1)
-        if path == "layers/attention/output":
-            heads[column] = inputs.reshape(*inputs.shape[:2], c.heads, c.head_width)
-        return inputs @ weights
+    def columns(layer, x):
+        """Attention [B, T, N, S], as many keys at a time as a head has channels."""
+        found = []
 
-    for column in range(0, x.shape[1], c.head_width):
-        model.block(layer, x, *where, functools.partial(product, column))
-    attention_BTNS = np.concatenate([heads[column] for column in sorted(heads)], axis=-1)
+        def product(start, path, inputs, weights, scale):
+            if path == "layers/attention/value":
+                # The value of token j is one-hot in j: an output is its row of attention.
+                values = jnp.eye(inputs.shape[1])[None, :, None, start : start + c.head_width]
+                values = jnp.broadcast_to(values, (*inputs.shape[:2], c.kv_heads, c.head_width))
+                return values.reshape(*inputs.shape[:2], -1)
+            if path == "layers/attention/output":
+                found.append(inputs.reshape(*inputs.shape[:2], c.heads, c.head_width))
+            return inputs @ weights
+
+        for start in range(0, x.shape[1], c.head_width):
+            model.block(layer, x, *where, functools.partial(product, start))
+        return jnp.concatenate(found, axis=-1)
+
+    attention_BTNS = jax.jit(columns)(layer, x)
     np.testing.assert_allclose(attention_BTNS.sum(-1), 1, rtol=1e-5)
     np.testing.assert_allclose(got, attention_BTNS.sum((1, 2)), rtol=1e-4)
 
