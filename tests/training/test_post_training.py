@@ -127,6 +127,13 @@ def test_equals_float64_with_the_inputs_under_the_layers_before():
         expected = reference(weights, behind[f"layers/{path}"], 3)
         # A rounding that float32 decides the other way moves what comes after it.
         assert (np.abs(got - expected) < 1e-3 * scale).mean() > 0.98
+        # What GPTQ reports is the error in the output of the damped problem.
+        x = behind[f"layers/{path}"]
+        hessian = 2 * x.T @ x
+        hessian += 0.01 * np.diag(hessian).mean() * np.eye(len(hessian))
+        change = got - np.asarray(weights, np.float64)
+        error = 0.5 * np.einsum("io,ij,jo->", change, hessian, change)
+        np.testing.assert_allclose(result.losses[f"layers/{path}"][1], error, rtol=1e-2)
         other = reference(weights, full[f"layers/{path}"], 3)
         assert (np.abs(got - other) < 1e-3 * scale).mean() < 0.98
 
