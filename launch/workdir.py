@@ -61,7 +61,8 @@ def load_packed(path: str) -> Loaded:
         tokenizer = tokenizers.Subwords(found.tokenizer, path)
     else:
         tokenizer = tokenizers.load("bytes", 0, (), directory="")
-    config.quantization.bits = 16.0  # the weights are on their grids already
+    # The weights are on their grids already; activations are not.
+    config.quantization.update(bits=16.0, fraction="1")
     run = _build(config, found.vocab_size)
     expected = parameter_shapes(run.model)
     if jax.tree.map(jnp.shape, found.params) != jax.tree.map(jnp.shape, expected):

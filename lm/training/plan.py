@@ -17,8 +17,8 @@ from lm.model.config import CHOICES
 from lm.training import experiment, metrics
 from lm.training.quantized import Quantized, make_quantized
 from objectives.quantization import optimal_qat_fraction, packed_size
-from objectives.quantization.qat import rule_of
 from objectives.quantization.optimal_qat import tokens_per_parameter_byte
+from objectives.quantization.qat import rule_of
 
 
 class Parameters(NamedTuple):
