@@ -44,6 +44,11 @@ class TokenStatistics(NamedTuple):
     entropy: jax.Array
     log_probability: jax.Array
 
+    @property
+    def loss(self) -> jax.Array:
+        """What is minimised: nll. Of another loss it is a field (`objectives.losses`)."""
+        return self.nll
+
 
 def token_statistics(
     hidden: jax.Array,
