@@ -21,7 +21,6 @@ def main() -> None:
 
     from lm.data import corpora
     from lm.training import evaluation, experiment
-    from lm.training.step import make_eval_step
 
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
     c = loaded.config
@@ -33,7 +32,7 @@ def main() -> None:
     )
     with jax.set_mesh(loaded.run.mesh):
         score = evaluation.evaluate(
-            jax.jit(make_eval_step(loaded.run.model, c.objective.block_size)),
+            loaded.run.eval_step(),
             loaded.trained,
             experiment.evaluation_batches(c, texts, loaded.tokenizer),
             loaded.run.mesh,

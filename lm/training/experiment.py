@@ -18,8 +18,9 @@ from lm.model.config import ModelConfig, check_choice
 from lm.model.transformer import Model, make_model
 from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
-from lm.training.state import Trained, make_init, parameter_shapes, state_shardings
-from lm.training.step import EMA_REFERENCE, make_train_step
+from lm.training.state import init_trained, make_init, parameter_shapes, state_shardings
+from lm.training.step import EMA_REFERENCE, make_eval_step, make_train_step
+from objectives.losses import LOSSES, Loss
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
 
 
@@ -32,11 +33,12 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     weighting: Weighting
+    loss: Loss
 
     def init(self, key: jax.Array) -> Any:
         """A fresh train state. Jit it."""
         ema = self.config.train.ema_decay > 0
-        return make_init(self.model, self.optimizer, self.weighting, ema)(key)
+        return make_init(self.model, self.optimizer, self.weighting, ema, self.loss)(key)
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the train state, without allocating it."""
@@ -50,9 +52,13 @@ class Experiment(NamedTuple):
         """The train step as it runs: jitted, with the state's shardings, its input donated."""
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
         step = make_train_step(
-            self.model, self.optimizer, self.schedule, self.weighting, self.config
+            self.model, self.optimizer, self.schedule, self.weighting, self.config, loss=self.loss
         )
         return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+
+    def eval_step(self) -> Any:
+        """The evaluation step, jitted."""
+        return jax.jit(make_eval_step(self.model, self.config.objective.block_size, self.loss))
 
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""
@@ -78,9 +84,12 @@ def build(
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
     weighting = make_weighting(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
-    shapes = parameter_shapes(model)
-    optimizer, schedule = make_optimizer(config.optimizer, config.train.steps, Trained(shapes))
-    return Experiment(config, mesh, model, optimizer, schedule, weighting)
+    loss = make_loss(config, weighting)
+    shapes = jax.eval_shape(lambda key: init_trained(model, loss, key), jax.random.key(0))
+    optimizer, schedule = make_optimizer(
+        config.optimizer, config.train.steps, shapes, loss.learning_rate
+    )
+    return Experiment(config, mesh, model, optimizer, schedule, weighting, loss)
 
 
 # Names of the arrays of a batch, as `lm.data.batches` makes it.
@@ -147,6 +156,37 @@ def make_weighting(config: ConfigDict) -> Weighting:
             f"objective.normalisation={c.normalisation!r} would cancel the negative weights of "
             f"objective.weighting={c.weighting!r}; valid: 'all'"
         ) from None
+
+
+def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
+    """The loss named by `objective.loss`.
+
+    Raises:
+      InputError: an unknown name, a bad hyper-parameter, a loss that needs what a run of this
+        config cannot give it, or that does not go with the model or the weighting.
+    """
+    c = config.objective
+    check_choice("objective.loss", c.loss, tuple(LOSSES))
+    hyper = c[c.loss].to_dict() if c.loss in c else {}
+    try:
+        loss = LOSSES[c.loss](**hyper)
+    except ValueError as error:
+        raise InputError(f"objective.{c.loss}.{error}") from None
+    if config.model.logit_softcap and not loss.softcapped:
+        raise InputError(
+            f"objective.loss={c.loss!r} has no logits that model.logit_softcap="
+            f"{config.model.logit_softcap} could bound; valid: 0"
+        )
+    if loss.reduce and weighting.signed:
+        raise InputError(
+            f"objective.loss={c.loss!r} is a ratio of sums, and objective.weighting="
+            f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
+        )
+    if loss.teacher:
+        raise InputError(
+            f"objective.loss={c.loss!r} needs a teacher, which this run cannot provide"
+        )
+    return loss
 
 
 def _check_needs(name: str, weighting: Weighting, ema: bool) -> None:

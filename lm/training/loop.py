@@ -16,13 +16,22 @@ from lm.data import ngram, tokenizers
 from lm.errors import InputError
 from lm.training import evaluation, experiment, metrics, sharding
 from lm.training.checkpoints import Checkpoints
-from lm.training.step import make_eval_step
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # A work directory keeps what decides its parameters and the order of its data; of these sections
 # and keys, only the exceptions may differ at a later start.
-_FIXED = ("model", "data", "train.batch_size", "train.seed", "train.ema_decay", "optimizer.name")
+_FIXED = (
+    "model",
+    "data",
+    "train.batch_size",
+    "train.seed",
+    "train.ema_decay",
+    "optimizer.name",
+    "objective.loss",
+    "objective.tempnet.width",
+    "objective.harmonic.distance",
+)
 _FREE = (
     "model.attention",
     "model.remat",
@@ -120,8 +129,10 @@ class _Loop:
         self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = metrics.Writer(workdir, config, self.step)
         self.train_step = built.train_step()
-        self.eval_step = jax.jit(make_eval_step(built.model, config.objective.block_size))
-        self.sampler = evaluation.make_sampler(built.model, data.tokenizer, temperature=0.8)
+        self.eval_step = built.eval_step()
+        self.sampler = evaluation.make_sampler(
+            built.model, data.tokenizer, loss=built.loss, temperature=0.8
+        )
         self.peak = metrics.peak_flops(config.train.peak_flops)
         self.pending = None  # (step, metrics on the device) of the step before this one
         self.logged = (self.step, self.watch.read())
@@ -246,7 +257,7 @@ class _Loop:
         c, before = self.config.evaluation, self.watch.read()
         if not c.sample_tokens:
             return ""
-        text = self.sampler(self.averaged().params, c.sample_prompt, self.step, c.sample_tokens)
+        text = self.sampler(self.averaged(), c.sample_prompt, self.step, c.sample_tokens)
         if jax.process_index() == 0:
             folder = self.workdir / "samples"
             folder.mkdir(exist_ok=True)

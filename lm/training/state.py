@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from lm.model.transformer import Model
 from lm.training.sharding import parameter_shardings, replicated
+from objectives.losses import CROSS_ENTROPY, Loss
 from objectives.weighting import Weighting
 
 
@@ -55,13 +56,24 @@ def parameter_shapes(model: Model) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0))
 
 
+def init_trained(model: Model, loss: Loss, key: jax.Array) -> Trained:
+    """Fresh parameters of the model, and of the loss from another key."""
+    c = model.config
+    of_loss = loss.init(jax.random.fold_in(key, 1), c.vocab_size, c.width)
+    return Trained(model.init(key), loss=of_loss)
+
+
 def make_init(
-    model: Model, optimizer: optax.GradientTransformation, weighting: Weighting, ema: bool
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    weighting: Weighting,
+    ema: bool,
+    loss: Loss = CROSS_ENTROPY,
 ):
     """A function from a random key to a fresh TrainState."""
 
     def init(key: jax.Array) -> TrainState:
-        trained = Trained(model.init(key))
+        trained = init_trained(model, loss, key)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,

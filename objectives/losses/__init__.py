@@ -1,6 +1,7 @@
 """Losses of the tokens; a config names one of `LOSSES` in its objective."""
 
 from objectives.losses.base import (
+    CROSS_ENTROPY,
     Inputs,
     Loss,
     LossStatistics,
@@ -29,6 +30,7 @@ LOSSES = {
 }
 
 __all__ = [
+    "CROSS_ENTROPY",
     "LOSSES",
     "Inputs",
     "Loss",

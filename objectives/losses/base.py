@@ -104,6 +104,9 @@ class Loss(NamedTuple):
     learning_rate: float = 0.0
 
 
+CROSS_ENTROPY = Loss()
+
+
 def statistics(loss: Loss, inputs: Inputs) -> TokenStatistics:
     """Statistics of the distribution that `loss` predicts."""
     hidden, head, scores = loss.predict(inputs)
@@ -116,7 +119,7 @@ def loss_statistics(
     loss: Loss, inputs: Inputs, data_weights_BT: jax.Array
 ) -> TokenStatistics | LossStatistics:
     """Statistics of the distribution, and the loss of every token as their `loss`."""
-    if loss == Loss():
+    if loss == CROSS_ENTROPY:
         return statistics(loss, inputs)
     # A token of weight 0 may hold anything, and what follows is arithmetic on it, whose derivative
     # would be 0 * NaN.

@@ -152,9 +152,7 @@ CASES = {
 } | {
     f"harmonic {name} {options}": (
         LOSSES["harmonic"](distance=name, exponent=2.5, epsilon=1e-3, **options),
-        functools.partial(
-            dense_harmonic, distance=name, exponent=2.5, epsilon=1e-3, **options
-        ),
+        functools.partial(dense_harmonic, distance=name, exponent=2.5, epsilon=1e-3, **options),
         PRECISION if name == "mahalanobis" else {},
     )
     for name, options in (
