@@ -90,6 +90,18 @@ def get_config() -> ConfigDict:
     config.objective.update(_losses())
     config.objective.update(_weightings())
 
+    config.quantization = ConfigDict()
+    config.quantization.bits = 16.0  # of the layers' matrices: 1, 1.58, 2 to 8; 16 is off
+    # paretoq (by width: elastic_binary, ternary, seq, lsq) | absmax | minmax | dense_shift | ...
+    config.quantization.quantizer = "paretoq"  # a name of objectives/quantization QUANTIZERS
+    config.quantization.granularity = "channel"  # tensor | channel | group: what shares a scale
+    config.quantization.group_size = 0  # group only: inputs that share a scale
+    config.quantization.fraction = "optimal"  # share of the steps with quantization, or "optimal"
+    config.quantization.fused_cooldown = True  # decay the learning rate inside the quantized phase
+    config.quantization.warmup_steps = 20  # not fused: warmup of the quantized phase
+    config.quantization.peak_factor = 1.0  # not fused: its peak learning rate / the first phase's
+    config.quantization.reset_optimizer = False  # begin the quantized phase with fresh moments
+
     config.mesh = ConfigDict()
     config.mesh.data = -1  # data parallel; -1 takes the devices that are left
     config.mesh.fsdp = 1  # data parallel with parameters sharded

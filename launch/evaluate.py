@@ -31,14 +31,19 @@ def main() -> None:
         validation_fraction=c.data.validation_fraction,
     )
     with jax.set_mesh(loaded.run.mesh):
+        trained, quantized = loaded.run.usable(loaded.state)
         score = evaluation.evaluate(
             loaded.run.eval_step(),
-            loaded.trained,
+            trained,
             experiment.evaluation_batches(c, texts, loaded.tokenizer),
             loaded.run.mesh,
+            quantized=quantized,
         )
     print(f"step {loaded.step}, {_SPLIT.value} split of {_CORPUS.value or c.data.corpus}")
     print(f"loss: {score.loss:.4f} nats/token over {score.weight_sum:,.0f} tokens")
+    if score.quantized_loss is not None:
+        print(f"in full precision: {score.full_precision_loss:.4f}")
+        print(f"quantized: {score.quantized_loss:.4f}")
     print(f"perplexity: {score.perplexity:.4f}")
     print(f"bits per byte: {score.bits_per_byte:.4f}")
 

@@ -41,7 +41,7 @@ def main() -> None:
         top_p=_TOP_P.value,
     )
     with jax.set_mesh(loaded.run.mesh):
-        print(sampler(loaded.trained, _PROMPT.value, _SEED.value, _TOKENS.value))
+        print(sampler(loaded.run.plain(loaded.state), _PROMPT.value, _SEED.value, _TOKENS.value))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,26 @@ from ml_collections import ConfigDict
 from launch import command
 from lm.data import tokenizers
 from lm.errors import InputError
-from lm.training import experiment, state
+from lm.training import experiment
 from lm.training.checkpoints import Checkpoints
+from lm.training.state import TrainState
 
 
 class Loaded(NamedTuple):
-    """A run as `load` finds it; `trained` is the moving average where the run keeps one."""
+    """A run as `load` finds it.
+
+    Attributes:
+      config: of the run, its mesh being that of one device.
+      run: the functions of the config.
+      tokenizer: of the run.
+      state: as it was saved; see `Experiment.usable` and `Experiment.plain`.
+      step: of the checkpoint.
+    """
 
     config: ConfigDict
     run: experiment.Experiment
     tokenizer: tokenizers.Tokenizer
-    trained: state.Trained
+    state: TrainState
     step: int
 
 
@@ -49,6 +58,5 @@ def load(workdir: str | None, step: int | None = None) -> Loaded:
     checkpoints.close()
     if restored is None:
         raise InputError(f"--workdir={workdir} holds no checkpoint yet")
-    last, _ = restored
-    trained = last.ema if config.train.ema_decay else last.trained
-    return Loaded(config, run, tokenizer, trained, int(last.step))
+    state, _ = restored
+    return Loaded(config, run, tokenizer, state, int(state.step))

@@ -18,8 +18,15 @@ from lm.model.config import ModelConfig, check_choice
 from lm.model.transformer import Model, make_model
 from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
-from lm.training.state import init_trained, make_init, parameter_shapes, state_shardings
-from lm.training.step import EMA_REFERENCE, make_eval_step, make_train_step
+from lm.training.quantized import Phases, Quantized, make_quantized, plan_phases
+from lm.training.state import (
+    Trained,
+    init_loss,
+    make_init,
+    parameter_shapes,
+    state_shardings,
+)
+from lm.training.step import EMA_REFERENCE, make_begin_quantized, make_eval_step, make_train_step
 from objectives.losses import LOSSES, Loss
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
 
@@ -33,12 +40,15 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     weighting: Weighting
+    quantized: Quantized | None
+    phases: Phases
     loss: Loss
 
     def init(self, key: jax.Array) -> Any:
         """A fresh train state. Jit it."""
         ema = self.config.train.ema_decay > 0
-        return make_init(self.model, self.optimizer, self.weighting, ema, self.loss)(key)
+        scales = self.quantized.first_scales if self.quantized else None
+        return make_init(self.model, self.optimizer, self.weighting, ema, scales, self.loss)(key)
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the train state, without allocating it."""
@@ -48,17 +58,52 @@ class Experiment(NamedTuple):
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
         )
 
-    def train_step(self) -> Any:
-        """The train step as it runs: jitted, with the state's shardings, its input donated."""
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+    def train_step(self, quantized: bool = False) -> Any:
+        """The train step of a phase: jitted, with the state's shardings, its input donated."""
         step = make_train_step(
-            self.model, self.optimizer, self.schedule, self.weighting, self.config, loss=self.loss
+            self.model,
+            self.optimizer,
+            self.schedule,
+            self.weighting,
+            self.config,
+            self.quantized if quantized else None,
+            loss=self.loss,
         )
-        return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+        return jax.jit(step, out_shardings=(self._shardings(), None), donate_argnums=0)
+
+    def begin_quantized(self) -> Any:
+        """(state) -> state at the start of the quantized phase, jitted, its input donated."""
+        begin = make_begin_quantized(self.optimizer, self.quantized, self.config)
+        return jax.jit(begin, out_shardings=self._shardings(), donate_argnums=0)
 
     def eval_step(self) -> Any:
-        """The evaluation step, jitted."""
-        return jax.jit(make_eval_step(self.model, self.config.objective.block_size, self.loss))
+        """The evaluation step, jitted; with quantization it gives both losses."""
+        block_size = self.config.objective.block_size
+        return jax.jit(make_eval_step(self.model, block_size, self.quantized, self.loss))
+
+    def usable(self, state: Any) -> tuple[Trained, bool]:
+        """What to evaluate, and whether with quantization.
+
+        That is the moving average where there is one. In the first phase the scales are those that
+        the quantized phase would begin with now: its quantized loss is that of rounding to nearest.
+        """
+        trained = state.ema if self.config.train.ema_decay else state.trained
+        if self.quantized is None:
+            return trained, False
+        if int(state.step) > self.phases.switch:
+            return trained, True
+        scales = jax.jit(self.quantized.first_scales)(trained.params)
+        return trained._replace(scales=scales), False
+
+    def plain(self, state: Any) -> Trained:
+        """What to sample with: parameters on their grids in the quantized phase."""
+        trained, quantized = self.usable(state)
+        if not quantized:
+            return trained
+        return trained._replace(params=jax.jit(self.quantized.on_grid)(trained))
+
+    def _shardings(self) -> Any:
+        return jax.tree.map(lambda x: x.sharding, self.abstract_state())
 
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""
@@ -84,12 +129,16 @@ def build(
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
     weighting = make_weighting(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
+    shapes = parameter_shapes(model)
+    quantized = make_quantized(config.quantization, shapes)
+    scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
+    phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))
     loss = make_loss(config, weighting)
-    shapes = jax.eval_shape(lambda key: init_trained(model, loss, key), jax.random.key(0))
+    of_loss = jax.eval_shape(lambda key: init_loss(model, loss, key), jax.random.key(0))
     optimizer, schedule = make_optimizer(
-        config.optimizer, config.train.steps, shapes, loss.learning_rate
+        config, phases, Trained(shapes, scales, of_loss), loss.learning_rate
     )
-    return Experiment(config, mesh, model, optimizer, schedule, weighting, loss)
+    return Experiment(config, mesh, model, optimizer, schedule, weighting, quantized, phases, loss)
 
 
 # Names of the arrays of a batch, as `lm.data.batches` makes it.

@@ -31,6 +31,7 @@ _FIXED = (
     "objective.loss",
     "objective.tempnet.width",
     "objective.harmonic.distance",
+    "quantization",
 )
 _FREE = (
     "model.attention",
@@ -128,7 +129,6 @@ class _Loop:
             say(f"resumed at step {self.step}")
         self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = metrics.Writer(workdir, config, self.step)
-        self.train_step = built.train_step()
         self.eval_step = built.eval_step()
         self.sampler = evaluation.make_sampler(
             built.model, data.tokenizer, loss=built.loss, temperature=0.8
@@ -148,13 +148,19 @@ class _Loop:
 
     def run(self, stopped: Callable[[], bool]) -> Result:
         c, steps = self.config, self.config.train.steps
-        compiled = False
+        switch, train_step = self.built.phases.switch, None
         while self.step < steps and not stopped():
             batch = sharding.put_batch(self.built.mesh, next(self.iterator))
             before = self.watch.read()
-            self.state, values = self.train_step(self.state, batch)
+            # A checkpoint of the step before the switch is one of the first phase, so that a run
+            # that goes on from it passes here, too.
+            if self.step == switch:
+                self.begin_quantized()
+                train_step = None
+            compiled = train_step is not None
+            train_step = train_step or self.built.train_step(quantized=self.step >= switch)
+            self.state, values = train_step(self.state, batch)
             if not compiled:
-                compiled = True
                 jax.block_until_ready(values)
                 self.watch.exclude(before)
                 self.logged = (self.step + 1, self.watch.read())
@@ -182,11 +188,19 @@ class _Loop:
             metrics.plot_curves(self.workdir)
         return Result(self.step, True, validation, self.newest(), baseline)
 
+    def begin_quantized(self) -> None:
+        self.report()
+        self.state = self.built.begin_quantized()(self.state)
+        bits = self.config.quantization.bits
+        self.say(f"step {self.step}: the quantized phase begins, {bits:g} bits")
+        self.writer.write(self.step, "event", {"event": "quantized", "bits": bits})
+
     def recorded_end(self) -> evaluation.Evaluation | None:
         """The last evaluation of a run that was finished before this start."""
         for line in reversed(metrics.read_metrics(self.workdir)):
             if line["kind"] == "validation" and line["whole"] and line["step"] == self.step:
-                return evaluation.Evaluation(*(line[f] for f in evaluation.Evaluation._fields))
+                known = {f: line[f] for f in evaluation.Evaluation._fields if f in line}
+                return evaluation.Evaluation(**known)
         return None
 
     def report(self) -> None:
@@ -238,26 +252,32 @@ class _Loop:
         with contextlib.closing(
             iter(experiment.evaluation_batches(self.config, texts, tokenizer))
         ) as batches:
+            trained, quantized = self.built.usable(self.state)
             result = evaluation.evaluate(
-                self.eval_step, self.averaged(), batches, self.built.mesh, limit
+                self.eval_step, trained, batches, self.built.mesh, limit, quantized=quantized
             )
-        self.writer.write(self.step, "validation", {**result._asdict(), "whole": limit is None})
-        self.say(
+        line = {name: x for name, x in result._asdict().items() if x is not None}
+        shown = (
             f"step {self.step}: validation loss {result.loss:.4f} nats/token, "
             f"{result.bits_per_byte:.4f} bits/byte"
         )
+        if self.built.quantized:
+            line |= self.built.quantized.report(trained)
+            shown += (
+                f" (full precision {result.full_precision_loss:.4f}, "
+                f"quantized {result.quantized_loss:.4f})"
+            )
+        self.writer.write(self.step, "validation", {**line, "whole": limit is None})
+        self.say(shown)
         self.watch.exclude(before)
         return result
-
-    def averaged(self) -> Any:
-        """What was trained, to be used: its moving average where there is one."""
-        return self.state.ema if self.config.train.ema_decay else self.state.trained
 
     def sample(self) -> str:
         c, before = self.config.evaluation, self.watch.read()
         if not c.sample_tokens:
             return ""
-        text = self.sampler(self.averaged(), c.sample_prompt, self.step, c.sample_tokens)
+        trained = self.built.plain(self.state)
+        text = self.sampler(trained, c.sample_prompt, self.step, c.sample_tokens)
         if jax.process_index() == 0:
             folder = self.workdir / "samples"
             folder.mkdir(exist_ok=True)
@@ -279,10 +299,14 @@ class _Loop:
             self.state,
             self.iterator,
             {"training_seconds": before},
-            None if validation is None else validation.loss,
+            None if validation is None else self.score(validation),
         )
         self.watch.exclude(before)
         self.saved_at = self.watch.read()
+
+    def score(self, validation: evaluation.Evaluation) -> float:
+        """What the best checkpoint has least of: the same loss in both phases."""
+        return validation.loss if self.built.quantized is None else validation.quantized_loss
 
     def newest(self) -> epath.Path:
         steps = self.checkpoints.steps()

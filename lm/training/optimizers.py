@@ -1,15 +1,16 @@
-"""Optimizers and schedules, from Optax; every parameter belongs to a group or is an error."""
+"""Optimizers, from Optax; every parameter belongs to a group or is an error."""
 
 import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from lm.errors import InputError
 from lm.model.config import check_choice
+from lm.training.quantized import Phases
+from lm.training.schedules import make_phase_schedule
 from lm.training.state import Trained
 
 # The first rule whose expression is found in a parameter's path decides its group.
@@ -45,53 +46,8 @@ def parameter_groups(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(group, params)
 
 
-def make_schedule(c: ConfigDict, steps: int, peak: float) -> optax.Schedule:
-    """Learning rate by step: linear warmup to `peak`, then by `optimizer.schedule`.
-
-    cosine: half a cosine to final_fraction * peak. wsd (arXiv 2405.18392): constant, then a decay
-    over the last decay_fraction of all steps, with u from 0 to 1 in it and shape 1 - u (linear),
-    (1 + cos(pi u)) / 2 (cosine) or 1 - sqrt(u) (sqrt). constant: no decay.
-    """
-    check_choice("optimizer.schedule", c.schedule, ("cosine", "wsd", "constant"))
-    check_choice("optimizer.decay_shape", c.decay_shape, ("linear", "cosine", "sqrt"))
-    if not 0 <= c.warmup_steps < max(steps, 1):
-        raise InputError(
-            f"optimizer.warmup_steps={c.warmup_steps} must be 0 or above and below "
-            f"train.steps={steps}"
-        )
-    for key in ("decay_fraction", "final_fraction"):
-        if not 0 <= c[key] <= 1:
-            raise InputError(f"optimizer.{key}={c[key]} must be between 0 and 1")
-    # From peak / warmup, not from 0: the first step would change nothing.
-    warmup = optax.linear_schedule(peak / max(c.warmup_steps, 1), peak, max(c.warmup_steps - 1, 1))
-    if c.schedule == "constant":
-        return optax.join_schedules([warmup, optax.constant_schedule(peak)], [c.warmup_steps])
-    if c.schedule == "cosine":
-        rest = optax.cosine_decay_schedule(peak, steps - c.warmup_steps, c.final_fraction)
-        return optax.join_schedules([warmup, rest], [c.warmup_steps])
-    start = steps - round(c.decay_fraction * steps)
-    if start < c.warmup_steps:
-        raise InputError(
-            f"optimizer.decay_fraction={c.decay_fraction} of {steps} steps begins before the end "
-            f"of optimizer.warmup_steps={c.warmup_steps}"
-        )
-    shape = {
-        "linear": lambda u: 1 - u,
-        "cosine": lambda u: (1 + jnp.cos(jnp.pi * u)) / 2,
-        "sqrt": lambda u: 1 - jnp.sqrt(u),
-    }[c.decay_shape]
-
-    def decay(step):
-        u = jnp.clip(step / max(steps - start, 1), 0.0, 1.0)
-        return peak * (c.final_fraction + (1 - c.final_fraction) * shape(u))
-
-    return optax.join_schedules(
-        [warmup, optax.constant_schedule(peak), decay], [c.warmup_steps, start]
-    )
-
-
 def make_optimizer(
-    c: ConfigDict, steps: int, trained: Trained, loss_learning_rate: float = 0.0
+    config: ConfigDict, phases: Phases, trained: Trained, loss_learning_rate: float = 0.0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of the `optimizer` section for what is trained (or its shapes).
 
@@ -102,6 +58,7 @@ def make_optimizer(
     Returns:
       The transformation and the schedule of its (matrix) learning rate.
     """
+    c = config.optimizer
     check_choice("optimizer.name", c.name, ("adamw", "lion", "muon"))
     for key in ("peak_learning_rate", "adam_learning_rate"):
         if c[key] <= 0:
@@ -117,11 +74,11 @@ def make_optimizer(
         jax.tree.map(lambda _: "vector", trained.scales),
         jax.tree.map(lambda _: "loss" if loss_learning_rate else "vector", trained.loss),
     )
-    schedule = make_schedule(c, steps, c.peak_learning_rate)
+    schedule = make_phase_schedule(config, phases, c.peak_learning_rate)
     rates = {"learning_rate": schedule, "b1": c.beta1, "b2": c.beta2}
     matrix = None
     if c.name == "muon":
-        rates["learning_rate"] = make_schedule(c, steps, c.adam_learning_rate)
+        rates["learning_rate"] = make_phase_schedule(config, phases, c.adam_learning_rate)
         matrix = optax.contrib.muon(
             schedule,
             beta=c.momentum,
@@ -137,7 +94,7 @@ def make_optimizer(
         "vector": plain,
     }
     if loss_learning_rate:
-        rates["learning_rate"] = make_schedule(c, steps, loss_learning_rate)
+        rates["learning_rate"] = make_phase_schedule(config, phases, loss_learning_rate)
         transforms["loss"] = rule(**rates, weight_decay=0.0)
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     return optax.chain(clip, optax.partition(transforms, groups)), schedule

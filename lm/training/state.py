@@ -1,11 +1,12 @@
 """Everything that a run carries from step to step, and that a checkpoint holds."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.model.transformer import Model
 from lm.training.sharding import parameter_shardings, replicated
@@ -56,11 +57,9 @@ def parameter_shapes(model: Model) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0))
 
 
-def init_trained(model: Model, loss: Loss, key: jax.Array) -> Trained:
-    """Fresh parameters of the model, and of the loss from another key."""
-    c = model.config
-    of_loss = loss.init(jax.random.fold_in(key, 1), c.vocab_size, c.width)
-    return Trained(model.init(key), loss=of_loss)
+def init_loss(model: Model, loss: Loss, key: jax.Array) -> Any:
+    """Fresh parameters of the loss, from another key than the model's."""
+    return loss.init(jax.random.fold_in(key, 1), model.config.vocab_size, model.config.width)
 
 
 def make_init(
@@ -68,12 +67,19 @@ def make_init(
     optimizer: optax.GradientTransformation,
     weighting: Weighting,
     ema: bool,
+    first_scales: Callable[[Any], Any] | None = None,
     loss: Loss = CROSS_ENTROPY,
-):
-    """A function from a random key to a fresh TrainState."""
+) -> Callable[[jax.Array], TrainState]:
+    """A function from a random key to a fresh TrainState.
+
+    `first_scales` gives the scales of fresh parameters; without it nothing is ever quantized.
+    """
 
     def init(key: jax.Array) -> TrainState:
-        trained = init_trained(model, loss, key)
+        params = model.init(key)
+        trained = Trained(
+            params, first_scales(params) if first_scales else (), init_loss(model, loss, key)
+        )
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
@@ -90,7 +96,10 @@ def make_init(
 
 
 def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
-    """A sharding for every leaf: what mirrors a parameter lies like it, the rest is replicated."""
+    """A sharding for every leaf: what mirrors a parameter lies like it, the rest is replicated.
+
+    Scales mirror the axes that they have as long as their weights'.
+    """
     params = state.trained.params
     of_params = parameter_shardings(mesh, params, model.axes())
     by_path = {
@@ -104,8 +113,10 @@ def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
 
     def place(path, leaf):
         for name, (shape, sharding) in by_path.items():
-            if _name(path).endswith("/" + name) and leaf.shape == shape:
-                return sharding
+            if _name(path).endswith("/" + name) and leaf.ndim == len(shape):
+                axes = zip(leaf.shape, shape, sharding.spec, strict=True)
+                spec = [axis if size == full else None for size, full, axis in axes]
+                return NamedSharding(mesh, PartitionSpec(*spec))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)

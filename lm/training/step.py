@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lm.model.attention import block_ids
 from lm.model.transformer import Model
+from lm.training.quantized import Quantized
 from lm.training.state import Trained, TrainState
 from objectives import losses
 from objectives.losses import Loss
@@ -46,26 +47,34 @@ class SecondModel(NamedTuple):
     trained: Trained
 
 
-def make_forward(model: Model, block_length: int = 0) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def make_forward(
+    model: Model, quantized: Quantized | None = None, block_length: int = 0
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V].
 
-    With a `block_length`, attention is cut into blocks of so many tokens.
+    In full precision, or with weights on their grids when `quantized` is given. With a
+    `block_length`, attention is cut into blocks of so many tokens.
     """
 
     def forward(trained, batch):
-        params, positions, segments = trained.params, batch["positions"], batch["segment_ids"]
-        options = {}
-        if block_length:
-            options["blocks"] = block_ids(positions, segments, block_length)
-        hidden_BTD = model.apply(params, batch["tokens"], positions, segments, **options)
+        inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+        options = {"blocks": block_ids(*inputs[1:], block_length)} if block_length else {}
+        if quantized is None:
+            return model.apply(trained.params, *inputs, **options), model.head(trained.params)
+        params, scales = quantized.outer(trained), trained.scales["layers"]
+        hidden_BTD = model.apply(
+            params, *inputs, product=quantized.product, scales=scales, **options
+        )
         return hidden_BTD, model.head(params)
 
     return forward
 
 
-def make_inputs(model: Model, block_size: int, block_length: int) -> Callable[..., losses.Inputs]:
+def make_inputs(
+    model: Model, block_size: int, quantized: Quantized | None, block_length: int
+) -> Callable[..., losses.Inputs]:
     """(trained, batch) -> what a loss is computed from, less its keys and its teacher."""
-    forward = make_forward(model, block_length)
+    forward = make_forward(model, quantized, block_length)
 
     def inputs(trained, batch):
         return losses.Inputs(
@@ -80,24 +89,30 @@ def make_inputs(model: Model, block_size: int, block_length: int) -> Callable[..
 
 
 def make_statistics(
-    model: Model, block_size: int, loss: Loss = losses.CROSS_ENTROPY
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
 ) -> Callable[..., Any]:
     """(trained, batch) -> per-token statistics [B, T] of what the model predicts.
 
     The model, then its head, in blocks; the loss decides what distribution they make.
     """
-    inputs = make_inputs(model, block_size, loss.block_length)
+    inputs = make_inputs(model, block_size, quantized, loss.block_length)
     return lambda trained, batch: losses.statistics(loss, inputs(trained, batch))
 
 
 def make_loss_statistics(
-    model: Model, block_size: int, loss: Loss = losses.CROSS_ENTROPY
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
 ) -> Callable[..., Any]:
     """(trained, batch, teacher=None) -> the same with the loss of each token, as `statistics.loss`.
 
     The batch holds the "keys" of a random loss; `teacher` is a `SecondModel`.
     """
-    inputs = make_inputs(model, block_size, loss.block_length)
+    inputs = make_inputs(model, block_size, quantized, loss.block_length)
 
     def statistics(trained, batch, teacher=None):
         full = inputs(trained, batch)._replace(keys=batch.get("keys"))
@@ -244,6 +259,7 @@ def make_train_step(
     schedule: optax.Schedule,
     weighting: Weighting,
     config: ConfigDict,
+    quantized: Quantized | None = None,
     *,
     loss: Loss = losses.CROSS_ENTROPY,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
@@ -251,11 +267,12 @@ def make_train_step(
 
     A step is skipped, which keeps the old state but for its counters, when its loss or gradient is
     not finite, when all weights are zero, or when the gradient norm is above spike_factor times
-    its moving average. Metrics are float32 scalars.
+    its moving average. Metrics are float32 scalars. With `quantized` it is a step of the quantized
+    phase; the two phases are two programs.
     """
     c = config.train
     gradients = make_gradients(
-        make_loss_statistics(model, config.objective.block_size, loss),
+        make_loss_statistics(model, config.objective.block_size, quantized, loss),
         weighting,
         z_loss=config.objective.z_loss,
         accumulation=c.accumulation,
@@ -309,21 +326,58 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    model: Model, block_size: int, loss: Loss = losses.CROSS_ENTROPY
-) -> Callable[..., dict[str, jax.Array]]:
-    """(trained, batch) -> sums over the batch: w * nll, w, w * bytes; and the number of tokens.
+def make_begin_quantized(
+    optimizer: optax.GradientTransformation, quantized: Quantized, config: ConfigDict
+) -> Callable[[TrainState], TrainState]:
+    """state -> state at the start of the quantized phase: scales from the weights as they are.
 
-    The nll is that of the distribution which `loss` predicts, whatever is minimised.
+    The moments of the optimizer go on (those of the scales are zero), or begin anew with
+    `quantization.reset_optimizer`, its schedule going on either way: arXiv 2509.22935 does not say
+    which (unconfirmed).
     """
-    statistics = make_statistics(model, block_size, loss)
+
+    def rescaled(trained):
+        return trained._replace(scales=quantized.first_scales(trained.params))
+
+    def begin(state):
+        trained = rescaled(state.trained)
+        moments = state.optimizer
+        if config.quantization.reset_optimizer:
+            (_, count), *_ = optax.tree.get_all_with_path(moments, "count", _of_schedule)
+            moments = optax.tree.set(optimizer.init(trained), _of_schedule, count=count)
+        ema = rescaled(state.ema) if config.train.ema_decay else ()
+        return state._replace(trained=trained, optimizer=moments, ema=ema)
+
+    return begin
+
+
+def _of_schedule(path, value) -> bool:
+    return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+
+
+def make_eval_step(
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
+) -> Callable[..., dict[str, jax.Array]]:
+    """(trained, batch) -> sums over the batch: w * nll, w, w * bytes.
+
+    The nll is that of the distribution which `loss` predicts, whatever is minimised. With
+    `quantized`, "quantized_nll" as well: w * nll with the weights on their grids.
+    """
+    statistics = make_statistics(model, block_size, None, loss)
+    on_grid = make_statistics(model, block_size, quantized, loss)
 
     def eval_step(trained, batch):
         w_BT = batch["weights"]
-        return {
+        sums = {
             "nll": masked_sum(w_BT, statistics(trained, batch).nll),
             "weight": jnp.sum(w_BT),
             "bytes": masked_sum(w_BT, batch["num_bytes"].astype(jnp.float32)),
         }
+        if quantized is not None:
+            sums["quantized_nll"] = masked_sum(w_BT, on_grid(trained, batch).nll)
+        return sums
 
     return eval_step

@@ -6,13 +6,15 @@ import pytest
 import tiny
 
 from lm.errors import InputError
-from lm.training.optimizers import make_optimizer, make_schedule, parameter_groups
+from lm.training.optimizers import make_optimizer, parameter_groups
+from lm.training.quantized import Phases
+from lm.training.schedules import make_schedule
 from lm.training.state import Trained
 
 
 def optimizer(params, steps=10, **overrides):
-    c = tiny.config(**{f"optimizer__{k}": v for k, v in overrides.items()}).optimizer
-    return make_optimizer(c, steps, Trained(params))[0]
+    c = tiny.config(**{f"optimizer__{k}": v for k, v in overrides.items()})
+    return make_optimizer(c, Phases(steps, steps), Trained(params))[0]
 
 
 def params_and_grads():
