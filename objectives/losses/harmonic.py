@@ -111,13 +111,14 @@ def _bray_curtis(hidden_BTD, head_DK, absolute):
 
 @jax.custom_vjp
 def _manhattan(hidden_BTD, head_DK):
-    """sum_i |x_i - w_i|, [B, T, K]."""
-    return jnp.sum(jnp.abs(_differences(hidden_BTD, head_DK)), axis=-1)
+    """sum_i |x_i - w_i|, [B, T, K], one channel after the other: no array is [B, T, K, D]."""
 
+    def add(sums_BTK, channel):
+        x_BT, w_K = channel
+        return sums_BTK + jnp.abs(x_BT[..., None] - w_K), None
 
-def _differences(hidden_BTD, head_DK):
-    """[B, T, K, D], to be summed at once: XLA then never holds it."""
-    return hidden_BTD[:, :, None] - head_DK.T
+    zeros_BTK = jnp.zeros((*hidden_BTD.shape[:2], head_DK.shape[1]), jnp.float32)
+    return jax.lax.scan(add, zeros_BTK, (jnp.moveaxis(hidden_BTD, -1, 0), head_DK))[0]
 
 
 def _manhattan_forward(hidden_BTD, head_DK):
@@ -126,8 +127,15 @@ def _manhattan_forward(hidden_BTD, head_DK):
 
 def _manhattan_backward(residuals, d_BTK):
     # Not by automatic differentiation, which would keep the signs from the forward pass.
-    signed_BTKD = d_BTK[..., None] * jnp.sign(_differences(*residuals))
-    return signed_BTKD.sum(2), -signed_BTKD.sum((0, 1)).T
+    def one(_, channel):
+        x_BT, w_K = channel
+        signed_BTK = d_BTK * jnp.sign(x_BT[..., None] - w_K)
+        return None, (signed_BTK.sum(-1), -signed_BTK.sum((0, 1)))
+
+    hidden_BTD, head_DK = residuals
+    channels = jnp.moveaxis(hidden_BTD, -1, 0), head_DK
+    _, (dhidden_DBT, dhead_DK) = jax.lax.scan(one, None, channels)
+    return jnp.moveaxis(dhidden_DBT, 0, -1), dhead_DK
 
 
 _manhattan.defvjp(_manhattan_forward, _manhattan_backward)
