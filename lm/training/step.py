@@ -3,19 +3,23 @@
 A micro-batches, B rows, T tokens, D width, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from lm.model.attention import block_ids
 from lm.model.transformer import Model
 from lm.training.quantized import Quantized
-from lm.training.state import TrainState
-from objectives.cross_entropy import TokenStatistics, token_statistics
+from lm.training.state import Trained, TrainState
+from objectives import losses
+from objectives.losses import Loss
 from objectives.token_loss import denominators, masked_sum, token_loss
+from objectives.vocabulary import products
 from objectives.weighting import Weighting, weight_metrics
 
 # The moving average of the gradient norm that defines a spike.
@@ -25,47 +29,121 @@ _NORM_WARMUP = 20
 # The reference that holds the losses of the moving average of the parameters.
 EMA_REFERENCE = "ema_nll"
 
+# The reference that a distillation learns from.
+TEACHER = "teacher"
+
+
+class SecondModel(NamedTuple):
+    """A frozen model beside the one that is trained.
+
+    Attributes:
+      forward: see `make_forward`.
+      softcap: of its logits.
+      trained: what was trained of it.
+    """
+
+    forward: Callable[..., Any]
+    softcap: float
+    trained: Trained
+
 
 def make_forward(
-    model: Model, quantized: Quantized | None = None
+    model: Model, quantized: Quantized | None = None, block_length: int = 0
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V].
 
-    In full precision, or with weights on their grids when `quantized` is given.
+    In full precision, or with weights on their grids when `quantized` is given. With a
+    `block_length`, attention is cut into blocks of so many tokens.
     """
 
     def forward(trained, batch):
         inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+        options = {"blocks": block_ids(*inputs[1:], block_length)} if block_length else {}
         if quantized is None:
-            return model.apply(trained.params, *inputs), model.head(trained.params)
+            return model.apply(trained.params, *inputs, **options), model.head(trained.params)
         params, scales = quantized.outer(trained), trained.scales["layers"]
-        hidden_BTD = model.apply(params, *inputs, product=quantized.product, scales=scales)
+        hidden_BTD = model.apply(
+            params, *inputs, product=quantized.product, scales=scales, **options
+        )
         return hidden_BTD, model.head(params)
 
     return forward
 
 
-def make_statistics(
-    model: Model, block_size: int, quantized: Quantized | None = None
-) -> Callable[..., Any]:
-    """(trained, batch) -> per-token statistics [B, T]: the model, then its head, in blocks."""
-    forward = make_forward(model, quantized)
+def make_inputs(
+    model: Model, block_size: int, quantized: Quantized | None, block_length: int
+) -> Callable[..., losses.Inputs]:
+    """(trained, batch) -> what a loss is computed from, less its keys and its teacher."""
+    forward = make_forward(model, quantized, block_length)
 
-    def statistics(trained, batch):
-        hidden_BTD, head_DV = forward(trained, batch)
-        return token_statistics(
-            hidden_BTD,
-            head_DV,
+    def inputs(trained, batch):
+        return losses.Inputs(
+            *forward(trained, batch),
             batch["targets"],
-            softcap=model.config.logit_softcap,
-            block_size=block_size,
+            trained.loss,
+            model.config.logit_softcap,
+            block_size,
         )
+
+    return inputs
+
+
+def make_statistics(
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
+) -> Callable[..., Any]:
+    """(trained, batch) -> per-token statistics [B, T] of what the model predicts.
+
+    The model, then its head, in blocks; the loss decides what distribution they make.
+    """
+    inputs = make_inputs(model, block_size, quantized, loss.block_length)
+    return lambda trained, batch: losses.statistics(loss, inputs(trained, batch))
+
+
+def make_loss_statistics(
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
+) -> Callable[..., Any]:
+    """(trained, batch, teacher=None) -> the same with the loss of each token, as `statistics.loss`.
+
+    The batch holds the "keys" of a random loss; `teacher` is a `SecondModel`.
+    """
+    inputs = make_inputs(model, block_size, quantized, loss.block_length)
+
+    def statistics(trained, batch, teacher=None):
+        full = inputs(trained, batch)._replace(keys=batch.get("keys"))
+        if teacher is not None:
+            hidden_BTD, head_DV = teacher.forward(teacher.trained, batch)
+            full = full._replace(
+                teacher=losses.Teacher(hidden_BTD, head_DV, products(teacher.softcap))
+            )
+        return losses.loss_statistics(loss, full, batch["weights"])
 
     return statistics
 
 
+def token_keys(seed: int, step: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """A random key for each token, [B, T], that depends on seed, step, row and position alone.
+
+    So that a resumed run, and one on other devices or with other micro-batches, draws the same.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    rows_B, positions_T = (jnp.arange(size) for size in shape)
+    keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows_B)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys_B, positions_T)
+
+
 def make_gradients(
-    statistics: Callable[..., Any], weighting: Weighting, *, z_loss: float, accumulation: int
+    statistics: Callable[..., Any],
+    weighting: Weighting,
+    *,
+    z_loss: float,
+    accumulation: int,
+    reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[..., Any]:
     """(trained, batch, weighting state, step, models) -> (gradients, metrics, weighting state).
 
@@ -74,11 +152,13 @@ def make_gradients(
     micro-batch means is another loss as soon as their weights differ.)
 
     With one micro-batch the weights are computed inside its only forward pass. With more, weights
-    and denominators are settled on the whole batch first; where they need statistics, a forward
-    pass of its own gathers them, micro-batch by micro-batch, and the gradient of the loss in the
-    gathered [B, T] arrays is what the micro-batches then pass back. Gradients are added in float32.
+    and denominators are settled on the whole batch first; where they or the loss (by `reduce`, see
+    `objectives.losses.Loss`) need statistics of it, a forward pass of its own gathers them,
+    micro-batch by micro-batch, and the gradient of the loss in the gathered [B, T] arrays is what
+    the micro-batches then pass back. Gradients are added in float32.
 
-    `models` maps the name of a reference to what was trained of the model whose losses it holds.
+    `models` maps the name of a reference to what was trained of the model whose losses it holds,
+    and "teacher" to a `SecondModel` that `statistics` is then called with.
     """
 
     def settle(statistics_BT, batch, references, state, step):
@@ -92,15 +172,20 @@ def make_gradients(
 
     def loss_of_statistics(statistics_BT, batch, references, state, step):
         weights_BT, totals, state, extra = settle(statistics_BT, batch, references, state, step)
-        value, parts = token_loss(statistics_BT, weights_BT, batch["weights"], totals, z_loss)
+        value, parts = token_loss(
+            statistics_BT, weights_BT, batch["weights"], totals, z_loss, reduce
+        )
         return value, (parts | extra, state)
 
-    # The statistics that a gradient comes back through. To leave the entropy out is not only to
-    # multiply it by zero: it costs a quarter of the head's forward pass.
-    if weighting.detached:
-        passed_back = ("nll", "logsumexp") if z_loss else ("nll",)
-    else:
-        passed_back = TokenStatistics._fields
+    def passed_back(slopes):
+        """The statistics that a gradient comes back through.
+
+        To leave the entropy out is not only to multiply it by zero: it costs a quarter of the
+        head's forward pass.
+        """
+        if not weighting.detached:
+            return slopes._fields
+        return ("loss", "logsumexp") if z_loss else ("loss",)
 
     def split(tree):
         # Row r goes to micro-batch r mod A: each device keeps its rows.
@@ -108,7 +193,7 @@ def make_gradients(
             lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), tree
         )
 
-    def gather(trained, batch):
+    def gather(statistics, trained, batch):
         if accumulation == 1:
             return statistics(trained, batch)
         _, parts = jax.lax.scan(lambda _, micro: ((), statistics(trained, micro)), (), split(batch))
@@ -127,23 +212,25 @@ def make_gradients(
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
     def gradients(trained, batch, state, step, models=None):
-        references = {name: gather(other, batch).nll for name, other in (models or {}).items()}
+        models = dict(models or {})
+        taught = statistics
+        if teacher := models.pop(TEACHER, None):
+            taught = functools.partial(statistics, teacher=teacher)
+        references = {name: gather(taught, other, batch).nll for name, other in models.items()}
 
         if accumulation == 1:
 
             def loss(trained):
-                return loss_of_statistics(
-                    statistics(trained, batch), batch, references, state, step
-                )
+                return loss_of_statistics(taught(trained, batch), batch, references, state, step)
 
             grads, (metrics, state) = jax.grad(loss, has_aux=True)(trained)
             return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics, state
 
-        if not weighting.uses_statistics:
+        if not weighting.uses_statistics and reduce is None:
             weights_BT, totals, state, extra = settle(None, batch, references, state, step)
 
             def part(trained, micro, weights):
-                stats = statistics(trained, micro)
+                stats = taught(trained, micro)
                 return token_loss(stats, weights, micro["weights"], totals, z_loss)
 
             part_and_grad = jax.grad(part, has_aux=True)
@@ -151,12 +238,13 @@ def make_gradients(
             return grads, parts | extra, state
 
         slopes, (metrics, state) = jax.grad(loss_of_statistics, has_aux=True)(
-            gather(trained, batch), batch, references, state, step
+            gather(taught, trained, batch), batch, references, state, step
         )
 
         def part(trained, micro, slopes):
-            stats = statistics(trained, micro)
-            terms = [masked_sum(getattr(slopes, f), getattr(stats, f)) for f in passed_back]
+            stats = taught(trained, micro)
+            names = passed_back(slopes)
+            terms = [masked_sum(getattr(slopes, name), getattr(stats, name)) for name in names]
             return sum(terms), ()
 
         grads, _ = add_up(jax.grad(part, has_aux=True), trained, split((batch, slopes)))
@@ -172,6 +260,8 @@ def make_train_step(
     weighting: Weighting,
     config: ConfigDict,
     quantized: Quantized | None = None,
+    *,
+    loss: Loss = losses.CROSS_ENTROPY,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch) -> (state, metrics): gradients, clipping, update, or skip.
 
@@ -182,14 +272,17 @@ def make_train_step(
     """
     c = config.train
     gradients = make_gradients(
-        make_statistics(model, config.objective.block_size, quantized),
+        make_loss_statistics(model, config.objective.block_size, quantized, loss),
         weighting,
         z_loss=config.objective.z_loss,
         accumulation=c.accumulation,
+        reduce=loss.reduce,
     )
 
     def train_step(state, batch):
         models = {name: state.ema for name in weighting.references if name == EMA_REFERENCE}
+        if loss.random:
+            batch = {**batch, "keys": token_keys(c.seed, state.step, batch["targets"].shape)}
         grads, metrics, weighting_state = gradients(
             state.trained, batch, state.weighting, state.step, models
         )
@@ -263,14 +356,18 @@ def _of_schedule(path, value) -> bool:
 
 
 def make_eval_step(
-    model: Model, block_size: int, quantized: Quantized | None = None
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
 ) -> Callable[..., dict[str, jax.Array]]:
     """(trained, batch) -> sums over the batch: w * nll, w, w * bytes.
 
-    With `quantized`, "quantized_nll" as well: w * nll with the weights on their grids.
+    The nll is that of the distribution which `loss` predicts, whatever is minimised. With
+    `quantized`, "quantized_nll" as well: w * nll with the weights on their grids.
     """
-    statistics = make_statistics(model, block_size)
-    on_grid = make_statistics(model, block_size, quantized)
+    statistics = make_statistics(model, block_size, None, loss)
+    on_grid = make_statistics(model, block_size, quantized, loss)
 
     def eval_step(trained, batch):
         w_BT = batch["weights"]
