@@ -14,8 +14,6 @@ from launch import command, workdir
 from lm.errors import InputError
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to make.")
-_SPLIT = flags.DEFINE_string("split", "train", "train or validation.")
-_CORPUS = flags.DEFINE_string("corpus", "", "Text to score instead, in the form of data.corpus.")
 _NAME = flags.DEFINE_string(
     "name",
     "",
@@ -34,8 +32,7 @@ def main() -> None:
     """Scores every document once and says how the result is used."""
     if not _OUTPUT.value:
         raise InputError("--output=FOLDER is missing: the folder of scores to make")
-    if _SPLIT.value not in ("train", "validation"):
-        raise InputError(f"--split={_SPLIT.value} is not one of: train, validation")
+    split = command.split("train")
     command.use_compilation_cache()
     import jax
 
@@ -52,8 +49,8 @@ def main() -> None:
     trained, compute, origin = _scorer(name, loaded)
     compute = jax.jit(compute)
     texts = corpora.load(
-        _CORPUS.value or c.data.corpus,
-        _SPLIT.value,
+        command.CORPUS.value or c.data.corpus,
+        split,
         directory=c.data.directory,
         validation_fraction=c.data.validation_fraction,
     )
@@ -108,7 +105,7 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
     origin = {
         "workdir": command.WORKDIR.value,
         "step": loaded.step,
-        "split": _SPLIT.value,
+        "split": command.split("train"),
         "sequence_length": c.data.sequence_length,
         "without_context": _WITHOUT_CONTEXT.value,
     }
