@@ -40,11 +40,8 @@ def main() -> None:
         top_p=_TOP_P.value,
     )
     with jax.set_mesh(loaded.run.mesh):
-        print(
-            sampler(
-                loaded.run.plain_params(loaded.state), _PROMPT.value, _SEED.value, _TOKENS.value
-            )
-        )
+        params = loaded.run.plain_params(loaded.state)
+        print(sampler(params, _PROMPT.value, _SEED.value, _TOKENS.value))
 
 
 if __name__ == "__main__":

@@ -38,12 +38,13 @@ class Model(NamedTuple):
       config: the architecture.
       init: (key) -> parameters.
       axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
-      apply: (parameters, tokens [B, T], positions, segment_ids, cache=None, product=None,
-        scales=None) -> hidden [B, T, D], or (hidden, cache) when a cache is given.
+      apply: (parameters, tokens [B, T], positions, segment_ids, cache=None,
+        product=plain_product, scales=None) -> hidden [B, T, D], or (hidden, cache) when a cache is
+        given.
       head: (parameters) -> output matrix [D, V].
       embed: (parameters, tokens) -> input of the first layer [B, T, D].
-      block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=None) -> the
-        next layer's x. `apply` is embed, every block, finish.
+      block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product)
+        -> the next layer's x. `apply` is embed, every block, finish.
       finish: (parameters, output of the last layer) -> hidden [B, T, D].
 
     `product` replaces the matrix products of the layers: (path such as "layers/mlp/up", input
@@ -83,7 +84,9 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
     def axes():
         return nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
 
-    def apply(params, tokens, positions, segment_ids, cache=None, product=None, scales=None):
+    def apply(
+        params, tokens, positions, segment_ids, cache=None, product=plain_product, scales=None
+    ):
         variables = {"params": params}
         if scales := _without_empty(scales or {}):
             variables["scales"] = {"layers": scales}
@@ -100,7 +103,7 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
 
         return call
 
-    def block(params, x, positions, segment_ids, product=None):
+    def block(params, x, positions, segment_ids, product=plain_product):
         angle_BTH = positions[..., None] * _frequencies(config)
         with nn.logical_axis_rules(axis_rules):
             x_BTD, _ = Block(config, product).apply(
@@ -171,17 +174,6 @@ def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple, scale: floa
     return module.param(name, init, shape, jnp.dtype(c.param_dtype))
 
 
-def _linear(
-    module: nn.Module, name: str, x_BTD: jax.Array, shape: tuple, axes: tuple, scale: float = 1.0
-):
-    """x @ w with the weight `name` of a layer's module, by `module.product` where there is one."""
-    w_DF = _matrix(module, name, shape, axes, scale)
-    if module.product is None:
-        return project(x_BTD, w_DF.astype(module.config.dtype))
-    stored = module.get_variable("scales", name, ())
-    return module.product(f"layers/{module.name}/{name}", x_BTD, w_DF, stored)
-
-
 def project(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
     """x @ w, [B, T, F], as a product of two matrices wherever rows and tokens can be merged.
 
@@ -194,11 +186,31 @@ def project(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
     return (x_BTD.reshape(-1, w_DF.shape[0]) @ w_DF).reshape(*x_BTD.shape[:2], -1)
 
 
+def plain_product(path: str, x_BTD: jax.Array, w_DF: jax.Array, scale: Any) -> jax.Array:
+    """x @ w in the compute dtype; the `product` of a model to which none is given."""
+    del path, scale
+
+    def multiply(x_BTD, w_DF):
+        return project(x_BTD, w_DF.astype(x_BTD.dtype))
+
+    # Under checkpoint the scan over layers keeps no stacked copy of w for the backward pass.
+    return jax.checkpoint(multiply, prevent_cse=False)(x_BTD, w_DF)
+
+
+def _linear(
+    module: nn.Module, name: str, x_BTD: jax.Array, shape: tuple, axes: tuple, scale: float = 1.0
+):
+    """The `product` of x and the weight `name` of a layer's module."""
+    w_DF = _matrix(module, name, shape, axes, scale)
+    stored = module.get_variable("scales", name, ())
+    return module.product(f"layers/{module.name}/{name}", x_BTD, w_DF, stored)
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions and optional norms on queries and keys."""
 
     config: ModelConfig
-    product: Callable[..., jax.Array] | None = None
+    product: Callable[..., jax.Array] = plain_product
 
     @nn.compact
     def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache):
@@ -245,7 +257,7 @@ class MLP(nn.Module):
     """down(f(up x)) with f = GELU (tanh form) or squared ReLU, or down(silu(gate x) * up x)."""
 
     config: ModelConfig
-    product: Callable[..., jax.Array] | None = None
+    product: Callable[..., jax.Array] = plain_product
 
     @nn.compact
     def __call__(self, x_BTD):
@@ -271,7 +283,7 @@ class Block(nn.Module):
     """x + Attention(Norm x), then x + MLP(Norm x)."""
 
     config: ModelConfig
-    product: Callable[..., jax.Array] | None = None
+    product: Callable[..., jax.Array] = plain_product
 
     @nn.compact
     def __call__(self, x_BTD, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache):
@@ -295,7 +307,7 @@ class Transformer(nn.Module):
     """
 
     config: ModelConfig
-    product: Callable[..., jax.Array] | None = None
+    product: Callable[..., jax.Array] = plain_product
 
     def setup(self):
         c = self.config

@@ -3,6 +3,7 @@
 B rows, T tokens, I and O the inputs and outputs of a matrix.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ def make_product(rules: Rules) -> Callable[..., jax.Array]:
     def product(path, x_BTI, w_IO, scale):
         quantizer = rule_of(path, rules)
 
-        @jax.checkpoint
+        @functools.partial(jax.checkpoint, prevent_cse=False)
         def multiply(x_BTI, w_IO, scale):
             on_grid_IO = w_IO if quantizer is None else quantizer.quantize(w_IO, scale)
             return project(x_BTI, on_grid_IO.astype(x_BTI.dtype))
