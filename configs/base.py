@@ -90,6 +90,20 @@ def get_config() -> ConfigDict:
     config.objective.update(_losses())
     config.objective.update(_weightings())
 
+    # Where what a weighting compares with comes from: ema (the average of the model's parameters,
+    # with train.ema_decay above 0), a work directory (its newest checkpoint, as a second, frozen
+    # model) or a folder of launch.score. Read where the weighting needs it; "" is nowhere.
+    config.objective.references = ConfigDict()
+    config.objective.references.reference_nll = ""  # rho1: losses that the excess is over
+    config.objective.references.history_nll = ""  # ss_token: losses that progress is measured from
+    config.objective.references.prior_nll = ""  # prior: losses of a model without the context
+    config.objective.references.full_nll = ""  # block_sensitive: losses under full attention
+    config.objective.references.likelihood = ""  # frequency_equity: scores only
+    config.objective.references.contrast_probability = ""  # critical_token: scores only
+    config.objective.references.error_mask = ""  # fait: scores only
+    config.objective.references.faulty_log_probability = ""  # fait: scores only
+    config.objective.references.teacher = ""  # of a distillation: ema or a work directory
+
     config.quantization = ConfigDict()
     config.quantization.bits = 16.0  # of the layers' matrices: 1, 1.58, 2 to 8; 16 is off
     # paretoq (by width: elastic_binary, ternary, seq, lsq) | absmax | minmax | dense_shift | ...
@@ -172,17 +186,14 @@ def _weightings() -> ConfigDict:
 
     c.rho1 = ConfigDict()
     c.rho1.keep = 0.6  # share of the batch's targets, those of the largest excess loss
-    c.rho1.reference_name = "reference_nll"  # losses that the excess is over; ema_nll: own average
 
     c.ss_token = ConfigDict()
     c.ss_token.keep = 0.6  # share of a row's targets
     c.ss_token.gamma = 0.5  # 1 scores by progress alone, 0 by attention to the prompt alone
     c.ss_token.attention_row = "label"  # label | predictor: whose attention scores a target
-    c.ss_token.history = "history_nll"  # losses that progress is measured from; ema_nll: own
 
     c.prior = ConfigDict()
     c.prior.alpha = 1.0  # exponent of 1 - P_reference; 0 is off
-    c.prior.reference_name = "prior_nll"  # losses of a model without the context
 
     c.fait = ConfigDict()
     c.fait.strength = 1.0  # extra weight of tokens that a faulty answer lacks; 0 is off
@@ -213,7 +224,6 @@ def _weightings() -> ConfigDict:
 
     c.block_sensitive = ConfigDict()
     c.block_sensitive.strength = 1.0  # extra weight of tokens that blocks harm most; 0 is off
-    c.block_sensitive.reference_name = "full_nll"  # losses under full attention
 
     c.uskd = ConfigDict()
     c.uskd.strength = 1.0  # of p^2 minus its mean; 0 is off
@@ -221,11 +231,9 @@ def _weightings() -> ConfigDict:
     c.frequency_equity = ConfigDict()
     c.frequency_equity.eta = 1.0  # floor of the weight
     c.frequency_equity.gamma = 5.0  # exponent of 1 - frequency; 0 is off
-    c.frequency_equity.reference_name = "likelihood"  # frequencies, in [0, 1]
 
     c.critical_token = ConfigDict()
     c.critical_token.strength = 1.0  # of the contrast of right and wrong answers; 0 is off
-    c.critical_token.reference_name = "contrast_probability"  # see contrast_probability()
 
     c.dynamic = ConfigDict()
     c.dynamic.strategy = "lin_upper"  # lin_upper | quadratic | extremes
@@ -237,7 +245,7 @@ def _weightings() -> ConfigDict:
     c.dynamic.anneal = "step"  # step (hold, then jump) | geometric (fall)
 
     c.glow = ConfigDict()
-    c.glow.samples = 0  # length of the table of past losses; must be given
+    c.glow.samples = 0  # length of the table of past losses; 0: as many as training documents
     c.glow.alpha = 2.0  # scale; 2 is neutral for a sample that stands still
     c.glow.beta = 10.0  # steepness in the change of loss; 0 is off
     c.glow.lowest = 0.5  # smallest weight

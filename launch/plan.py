@@ -38,6 +38,7 @@ def main() -> None:
     topology = ahead.load_topology(_TOPOLOGY.value) if _TOPOLOGY.value else None
     devices = topology.devices if topology else _DEVICES.value
     vocab_size = plan.vocabulary(config.data)
+    config = experiment.resolve(config)
     run = experiment.build(config, vocab_size, devices)
     planned = plan.make_plan(run)
     interfaces = plan.compare_interfaces(config, vocab_size, planned.devices)

@@ -1,18 +1,15 @@
 """A trained model, from the folder of its run or from one packed file."""
 
-import json
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from ml_collections import ConfigDict
 
 from launch import command
 from lm.data import tokenizers
 from lm.errors import InputError
-from lm.training import experiment, packed
-from lm.training.checkpoints import Checkpoints
+from lm.training import experiment, packed, runs
 from lm.training.state import Trained, TrainState, parameter_shapes
 
 
@@ -72,30 +69,22 @@ def load_packed(path: str) -> Loaded:
     return Loaded(config, run, tokenizer, state, found.step)
 
 
-def load(workdir: str | None, step: int | None = None) -> Loaded:
+def load(workdir: str | None, step: int | None = None, flag: str = "--workdir") -> Loaded:
     """The newest checkpoint of `workdir` (or that of `step`) on the devices at hand.
 
     Raises:
-      InputError: no run, or no such checkpoint.
+      InputError: no run, or no such checkpoint; the message names `flag`.
     """
     if not workdir:
-        raise InputError("--workdir=FOLDER is missing: the folder of a trained run")
-    folder = epath.Path(workdir)
-    if not (folder / "config.json").exists():
-        raise InputError(f"--workdir={workdir} holds no run: there is no config.json in it")
-    record = json.loads((folder / "config.json").read_text())
-    config = ConfigDict(record["config"])
+        raise InputError(f"{flag}=FOLDER is missing: the folder of a trained run")
+    record = runs.read(workdir, flag)
+    config = record.config
     name = config.data.tokenizer
-    if (folder / "tokenizer.json").exists():
-        name = str(folder / "tokenizer.json")
+    if (record.folder / "tokenizer.json").exists():
+        name = str(record.folder / "tokenizer.json")
     tokenizer = tokenizers.load(name, 0, (), directory=config.data.directory)
-    run = _build(config, record["vocab_size"])
-    checkpoints = Checkpoints(folder / "checkpoints", command.say, read_only=True)
-    restored = checkpoints.restore(run.abstract_state(), step=step)
-    checkpoints.close()
-    if restored is None:
-        raise InputError(f"--workdir={workdir} holds no checkpoint yet")
-    state, _ = restored
+    run = _build(config, record.vocab_size)
+    state = runs.restore(record, run, flag, command.say, step)
     return Loaded(config, run, tokenizer, state, int(state.step))
 
 

@@ -61,7 +61,13 @@ def batch(rows=8, length=12, seed=0) -> dict[str, jax.Array]:
             "faulty_log_probability": jnp.full((rows, length), -3.5),
             "likelihood": uniform(0.0, 1.0),
             "contrast_probability": uniform(0.0, 1.0),
-            "sample_ids": jnp.asarray(rng.permutation(SAMPLES)[:rows], jnp.int32),
+            # Two pieces a row; of some documents more than one.
+            "sample_ids": jnp.asarray(
+                rng.permutation(np.repeat(np.arange(SAMPLES), 2))[: 2 * rows]
+                .reshape(rows, 2)
+                .repeat([length // 2, length - length // 2], axis=1),
+                jnp.int32,
+            ),
         }
     )
 

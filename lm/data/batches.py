@@ -1,18 +1,24 @@
 """Batches of packed rows, as Grain pipelines whose state is saved with a checkpoint.
 
-A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions and num_bytes are int32,
-weights is float32 (0 is not a target). `lm.data.layout` says how a document becomes a row.
+A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions, num_bytes and
+sample_ids are int32, weights is float32 (0 is not a target). `lm.data.layout` says how a document
+becomes a row. `sample_ids` holds the index of the document that a position comes from, counted
+through all corpora of the split in their order, and -1 in the padding: the same number for the same
+document in every epoch, process, packing, mixture and resumed run. Stored scores of the documents'
+positions join the batch as float32 arrays by the names of the references that they are.
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 
-from lm.data.documents import Corpus
-from lm.data.layout import encode_document
+from lm.data.documents import Corpus, Document
+from lm.data.layout import PADDING, add_fields, encode_document
 from lm.data.packing import pack
+from lm.data.scores import Stored
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 
@@ -34,6 +40,7 @@ def train_batches(
     seed: int,
     mixture_weights: Sequence[float] = (),
     shuffle_rows: int,
+    scores: Mapping[str, Sequence[Stored]] | None = None,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -55,6 +62,7 @@ def train_batches(
       mixture_weights: for each corpus, how often its next document is taken; () is as often as it
         has documents, with which all corpora are read through at the same time.
       shuffle_rows: rows of one shuffle window; 1 is no shuffle.
+      scores: name of a reference -> its stored scores, one `Stored` a corpus.
       workers: processes that prepare batches; with 0 a thread does. Grain's workers need absl's
         flags to be parsed, as they are in an absl program.
       process_index: which of the processes that train together this one is.
@@ -65,6 +73,7 @@ def train_batches(
 
     Raises:
       InputError: an argument is impossible, or the corpora are too small (see `check_enough`).
+        Iterators raise it for a document that cannot be encoded, or whose scores do not fit it.
     """
     _check(batch_size, sequence_length, packing, process_count)
     if shuffle_rows < 1:
@@ -87,14 +96,12 @@ def train_batches(
             )
     check_enough(corpora, tokenizer, batch_size=batch_size, sequence_length=sequence_length)
 
-    encode = functools.partial(encode_document, tokenizer=tokenizer)
     parts = [
-        grain.MapDataset.source(corpus.documents)
-        .slice(slice(process_index, None, process_count))
+        documents.slice(slice(process_index, None, process_count))
         .shuffle(seed=_derive_seed(seed, process_index, number))
         .repeat()
         .map(encode)
-        for number, corpus in enumerate(corpora)
+        for number, (documents, encode) in enumerate(_numbered(corpora, tokenizer, scores or {}))
     ]
     # Mixed before to_iter_dataset: a mixture of iterators has the threads of each of them.
     documents = grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
@@ -127,7 +134,7 @@ def evaluation_batches(
     Every target is in exactly one row, in the order of the corpora. Every process packs all rows
     and keeps its own, so that the batches of all processes together are the same for any number of
     processes, and each yields the same number of them. The last batch is filled up with rows of
-    zeros.
+    padding.
 
     Args:
       corpora: the split to evaluate.
@@ -145,10 +152,9 @@ def evaluation_batches(
       InputError: an argument is impossible.
     """
     _check(batch_size, sequence_length, packing, process_count)
-    encode = functools.partial(encode_document, tokenizer=tokenizer)
     documents = grain.MapDataset.concatenate(
-        [grain.MapDataset.source(corpus.documents) for corpus in corpora]
-    ).map(encode)
+        [documents.map(encode) for documents, encode in _numbered(corpora, tokenizer, {})]
+    )
     rows = pack(documents.to_iter_dataset(_READ), packing, sequence_length)
     batches = rows.batch(batch_size, drop_remainder=False).map(
         functools.partial(_own_rows, batch_size, process_index, process_count)
@@ -192,6 +198,42 @@ def _check(batch_size: int, sequence_length: int, packing: str, process_count: i
         )
 
 
+class _Numbered(Sequence):
+    """Pairs of an index in the corpus and the document there."""
+
+    def __init__(self, documents: Sequence[Document]):
+        self._documents = documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: int) -> tuple[int, Document]:
+        return index, self._documents[index]
+
+
+def _numbered(
+    corpora: Sequence[Corpus], tokenizer: Tokenizer, scores: Mapping[str, Sequence[Stored]]
+) -> Iterator[tuple[grain.MapDataset, functools.partial]]:
+    """Yields for each corpus its numbered documents, and what makes positions of one of them."""
+    sizes = [len(corpus.documents) for corpus in corpora]
+    for number, first in enumerate(itertools.accumulate(sizes[:-1], initial=0)):
+        stored = {name: parts[number] for name, parts in scores.items()}
+        yield (
+            grain.MapDataset.source(_Numbered(corpora[number].documents)),
+            functools.partial(_encode, tokenizer=tokenizer, first=first, stored=stored),
+        )
+
+
+def _encode(
+    numbered: tuple[int, Document], tokenizer: Tokenizer, first: int, stored: dict[str, Stored]
+) -> np.ndarray:
+    """Returns a document's positions with its id, `first` + its index, and its stored scores."""
+    index, document = numbered
+    positions = encode_document(document, tokenizer)
+    values = {name: one.read(index, document, len(positions)) for name, one in stored.items()}
+    return add_fields(positions, sample_ids=np.int32(first + index), **values)
+
+
 def _derive_seed(*numbers: int) -> int:
     # Grain adds the epoch, or the window, to a seed: of neighbouring seeds one would repeat the
     # other's orders. 31 bits leave room for that sum, which must fit in 32.
@@ -204,9 +246,9 @@ def _own_rows(
     """Returns this process's rows of a batch, of which the last rows may be missing."""
     local = batch_size // process_count
 
-    def own(x_BT: np.ndarray) -> np.ndarray:
-        missing = batch_size - len(x_BT)
-        filled_BT = np.pad(x_BT, ((0, missing), (0, 0)))
+    def own(name: str, x_BT: np.ndarray) -> np.ndarray:
+        missing = ((0, batch_size - len(x_BT)), (0, 0))
+        filled_BT = np.pad(x_BT, missing, constant_values=PADDING.get(name, 0))
         return filled_BT[process_index * local : (process_index + 1) * local]
 
-    return {name: own(x_BT) for name, x_BT in batch.items()}
+    return {name: own(name, x_BT) for name, x_BT in batch.items()}

@@ -22,6 +22,16 @@ POSITION = np.dtype(
     ]
 )
 
+# The arrays of every batch. `sample_ids` is the index of the document that a position comes from.
+BATCH = {name: POSITION[name] for name in POSITION.names} | {
+    "segment_ids": np.dtype(np.int32),
+    "positions": np.dtype(np.int32),
+    "sample_ids": np.dtype(np.int32),
+}
+
+# What an array holds in the padding, where that is not 0.
+PADDING = {"sample_ids": -1}
+
 
 def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     """Returns a document as positions: an array of `POSITION` [n + 1], n its number of tokens.
@@ -51,18 +61,38 @@ def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     return positions
 
 
+def add_fields(positions: np.ndarray, **fields: np.ndarray | np.generic) -> np.ndarray:
+    """Returns the same positions with more fields, which are cut and packed along with the rest.
+
+    Args:
+      positions: structured array [n].
+      **fields: for each new field an array [n], or a number for all positions, of the field's type.
+    """
+    new = [(name, np.asarray(values).dtype) for name, values in fields.items()]
+    wider = np.empty(len(positions), positions.dtype.descr + new)
+    for name in positions.dtype.names:
+        wider[name] = positions[name]
+    for name, values in fields.items():
+        wider[name] = values
+    return wider
+
+
 def make_row(pieces: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
     """Returns one row: `pieces` of documents after each other, then padding.
 
     Args:
-      pieces: arrays of `POSITION`, together at most `length` long, none of them empty.
+      pieces: arrays of `POSITION`, with the same further fields in each, together at most `length`
+        long, none of them empty.
       length: T.
 
     Returns:
-      tokens, targets, segment_ids, positions and num_bytes int32 [T]; weights float32 [T]. Segments
-      count from 1, positions from 0 in each; all arrays are 0 in the padding.
+      tokens, targets, segment_ids, positions and num_bytes int32 [T]; weights float32 [T]; and the
+      further fields. Segments count from 1, positions from 0 in each; in the padding all arrays are
+      0 but for those of `PADDING`.
     """
-    row = np.zeros(length, POSITION)
+    row = np.zeros(length, pieces[0].dtype if pieces else POSITION)
+    for name in PADDING.keys() & set(row.dtype.names):
+        row[name] = PADDING[name]
     segment_ids = np.zeros(length, np.int32)
     positions = np.zeros(length, np.int32)
     start = 0
@@ -72,5 +102,5 @@ def make_row(pieces: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]
         segment_ids[start:end] = segment
         positions[start:end] = np.arange(len(piece))
         start = end
-    arrays = {name: np.ascontiguousarray(row[name]) for name in POSITION.names}
+    arrays = {name: np.ascontiguousarray(row[name]) for name in row.dtype.names}
     return arrays | {"segment_ids": segment_ids, "positions": positions}

@@ -8,13 +8,16 @@ import importlib.util
 import math
 import re
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lm.data.layout import BATCH
 from lm.errors import InputError
 from lm.training import experiment, metrics, sharding
+from lm.training.second_models import open_references
 
 GIB = 2**30
 
@@ -91,7 +94,7 @@ class Memory(NamedTuple):
     """Bytes of one device during a step, as XLA has assigned them.
 
     Attributes:
-      arguments: train state and batch.
+      arguments: train state, batch and second models.
       outputs: train state and metrics.
       aliased: outputs that take the place of arguments, by donation.
       temporaries: gradients, activations and all else.
@@ -148,16 +151,20 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     """Compiles the train step of a run that was built for `topology.devices`.
 
     Raises:
-      InputError: the model cannot be compiled for a TPU, for example with cuDNN attention.
+      InputError: the model cannot be compiled for a TPU, for example with cuDNN attention; or a
+        reference has no source.
     """
     if run.config.model.attention == "cudnn":
         raise InputError("model.attention=cudnn runs on GPUs only; valid for a TPU: auto, einsum")
     start = time.perf_counter()
     # Outside of the mesh, on whose devices no random key can be made.
-    step, state, batch = run.train_step(), run.abstract_state(), abstract_batch(run)
+    references = open_references(run)
+    step = run.train_step({source: one.run.model for source, one in references.models.items()})
+    state, batch = run.abstract_state(), abstract_batch(run, references.scores)
+    frozen = references.abstract()
     try:
         with jax.set_mesh(run.mesh):
-            compiled = step.lower(state, batch).compile()
+            compiled = step.lower(state, batch, frozen).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -194,12 +201,18 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     )
 
 
-def abstract_batch(run: experiment.Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a training batch; see `lm.data.batches`."""
+def abstract_batch(
+    run: experiment.Experiment, stored: Iterable[str] = ()
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a training batch; see `lm.data.batches`.
+
+    Args:
+      run: the run.
+      stored: names of the references that are stored with the data.
+    """
     shape = (run.config.train.batch_size, run.config.data.sequence_length)
     placed = sharding.batch_sharding(run.mesh)
-    whole = ("tokens", "targets", "segment_ids", "positions", "num_bytes")
-    dtypes = dict.fromkeys(whole, jnp.int32) | {"weights": jnp.float32}
+    dtypes = BATCH | dict.fromkeys(stored, jnp.dtype(jnp.float32))
     return {n: jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for n, dtype in dtypes.items()}
 
 

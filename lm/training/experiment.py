@@ -2,8 +2,7 @@
 anything is compiled or written.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -12,21 +11,17 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from lm.data import batches, corpora, tokenizers
+from lm.data import batches, corpora, scores, tokenizers
+from lm.data.layout import BATCH
 from lm.errors import InputError
 from lm.model.config import ModelConfig, check_choice
 from lm.model.transformer import Model, make_model
 from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
 from lm.training.quantized import Phases, Quantized, make_quantized, plan_phases
-from lm.training.state import (
-    Trained,
-    init_loss,
-    make_init,
-    parameter_shapes,
-    state_shardings,
-)
-from lm.training.step import EMA_REFERENCE, make_begin_quantized, make_eval_step, make_train_step
+from lm.training.references import check_sources
+from lm.training.state import Trained, init_loss, make_init, parameter_shapes, state_shardings
+from lm.training.step import TEACHER, make_begin_quantized, make_eval_step, make_train_step
 from objectives.losses import LOSSES, Loss
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
 
@@ -58,8 +53,10 @@ class Experiment(NamedTuple):
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
         )
 
-    def train_step(self, quantized: bool = False) -> Any:
-        """The train step of a phase: jitted, with the state's shardings, its input donated."""
+    def train_step(
+        self, quantized: bool = False, second_models: Mapping[str, Model] | None = None
+    ) -> Any:
+        """The train step of a phase: jitted, with the state's shardings, the old state donated."""
         step = make_train_step(
             self.model,
             self.optimizer,
@@ -67,6 +64,7 @@ class Experiment(NamedTuple):
             self.weighting,
             self.config,
             self.quantized if quantized else None,
+            second_models,
             loss=self.loss,
         )
         return jax.jit(step, out_shardings=(self._shardings(), None), donate_argnums=0)
@@ -106,6 +104,11 @@ class Experiment(NamedTuple):
     def _shardings(self) -> Any:
         return jax.tree.map(lambda x: x.sharding, self.abstract_state())
 
+    def references(self) -> tuple[str, ...]:
+        """Names of the references that a step needs."""
+        teacher = (TEACHER,) if self.loss.teacher else ()
+        return tuple(dict.fromkeys(self.weighting.references + teacher))
+
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""
         shapes = parameter_shapes(self.model)
@@ -141,9 +144,6 @@ def build(
     )
     return Experiment(config, mesh, model, optimizer, schedule, weighting, quantized, phases, loss)
 
-
-# Names of the arrays of a batch, as `lm.data.batches` makes it.
-BATCH_KEYS = ("tokens", "targets", "weights", "segment_ids", "positions", "num_bytes")
 
 # Key -> smallest valid value, for the keys that no other module checks.
 _MINIMA = {
@@ -197,7 +197,7 @@ def make_weighting(config: ConfigDict) -> Weighting:
             weighting = WEIGHTINGS[name](**hyper)
         except ValueError as error:
             raise InputError(f"objective.{name}.{error}") from None
-        _check_needs(name, weighting, config.train.ema_decay > 0)
+        _check_needs(config, name, weighting)
         members.append(weighting)
     check_choice("objective.normalisation", c.normalisation, NORMALISATIONS)
     try:
@@ -234,36 +234,19 @@ def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
             f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
         )
     if loss.teacher:
-        raise InputError(
-            f"objective.loss={c.loss!r} needs a teacher, which this run cannot provide"
-        )
+        check_sources(config, f"objective.loss={c.loss!r}", (TEACHER,))
     return loss
 
 
-def _check_needs(name: str, weighting: Weighting, ema: bool) -> None:
+def _check_needs(config: ConfigDict, name: str, weighting: Weighting) -> None:
     """Raises InputError, naming what is missing."""
-    missing = [key for key in weighting.batch_keys if key not in BATCH_KEYS]
+    missing = [key for key in weighting.batch_keys if key not in BATCH]
     if missing:
         raise InputError(
             f"objective.weighting={name!r} needs {' and '.join(missing)} in every batch, which the "
             "data of a run does not have"
         )
-    missing = [r for r in weighting.references if not (ema and r == EMA_REFERENCE)]
-    if not missing:
-        return
-    where = [key for key, value in _defaults(WEIGHTINGS[name]).items() if value in missing]
-    hint = f"; objective.{name}.{where[0]}={EMA_REFERENCE!r}" if where else ""
-    hint += " with train.ema_decay above 0 takes the moving average of the model" if where else ""
-    if EMA_REFERENCE in missing:
-        hint = ": set train.ema_decay above 0"
-    raise InputError(
-        f"objective.weighting={name!r} needs the reference {' and '.join(missing)}, which this run "
-        f"cannot provide{hint}"
-    )
-
-
-def _defaults(factory: Callable[..., Weighting]) -> dict[str, Any]:
-    return {name: p.default for name, p in inspect.signature(factory).parameters.items()}
+    check_sources(config, f"objective.weighting={name!r}", weighting.references)
 
 
 class Data(NamedTuple):
@@ -280,21 +263,42 @@ def load_data(c: ConfigDict) -> Data:
     Raises:
       InputError: unknown or empty corpus, broken file, unknown tokenizer.
     """
-    train, validation = (
-        corpora.load(
-            c.corpus,
-            split,
-            directory=c.directory,
-            validation_fraction=c.validation_fraction,
-        )
-        for split in ("train", "validation")
-    )
+    train, validation = (_load(c, split) for split in ("train", "validation"))
     tokenizer = tokenizers.load(c.tokenizer, c.vocab_size, train, directory=c.directory)
     return Data(train, validation, tokenizer)
 
 
-def train_batches(config: ConfigDict, data: Data) -> grain.IterDataset:
-    """The endless stream of this process's training rows."""
+def _load(c: ConfigDict, split: str) -> tuple[corpora.Corpus, ...]:
+    return corpora.load(
+        c.corpus,
+        split,
+        directory=c.directory,
+        validation_fraction=c.validation_fraction,
+    )
+
+
+def resolve(config: ConfigDict, train: Sequence[corpora.Corpus] | None = None) -> ConfigDict:
+    """The config with what only the training documents say: the length of GLOW's table.
+
+    Without `train` the corpus is loaded where it is asked.
+
+    Raises:
+      InputError: unknown or empty corpus, or a broken file.
+    """
+    if "glow" not in config.objective.weighting or config.objective.glow.samples:
+        return config
+    train = _load(config.data, "train") if train is None else train
+    resolved = config.copy_and_resolve_references()
+    resolved.objective.glow.samples = sum(len(corpus.documents) for corpus in train)
+    return resolved
+
+
+def train_batches(
+    config: ConfigDict,
+    data: Data,
+    stored: Mapping[str, Sequence[scores.Stored]] | None = None,
+) -> grain.IterDataset:
+    """The endless stream of this process's training rows, with stored references by name."""
     c = config.data
     return batches.train_batches(
         data.train,
@@ -305,6 +309,7 @@ def train_batches(config: ConfigDict, data: Data) -> grain.IterDataset:
         seed=config.train.seed,
         mixture_weights=tuple(c.mixture_weights),
         shuffle_rows=c.shuffle_rows,
+        scores=stored,
         workers=c.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

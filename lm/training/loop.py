@@ -18,6 +18,7 @@ from lm.errors import InputError
 from lm.training import branch, evaluation, experiment, metrics, packed, sharding
 from lm.training.checkpoints import Checkpoints
 from lm.training.quantized import FULL_PRECISION
+from lm.training.second_models import open_references
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -82,17 +83,23 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     """
     workdir = epath.Path(workdir)
     data = experiment.load_data(config.data)
+    config = experiment.resolve(config, data.train)
     built = experiment.build(config, data.tokenizer.vocab_size)
-    stream = experiment.train_batches(config, data)
-    record = resolved(config, data.tokenizer)
-    check_workdir(workdir, record)
+    references = open_references(built, data.tokenizer.fingerprint)
+    stored = references.stored(data.train, data.tokenizer.fingerprint)
+    stream = experiment.train_batches(config, data, stored)
+    record = resolved(config, data.tokenizer, built)
+    before = check_workdir(workdir, record)
+    with jax.set_mesh(built.mesh):
+        frozen, record["references"] = references.restore(say, before.get("references", {}))
     replaced = sum(corpus.replaced for corpus in data.train + data.validation)
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(built.mesh), stop_signals() as stopped:
-        loop = _Loop(config, workdir, say, built, data, stream)
+        second_models = {source: one.run.model for source, one in references.models.items()}
+        loop = _Loop(config, workdir, say, built, data, stream, second_models, frozen)
         (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         if isinstance(data.tokenizer, tokenizers.Subwords):
             (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
@@ -105,9 +112,10 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
 class _Loop:
     """The state of `train`: what is compiled, what is open, and what has been shown."""
 
-    def __init__(self, config, workdir, say, built, data, stream):
+    def __init__(self, config, workdir, say, built, data, stream, second_models, frozen):
         self.config, self.workdir, self.say = config, workdir, say
         self.built, self.data = built, data
+        self.second_models, self.frozen = second_models, frozen
         self.iterator = iter(stream)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
@@ -163,8 +171,10 @@ class _Loop:
                 self.begin_quantized()
                 train_step = None
             compiled = train_step is not None
-            train_step = train_step or self.built.train_step(quantized=self.step >= switch)
-            self.state, values = train_step(self.state, batch)
+            train_step = train_step or self.built.train_step(
+                self.step >= switch, self.second_models
+            )
+            self.state, values = train_step(self.state, batch, self.frozen)
             if not compiled:
                 jax.block_until_ready(values)
                 self.watch.exclude(before)
@@ -402,12 +412,14 @@ class _Loop:
             self.progress.close()
 
 
-def resolved(config: ConfigDict, tokenizer: Any) -> dict[str, Any]:
+def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -> dict[str, Any]:
     """What config.json holds: the config, its vocabulary, and the packages that ran."""
+    carried = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", built.abstract_state().weighting)
     return {
         "config": config.to_dict(),
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.fingerprint,
+        "weighting_state": str(carried),
         "versions": {
             "python": ".".join(map(str, sys.version_info[:3])),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -415,14 +427,19 @@ def resolved(config: ConfigDict, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> None:
-    """Raises InputError when `workdir` holds checkpoints that this config cannot go on from."""
+def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of the run in `workdir`, {} where there is none.
+
+    Raises:
+      InputError: it holds checkpoints that this config cannot go on from.
+    """
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; give a folder")
     if not path.exists() or not (workdir / "checkpoints").exists():
-        return
-    old, new = (_flat(r) for r in (json.loads(path.read_text()), record))
+        return {}
+    recorded = json.loads(path.read_text())
+    old, new = (_flat(r) for r in (recorded, record))
     for key in sorted(old.keys() | new.keys()):
         fixed = key in ("vocab_size", "tokenizer") or any(
             key == f"config.{name}" or key.startswith(f"config.{name}.") for name in _FIXED
@@ -432,10 +449,21 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> None:
             and key not in {f"config.{name}" for name in _FREE}
             and old.get(key) != new.get(key)
         ):
-            raise InputError(
-                f"{workdir} holds checkpoints with {key.removeprefix('config.')}="
-                f"{old.get(key)}, not {new.get(key)}: give the same, or another --workdir"
-            )
+            raise InputError(_other(workdir, key, old, new))
+    # Weightings that carry nothing can be exchanged; the state of others is in the checkpoints.
+    carries = "weighting_state"
+    if old.get(carries, "()") != new[carries]:
+        names = ("config.objective.weighting", "config.objective.glow.samples", carries)
+        key = next(key for key in names if old.get(key) != new[key])
+        raise InputError(_other(workdir, key, old, new))
+    return recorded
+
+
+def _other(workdir: epath.Path, key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    return (
+        f"{workdir} holds checkpoints with {key.removeprefix('config.')}={old.get(key)}, not "
+        f"{new.get(key)}: give the same, or another --workdir"
+    )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lm.errors import InputError
 from lm.model.config import CHOICES
 from lm.training import experiment, metrics
 from lm.training.quantized import Quantized, make_quantized
+from lm.training.second_models import open_references
 from objectives.quantization import optimal_qat_fraction, packed_size
 from objectives.quantization.optimal_qat import tokens_per_parameter_byte
 from objectives.quantization.qat import rule_of
@@ -52,11 +53,13 @@ class Plan(NamedTuple):
       vocab_size: V.
       parameters: numbers of parameters.
       bytes: of the parts of the train state that hold anything (parameters, optimizer, ema,
-        weighting), and of the whole `state` with its counters.
+        weighting), of the whole `state` with its counters, and of the second models that are
+        `references`.
       unsharded: the largest parameters that every device holds whole, largest first; empty on one
         device.
       unsharded_parameters: number of parameters in all such leaves, listed or not.
-      flops_per_token: model FLOPs, 6 N + 12 L T D; see `metrics.flops_per_token`.
+      flops_per_token: model FLOPs, 6 N + 12 L T D; see `metrics.flops_per_token`. Forward passes
+        of second models are not in it.
       tokens_per_step: B T, padding and zero weights included.
       flops_per_step: flops_per_token x tokens_per_step, over all devices.
       tokens: of the whole run, tokens_per_step x train.steps.
@@ -85,6 +88,9 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
     Args:
       run: from `experiment.build`, for devices or for a number of them.
       listed: length of `Plan.unsharded` at most.
+
+    Raises:
+      InputError: a reference has no source.
     """
     state = run.abstract_state()
     parts = {
@@ -95,6 +101,7 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
     }
     sizes = {name: count_bytes(part) for name, part in parts.items()}
     whole = count_bytes(state)
+    references = count_bytes(open_references(run).abstract())
     groups = metrics.parameters_by_group(state.trained.params)
     unsharded = _unsharded(state.trained.params) if run.mesh.size > 1 else []
     c = run.config
@@ -105,7 +112,9 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
         mesh=dict(run.mesh.shape),
         vocab_size=run.model.config.vocab_size,
         parameters=Parameters(sum(groups.values()), groups),
-        bytes={name: size for name, size in sizes.items() if size.total} | {"state": whole},
+        bytes={name: size for name, size in sizes.items() if size.total}
+        | {"state": whole}
+        | ({"references": references} if references.total else {}),
         unsharded=tuple(unsharded[:listed]),
         unsharded_parameters=sum(math.prod(leaf.shape) for leaf in unsharded),
         flops_per_token=flops_per_token,

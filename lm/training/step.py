@@ -4,7 +4,7 @@ A micro-batches, B rows, T tokens, D width, V vocabulary.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from lm.model.attention import block_ids
 from lm.model.transformer import Model
 from lm.training.quantized import Quantized
+from lm.training.references import EMA
 from lm.training.state import Trained, TrainState
 from objectives import losses
 from objectives.losses import Loss
@@ -26,23 +27,22 @@ from objectives.weighting import Weighting, weight_metrics
 _NORM_MEMORY = 0.99
 _NORM_WARMUP = 20
 
-# The reference that holds the losses of the moving average of the parameters.
-EMA_REFERENCE = "ema_nll"
-
 # The reference that a distillation learns from.
 TEACHER = "teacher"
 
 
 class SecondModel(NamedTuple):
-    """A frozen model beside the one that is trained.
+    """A model that is compared with: how it is read, and what was trained of it.
 
     Attributes:
       forward: see `make_forward`.
+      statistics: see `make_statistics`.
       softcap: of its logits.
-      trained: what was trained of it.
+      trained: what both functions take.
     """
 
     forward: Callable[..., Any]
+    statistics: Callable[..., Any]
     softcap: float
     trained: Trained
 
@@ -157,8 +157,9 @@ def make_gradients(
     micro-batch by micro-batch, and the gradient of the loss in the gathered [B, T] arrays is what
     the micro-batches then pass back. Gradients are added in float32.
 
-    `models` maps the name of a reference to what was trained of the model whose losses it holds,
-    and "teacher" to a `SecondModel` that `statistics` is then called with.
+    What the weighting compares with is in the batch under its name where it is stored with the
+    data. `models` maps the names of other references to a `SecondModel`, whose losses they hold: a
+    forward pass more for each model. The one named "teacher" is what `statistics` is called with.
     """
 
     def settle(statistics_BT, batch, references, state, step):
@@ -199,6 +200,23 @@ def make_gradients(
         _, parts = jax.lax.scan(lambda _, micro: ((), statistics(trained, micro)), (), split(batch))
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
+    def gather_references(batch, models):
+        references, losses = {}, {}
+        for name in weighting.references:
+            if name in models:
+                model = models[name]
+                # Two references to one model are one forward pass.
+                if id(model) not in losses:
+                    losses[id(model)] = gather(
+                        lambda trained, b, of=model: of.statistics(trained, b).nll,
+                        model.trained,
+                        batch,
+                    )
+                references[name] = losses[id(model)]
+            elif name in batch:
+                references[name] = batch[name]
+        return references
+
     def add_up(value_and_grad, trained, micro_batches):
         """The sum of (gradients, parts) over the micro-batches."""
 
@@ -212,11 +230,11 @@ def make_gradients(
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
     def gradients(trained, batch, state, step, models=None):
-        models = dict(models or {})
+        models = models or {}
+        references = gather_references(batch, models)
         taught = statistics
-        if teacher := models.pop(TEACHER, None):
-            taught = functools.partial(statistics, teacher=teacher)
-        references = {name: gather(taught, other, batch).nll for name, other in models.items()}
+        if TEACHER in models:
+            taught = functools.partial(statistics, teacher=models[TEACHER])
 
         if accumulation == 1:
 
@@ -260,10 +278,14 @@ def make_train_step(
     weighting: Weighting,
     config: ConfigDict,
     quantized: Quantized | None = None,
+    second_models: Mapping[str, Model] | None = None,
     *,
     loss: Loss = losses.CROSS_ENTROPY,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch) -> (state, metrics): gradients, clipping, update, or skip.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """(state, batch, frozen) -> (state, metrics): gradients, clipping, update, or skip.
+
+    `second_models` maps sources of `objective.references` to models; `frozen` maps the same sources
+    to what was trained of them, and is {} by default.
 
     A step is skipped, which keeps the old state but for its counters, when its loss or gradient is
     not finite, when all weights are zero, or when the gradient norm is above spike_factor times
@@ -271,16 +293,37 @@ def make_train_step(
     phase; the two phases are two programs.
     """
     c = config.train
+    block_size = config.objective.block_size
+    # The average is read as the model is; second models are plain, see `References.restore`. No
+    # attention is cut: what a model is compared with is itself, or another, as a whole.
+    whole = loss._replace(block_length=0)
+    read = {
+        EMA: (
+            make_forward(model, quantized),
+            make_statistics(model, block_size, quantized, whole),
+            model.config.logit_softcap,
+        )
+    }
+    for source, one in (second_models or {}).items():
+        read[source] = make_forward(one), make_statistics(one, block_size), one.config.logit_softcap
     gradients = make_gradients(
-        make_loss_statistics(model, config.objective.block_size, quantized, loss),
+        make_loss_statistics(model, block_size, quantized, loss),
         weighting,
         z_loss=config.objective.z_loss,
         accumulation=c.accumulation,
         reduce=loss.reduce,
     )
 
-    def train_step(state, batch):
-        models = {name: state.ema for name in weighting.references if name == EMA_REFERENCE}
+    def train_step(state, batch, frozen=None):
+        of_source = {
+            source: SecondModel(*read[source], trained)
+            for source, trained in {EMA: state.ema, **(frozen or {})}.items()
+        }
+        models = {
+            name: of_source[source]
+            for name, source in config.objective.references.items()
+            if source in of_source
+        }
         if loss.random:
             batch = {**batch, "keys": token_keys(c.seed, state.step, batch["targets"].shape)}
         grads, metrics, weighting_state = gradients(

@@ -12,7 +12,7 @@ from objectives.weighting.base import (
 )
 
 
-def block_sensitive(strength: float = 1.0, reference_name: str = "full_nll") -> Weighting:
+def block_sensitive(strength: float = 1.0) -> Weighting:
     """w = d * (1 + strength * norm(l - l_full)), norm(x) = (x - min) / (max - min + 1e-8) in a row.
 
     l is the loss of the model that is trained, with attention in blocks; l_full that of a model
@@ -21,14 +21,16 @@ def block_sensitive(strength: float = 1.0, reference_name: str = "full_nll") -> 
     UNCONFIRMED: the paper weights the tokens of a distillation by how much blocks change their
     prediction, in a form that was not available; this one is ours. strength = 0 is cross-entropy.
 
+    Needs the reference "full_nll": the losses l_full, [B, T], nats.
+
     Raises:
       ValueError: a negative `strength`.
     """
     check_number("strength", strength, least=0)
 
     def weigh(statistics, batch, references, state, step):
-        harm_BT = jax.lax.stop_gradient(statistics.nll) - reference(references, reference_name)
+        harm_BT = jax.lax.stop_gradient(statistics.nll) - reference(references, "full_nll")
         scaled_BT = scale_to_unit(harm_BT, batch["weights"] != 0, axis=1)
         return multiply(batch, 1 + strength * scaled_BT), state, {}
 
-    return Weighting(stateless, weigh, uses_statistics=True, references=(reference_name,))
+    return Weighting(stateless, weigh, uses_statistics=True, references=("full_nll",))

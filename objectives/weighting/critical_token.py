@@ -12,9 +12,7 @@ from objectives.weighting.base import (
 )
 
 
-def critical_token(
-    strength: float = 1.0, reference_name: str = "contrast_probability"
-) -> Weighting:
+def critical_token(strength: float = 1.0) -> Weighting:
     """w = d * (1 - strength * p_c), p_c the `contrast_probability` of the target.
 
     The token score of cDPO (arXiv 2411.19943, and its released code), s = 1 - p_c, which is large
@@ -22,15 +20,18 @@ def critical_token(
     of a preference loss; here it is a weight like any other. strength is ours: 1 is the paper's
     score, 0 is cross-entropy.
 
+    Needs the reference "contrast_probability": p_c, [B, T], which `launch.score --against` stores.
+
     Raises:
       ValueError: `strength` outside of [0, 1].
     """
     check_number("strength", strength, least=0, most=1)
 
     def weigh(statistics, batch, references, state, step):
-        return multiply(batch, 1 - strength * reference(references, reference_name)), state, {}
+        contrast_BT = reference(references, "contrast_probability")
+        return multiply(batch, 1 - strength * contrast_BT), state, {}
 
-    return Weighting(stateless, weigh, references=(reference_name,))
+    return Weighting(stateless, weigh, references=("contrast_probability",))
 
 
 def contrast_probability(

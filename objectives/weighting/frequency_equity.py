@@ -11,19 +11,18 @@ from objectives.weighting.base import (
 )
 
 
-def frequency_equity(
-    eta: float = 1.0, gamma: float = 5.0, reference_name: str = "likelihood"
-) -> Weighting:
+def frequency_equity(eta: float = 1.0, gamma: float = 5.0) -> Weighting:
     """w = d * (eta + (1 - q)^gamma) / (eta + 1), q the likelihood of the token's kind in the data.
 
     The generalised focal loss of DatasetEquity (arXiv 2308.09878, and its released code), where q
     is the share of a sample's cluster; for text it may be the frequency of the token, or of a
     cluster of documents. eta = 1 and gamma = 5 are its defaults. gamma = 0 is cross-entropy.
 
+    Needs the reference "likelihood": q in [0, 1], [B, T].
+
     Args:
       eta: floor of the weight against its variable part, at least 0.
       gamma: exponent, at least 0.
-      reference_name: the reference with q in [0, 1], [B, T].
 
     Raises:
       ValueError: a negative hyper-parameter.
@@ -32,8 +31,8 @@ def frequency_equity(
     check_number("gamma", gamma, least=0)
 
     def weigh(statistics, batch, references, state, step):
-        likelihood_BT = reference(references, reference_name)
+        likelihood_BT = reference(references, "likelihood")
         rare_BT = jnp.power(1 - likelihood_BT, gamma)
         return multiply(batch, (eta + rare_BT) / (eta + 1)), state, {}
 
-    return Weighting(stateless, weigh, references=(reference_name,))
+    return Weighting(stateless, weigh, references=("likelihood",))

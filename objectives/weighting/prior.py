@@ -12,7 +12,7 @@ from objectives.weighting.base import (
 )
 
 
-def prior(alpha: float = 1.0, reference_name: str = "prior_nll") -> Weighting:
+def prior(alpha: float = 1.0) -> Weighting:
     """w = d * v / (mean of v over the row), v = (1 - P_r)^alpha.
 
     P_r = exp(-l_r) is the probability that a reference gives to the target without the context
@@ -22,9 +22,12 @@ def prior(alpha: float = 1.0, reference_name: str = "prior_nll") -> Weighting:
     normalisation `sequence`, while `kept` is the mean over the tokens of the batch. alpha = 0 or a
     constant P_r is cross-entropy.
 
+    Needs the reference "prior_nll": the losses l_r, [B, T], nats. A second model or the moving
+    average sees the same context as the model; `launch.score --without_context` stores losses
+    without the prompt.
+
     Args:
       alpha: exponent, at least 0; 1 in the paper.
-      reference_name: the reference with the losses l_r, [B, T], nats.
 
     Raises:
       ValueError: a negative `alpha`.
@@ -32,10 +35,10 @@ def prior(alpha: float = 1.0, reference_name: str = "prior_nll") -> Weighting:
     check_number("alpha", alpha, least=0)
 
     def weigh(statistics, batch, references, state, step):
-        surprise_BT = -jnp.expm1(-reference(references, reference_name))
+        surprise_BT = -jnp.expm1(-reference(references, "prior_nll"))
         # A row of tokens that are all certain has no mean to divide by: all count equally.
         surprise_BT = jnp.maximum(surprise_BT, 1e-6)
         value_BT = jnp.power(surprise_BT, alpha)
         return multiply(batch, value_BT / row_mean(value_BT, batch["weights"])), state, {}
 
-    return Weighting(stateless, weigh, references=(reference_name,))
+    return Weighting(stateless, weigh, references=("prior_nll",))

@@ -7,7 +7,7 @@ from objectives.weighting import selection
 from objectives.weighting.base import Weighting, multiply, reference, stateless
 
 
-def rho1(keep: float = 0.6, reference_name: str = "reference_nll") -> Weighting:
+def rho1(keep: float = 0.6) -> Weighting:
     """w = d * [l - l_ref is among the highest ceil(keep * N) of the N targets of the batch].
 
     Rho-1 (arXiv 2404.07965). The excess is signed; the choice is exact over the global,
@@ -15,9 +15,10 @@ def rho1(keep: float = 0.6, reference_name: str = "reference_nll") -> Weighting:
     tokens, normalisation `kept`; its keep is 0.6 for a model of 1.1 billion parameters and 0.7 for
     one of 7 billion. keep = 1 is cross-entropy.
 
+    Needs the reference "reference_nll": the per-token losses l_ref, [B, T], nats.
+
     Args:
       keep: share of targets that count, in (0, 1].
-      reference_name: the reference with the per-token losses l_ref, [B, T], nats.
 
     Raises:
       ValueError: `keep` outside of (0, 1].
@@ -25,9 +26,9 @@ def rho1(keep: float = 0.6, reference_name: str = "reference_nll") -> Weighting:
     selection.check_share("keep", keep)
 
     def weigh(statistics, batch, references, state, step):
-        excess_BT = jax.lax.stop_gradient(statistics.nll) - reference(references, reference_name)
+        excess_BT = jax.lax.stop_gradient(statistics.nll) - reference(references, "reference_nll")
         chosen_BT = selection.highest(excess_BT, batch["weights"] != 0, keep, axis=None)
         multiplier_BT = jnp.where(jnp.isnan(excess_BT), jnp.nan, chosen_BT)
         return multiply(batch, multiplier_BT), state, {}
 
-    return Weighting(stateless, weigh, uses_statistics=True, references=(reference_name,))
+    return Weighting(stateless, weigh, uses_statistics=True, references=("reference_nll",))

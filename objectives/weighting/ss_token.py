@@ -19,7 +19,6 @@ def ss_token(
     keep: float = 0.6,
     gamma: float = 0.5,
     attention_row: str = "label",
-    history: str = "history_nll",
 ) -> Weighting:
     """w = d * [s is among the highest ceil(keep * n) of the n targets of the row].
 
@@ -31,15 +30,16 @@ def ss_token(
     cross-entropy; gamma = 1 needs no attention, gamma = 0 no history. The released code's gamma of
     0 over the first 10,000 samples is not here.
 
+    Needs the references "history_nll" (unless gamma is 0), the history model's losses, [B, T]; and
+    "attention" (unless gamma is 1), [B, T]: at every position, the attention of the last layer that
+    goes to the prompt, summed over the prompt's positions and averaged over heads.
+
     Args:
       keep: share of the targets of a row that count, in (0, 1].
       gamma: weight of the progress against the attention, in [0, 1].
       attention_row: whose row of the attention matrix is the score of a target: that of the
         "label" itself, one position later, as the released code reads it (where that position is
         in another segment or past the end, the predictor's), or that of its "predictor".
-      history: the reference with the history model's losses, [B, T]. The reference "attention" is
-        [B, T]: at every position, the attention of the last layer that goes to the prompt, summed
-        over the prompt's positions and averaged over heads.
 
     Raises:
       ValueError: a hyper-parameter outside of its range.
@@ -61,12 +61,13 @@ def ss_token(
         live_BT = batch["weights"] != 0
         score_BT = jnp.zeros_like(batch["weights"])
         if gamma > 0:
-            progress_BT = reference(references, history) - jax.lax.stop_gradient(statistics.nll)
+            history_BT = reference(references, "history_nll")
+            progress_BT = history_BT - jax.lax.stop_gradient(statistics.nll)
             score_BT += gamma * scale_to_unit(progress_BT, live_BT, axis=1)
         if gamma < 1:
             score_BT += (1 - gamma) * attention_of_targets(batch, references)
         chosen_BT = selection.highest(score_BT, live_BT, keep, axis=1)
         return multiply(batch, jnp.where(jnp.isnan(score_BT), jnp.nan, chosen_BT)), state, {}
 
-    names = (history,) * (gamma > 0) + ("attention",) * (gamma < 1)
+    names = ("history_nll",) * (gamma > 0) + ("attention",) * (gamma < 1)
     return Weighting(stateless, weigh, uses_statistics=gamma > 0, references=names)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lm.data import packing
 from lm.data.batches import check_enough, evaluation_batches, train_batches
 from lm.data.documents import Corpus, Document
-from lm.data.layout import POSITION, encode_document, make_row
+from lm.data.layout import BATCH, POSITION, add_fields, encode_document, make_row
 from lm.data.tokenizers import Bytes
 from lm.errors import InputError
 
@@ -23,6 +23,7 @@ _TYPES = {
     "num_bytes": np.int32,
     "segment_ids": np.int32,
     "positions": np.int32,
+    "sample_ids": np.int32,
 }
 
 
@@ -85,7 +86,7 @@ def _assert_rows_are_sound(batch):
     assert {name: x_BT.dtype for name, x_BT in batch.items()} == _TYPES
     padding_BT = batch["segment_ids"] == 0
     for name in _TYPES:
-        assert not batch[name][padding_BT].any()
+        np.testing.assert_array_equal(batch[name][padding_BT], -1 if name == "sample_ids" else 0)
     steps = np.diff(batch["segment_ids"], axis=1)
     ends = np.diff(padding_BT.astype(int), axis=1)
     assert (ends >= 0).all()  # Padding comes last.
@@ -95,6 +96,9 @@ def _assert_rows_are_sound(batch):
     np.testing.assert_array_equal(batch["targets"][:, :-1][inside], batch["tokens"][:, 1:][inside])
     np.testing.assert_array_equal(
         batch["positions"][:, 1:][inside], batch["positions"][:, :-1][inside] + 1
+    )
+    np.testing.assert_array_equal(
+        batch["sample_ids"][:, 1:][inside], batch["sample_ids"][:, :-1][inside]
     )
     assert not batch["positions"][:, 1:][~inside].any()
     assert not batch["positions"][:, 0].any()
@@ -128,6 +132,8 @@ def test_ids_outside_the_vocabulary_are_refused():
 
 def test_a_row_of_no_pieces_is_padding():
     assert not any(array.any() for array in make_row([], 4).values())
+    row = make_row([add_fields(np.zeros(1, POSITION), sample_ids=np.int32(7))], 3)
+    assert row["sample_ids"].tolist() == [7, -1, -1]
 
 
 @pytest.mark.parametrize("mode", ["concat", "best_fit"])
@@ -199,6 +205,47 @@ def test_an_epoch_has_every_position_once_and_epochs_differ():
         assert _targets([row]) == expected
     orders = [tuple(row["tokens"].tolist()) for row in rows]
     assert len(set(orders)) == 3
+
+
+def _ids_of_text(corpora):
+    """Text of a document -> its index, counted through all corpora."""
+    documents = [document for corpus in corpora for document in corpus.documents]
+    ids = {document.text: i for i, document in enumerate(documents)}
+    assert len(ids) == len(documents)
+    return ids
+
+
+@pytest.mark.parametrize("mode", ["concat", "best_fit"])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_sample_id_is_its_document_in_every_epoch_mixture_packing_and_process(mode, processes):
+    first = [f"<{i}:" + "a" * (i % 7) + ">" for i in range(14)]
+    second = [f"<other {i}:" + "b" * (3 * i % 11) + ">" for i in range(6)]
+    corpora = [_corpus(first), _corpus(second, "other")]
+    ids = _ids_of_text(corpora)
+    options = {"packing": mode, "process_count": processes, "batch_size": 6, "sequence_length": 24}
+    for weights in ((), (1, 5)):
+        seen = Counter()
+        for index in range(processes):
+            batches = _train(corpora, mixture_weights=weights, process_index=index, **options)
+            for row in itertools.islice(_rows(batches), 240 // processes):
+                for segment in range(1, row["segment_ids"].max() + 1):
+                    where = row["segment_ids"] == segment
+                    (sample,) = set(row["sample_ids"][where].tolist())
+                    text = bytes(t for t in row["targets"][where].tolist() if t < 256).decode()
+                    if text.endswith(">") and text.startswith("<"):
+                        assert ids[text] == sample
+                    else:  # A piece of a document that was cut.
+                        assert any(text in whole for whole, i in ids.items() if i == sample)
+                    seen[sample] += 1
+        assert set(seen) == set(range(20))
+        assert min(seen.values()) >= 2  # More than an epoch.
+
+
+def test_evaluation_has_sample_ids_too():
+    corpora = [_corpus(["abc", "de"]), _corpus(["f"], "other")]
+    (batch,) = evaluation_batches(corpora, Bytes(), batch_size=2, sequence_length=8)
+    assert batch["sample_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 1, 2], [2] + [-1] * 7]
+    assert {name: array.dtype for name, array in batch.items()} == BATCH
 
 
 def test_rows_of_one_document_are_spread_over_the_window():

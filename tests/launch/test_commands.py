@@ -277,6 +277,12 @@ def test_no_readable_checkpoint_is_an_error_and_not_a_new_start(trained, corpus,
         ("evaluate", ["--workdir=/nowhere"], "no config.json"),
         ("evaluate", ["--workdir=WORKDIR", "--split=test"], "--split=test"),
         ("evaluate", ["--workdir=WORKDIR", "--step=5"], "no checkpoint 5"),
+        ("score", ["--workdir=WORKDIR"], "--output=FOLDER is missing"),
+        ("score", ["--workdir=WORKDIR", "--output=launch"], "--output=launch is there already"),
+        ("score", ["--workdir=WORKDIR", "--output=x", "--split=test"], "--split=test"),
+        ("score", ["--workdir=WORKDIR", "--output=x", "--name=nll"], "--name=nll is not one of"),
+        ("score", ["--workdir=WORKDIR", "--output=x", "--against=launch"], "--against=launch"),
+        ("score", ["--workdir=WORKDIR", "--output=gs://b/x"], "not a local folder"),
         ("generate", ["--workdir=WORKDIR", "--top_p=0"], "--top_p=0"),
         ("generate", ["--workdir=WORKDIR", "--tokens=0"], "--tokens=0"),
     ],
@@ -288,6 +294,88 @@ def test_other_commands_refuse_bad_input(trained, name, arguments, expected):
     assert process.returncode == 2, err
     assert expected in err
     assert len(err.strip().splitlines()) == 1, err
+
+
+def test_score_stores_the_losses_of_the_run(trained, corpus, tmp_path):
+    """The weighted mean of the scores is the loss that evaluate finds; training reads them."""
+    workdir, *_ = trained
+    folder = tmp_path / "scores"
+    left = tmp_path / ".scores.unfinished-1"  # As a killed run leaves it.
+    left.mkdir()
+    out, _ = command("score", f"--workdir={workdir}", f"--output={folder}")
+    assert f"--config.objective.references.reference_nll={folder}" in out
+    assert f"scores: {folder}" in out
+    assert sorted(p.name for p in folder.iterdir()) == ["0.array_record", "scores.json"]
+    header = json.loads((folder / "scores.json").read_text())
+    assert header["names"] == ["reference_nll"]
+    assert header["origin"]["step"] == 6
+    assert header["origin"]["sequence_length"] == 32
+    mean = float(out.split("mean ")[1].split()[0])
+    evaluated, _ = command("evaluate", f"--workdir={workdir}", "--split=train")
+    # Windows of a document begin where it does, and not where the row before has ended.
+    assert abs(mean - float(evaluated.split("loss: ")[1].split()[0])) < 0.05
+    _, err = command(
+        "train",
+        *TINY,
+        f"--config.data.corpus={corpus}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.objective.weighting=rho1",
+        f"--config.objective.references.reference_nll={folder}",
+        "--config.data.workers=1",
+    )
+    assert "step 6/6" in err
+    kept = [line["kept_share"] for line in lines(tmp_path / "run") if line["kind"] == "train"]
+    assert all(abs(share - 0.6) < 0.01 for share in kept)
+
+
+def test_a_killed_score_leaves_nothing_that_looks_whole(trained, corpus, tmp_path):
+    workdir, *_ = trained
+    arguments = [f"--workdir={workdir}", f"--output={tmp_path / 'scores'}"]
+    process = command("score", *arguments, check=False)
+    while not list(tmp_path.glob(".scores.unfinished-*/*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if not (tmp_path / "scores").exists():  # Killed in time, as nearly always.
+        (left,) = tmp_path.iterdir()
+        assert not (left / "scores.json").exists()
+        command("score", *arguments)
+    assert (tmp_path / "scores" / "scores.json").exists()
+
+
+def test_scores_of_other_text_end_a_run_with_exit_code_2(trained, corpus, tmp_path):
+    workdir, *_ = trained
+    text, folder, run = tmp_path / "text", tmp_path / "scores", tmp_path / "run"
+    shutil.copytree(corpus, text)
+    command("score", f"--workdir={workdir}", f"--corpus={text}", f"--output={folder}")
+    arguments = [
+        *TINY,
+        f"--config.data.corpus={text}",
+        f"--workdir={run}",
+        "--config.objective.weighting=rho1",
+        f"--config.objective.references.reference_nll={folder}",
+        "--config.train.steps=100000",
+        "--config.checkpoint.every_steps=2",
+        "--config.data.workers=1",
+    ]
+    process = command("train", *arguments, check=False)
+    while not any(p.name.isdigit() for p in (run / "checkpoints").glob("*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    for file in text.iterdir():
+        file.write_text(file.read_text() + " more")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    (refused,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "are those of other text: run launch.score again" in refused
+    assert "Traceback" not in err
+    # At the next start the corpus itself is known to be another.
+    process = command("train", *arguments, check=False)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "are not those of the training documents of data.corpus" in err
+    assert command("evaluate", f"--workdir={run}", f"--corpus={corpus}")  # What was saved is sound.
 
 
 def test_a_progress_bar_only_on_a_terminal(trained, corpus, tmp_path):

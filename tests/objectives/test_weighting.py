@@ -198,8 +198,7 @@ def test_dynamic_anneals():
 def test_glow_toy_and_its_table():
     glow = WEIGHTINGS["glow"](samples=4, alpha=1.0, beta=10.0)
     stats = statistics([[1.1, 0.9], [2.0, 2.0], [3.0, 3.0]])
-    ids = {"sample_ids": jnp.asarray([2, 0, 3], jnp.int32)}
-    b = plain((3, 2), **ids)
+    b = plain((3, 2), sample_ids=jnp.asarray([[2, 2], [0, 0], [3, 3]], jnp.int32))
     weights, table, metrics = weigh(glow, stats, b)
     near(weights, np.ones((3, 2)))
     near(table, [2, -1, 1, 3])
@@ -213,14 +212,46 @@ def test_glow_toy_and_its_table():
     near(weigh(neutral, later, b, table)[0], np.ones((3, 2)))
 
 
-def test_glow_refuses_an_unknown_sample_but_not_a_row_without_targets():
+def test_glow_gathers_a_document_from_all_its_pieces():
+    """Against a loop over documents; weights of the data are the weights of the mean."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(-1, 6, (5, 7))
+    weights = rng.uniform(0.1, 2.0, ids.shape) * (rng.random(ids.shape) > 0.3) * (ids >= 0)
+    nll = rng.uniform(0.0, 4.0, ids.shape)
+    before = np.array([1.0, -1.0, 2.0, 3.0, 0.5, 1.5, 9.0])
+    b = plain(ids.shape, sample_ids=jnp.asarray(ids, jnp.int32)) | {"weights": jnp.asarray(weights)}
+    # What is no target may hold anything.
+    stats = statistics(np.where(weights, nll, np.nan))
+    table = jnp.asarray(before, jnp.float32)
+    actual, after, metrics = weigh(WEIGHTINGS["glow"](samples=7, beta=2.0), stats, b, table)
+    expected, now, sizes = weights.copy(), before.copy(), []
+    for sample in range(6):
+        own = (ids == sample) & (weights > 0)
+        now[sample] = (weights * nll)[own].sum() / weights[own].sum()
+        if before[sample] >= 0:
+            gain = 2 * (1 - 1 / (1 + np.exp(-2.0 * (before[sample] - now[sample]))))
+            expected[own] *= np.clip(gain, 0.5, 5.0)
+            sizes.append(np.clip(gain, 0.5, 5.0))
+        else:
+            sizes.append(1.0)
+    near(actual, expected)
+    near(after, now)
+    near(metrics["glow_mean_weight"], np.mean(sizes))
+    near(metrics["glow_seen"], 5 / 6)
+    # Negative control: with rows for samples it would be another weight.
+    by_row = {**b, "sample_ids": jnp.broadcast_to(jnp.arange(5, dtype=jnp.int32)[:, None], (5, 7))}
+    with pytest.raises(AssertionError):
+        near(weigh(WEIGHTINGS["glow"](samples=7, beta=2.0), stats, by_row, table)[0], expected, 0.1)
+
+
+def test_glow_refuses_an_unknown_sample_but_not_a_token_without_weight():
     glow = WEIGHTINGS["glow"](samples=4)
-    stats = statistics([[1.0], [2.0], [3.0], [4.0], [5.0]])
-    b = plain((5, 1), sample_ids=jnp.asarray([4, -1, 1, 1, 9], jnp.int32))
+    stats = statistics([[1.0], [2.0], [3.0], [5.0], [5.0], [np.nan]])
+    b = plain((6, 1), sample_ids=jnp.asarray([4, -1, 1, 1, 9, 2], jnp.int32)[:, None])
     b["weights"] = b["weights"].at[4].set(0.0)
     weights, table, _ = weigh(glow, stats, b)
-    near(weights, [np.nan, np.nan, 1, 1, 0])
-    near(table, [-1, 4, -1, -1])
+    near(weights, [np.nan, np.nan, 1, 1, 0, np.nan])
+    near(table, [-1, 4, np.nan, -1])
     np.testing.assert_array_equal(weigh(glow, stats, {**b, "weights": 0 * b["weights"]})[0], 0)
 
 
@@ -388,8 +419,8 @@ def test_bad_hyper_parameters_are_refused(name, hyper, message):
 
 
 def test_a_missing_reference_is_named():
-    with pytest.raises(ValueError, match="'reference_nll' is missing; given: ema_nll"):
-        weigh(WEIGHTINGS["rho1"](), TOY, ema_nll=TOY.nll)
+    with pytest.raises(ValueError, match="'reference_nll' is missing; given: full_nll"):
+        weigh(WEIGHTINGS["rho1"](), TOY, full_nll=TOY.nll)
 
 
 def test_chain_multiplies():

@@ -75,6 +75,46 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
     assert at == bt
 
 
+def test_what_a_weighting_carries_goes_on_as_well(corpus, tmp_path):
+    """GLOW's table and a history, stopped in the middle of an epoch."""
+    weighting = {
+        "objective__weighting": "ss_token*glow",
+        "objective__ss_token__gamma": 1.0,
+        "objective__references__history_nll": "ema",
+        "train__ema_decay": 0.8,
+    }
+    config = tiny.config(
+        data__corpus=corpus,
+        data__packing="best_fit",
+        model__layers=1,
+        train__batch_size=32,
+        train__steps=16,
+        checkpoint__every_steps=0,
+        optimizer__peak_learning_rate=0.02,
+        **weighting,
+    )
+    train(config, tmp_path / "whole")
+    stopped, _ = train(config, tmp_path / "cut", stop_after=10)
+    assert 10 <= stopped.step < 16
+    resumed, _ = train(config, tmp_path / "cut")
+    assert resumed.finished
+    assert lines(tmp_path / "cut", "train") == lines(tmp_path / "whole", "train")
+    documents = len(experiment.load_data(config.data).train[0].documents)
+    record = json.loads((tmp_path / "cut" / "config.json").read_text())
+    assert record["config"]["objective"]["glow"]["samples"] == documents
+    config.objective.glow.samples = documents
+    (a, at), (b, bt) = (final_state(config, tmp_path / run) for run in ("cut", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert at == bt
+    (table,) = jax.tree.leaves(a.weighting)
+    assert table.shape == (documents,)
+    assert (table >= 0).mean() > 0.5
+    seen = [line["glow_seen"] for line in lines(tmp_path / "cut", "train")]
+    assert seen[0] == 0
+    assert seen[-1] > 0  # Negative control: the table matters after the stop.
+    assert len({line["glow_mean_weight"] for line in lines(tmp_path / "cut", "train")}) > 1
+
+
 def test_a_run_on_other_data_differs(corpus, tmp_path):
     """Negative control of the test above: a lost data position would show in the losses."""
     one = tiny.config(data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1)
@@ -207,6 +247,22 @@ def test_refuses_a_work_directory_of_another_config(corpus, tmp_path, change, na
         train(tiny.config(**short, **change), tmp_path)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     train(tiny.config(**short, model__remat="full"), tmp_path)
+
+
+def test_refuses_a_weighting_that_carries_something_else(corpus, tmp_path):
+    short = {"data__corpus": corpus, "train__steps": 1, "optimizer__warmup_steps": 0}
+    glow = short | {"objective__weighting": "glow"}
+    train(tiny.config(**glow), tmp_path)
+    with pytest.raises(InputError, match=r"objective\.weighting=glow, not dft: give the same"):
+        train(tiny.config(**short, objective__weighting="dft"), tmp_path)
+    with pytest.raises(InputError, match=r"objective\.glow\.samples=\d+, not 99: give the same"):
+        train(tiny.config(**glow, objective__glow__samples=99), tmp_path)
+    (tmp_path / "plain").mkdir()
+    train(tiny.config(**short), tmp_path / "plain")
+    with pytest.raises(InputError, match=r"objective\.weighting=uniform, not glow"):
+        train(tiny.config(**glow), tmp_path / "plain")
+    # One that carries nothing can take the place of another.
+    train(tiny.config(**short, objective__weighting="dft"), tmp_path / "plain")
 
 
 def test_model_flops_are_those_of_the_formula():

@@ -74,7 +74,7 @@ def compute(loss: Loss, accumulation=1, names=BOTH, z_loss=0.1):
     trained = Trained(weightings.bigram(), loss=loss.init(jax.random.key(5), tiny.VOCAB, 8))
     models = {}
     if loss.teacher:
-        models["teacher"] = SecondModel(bigram, 0.0, weightings.bigram(seed=9))
+        models["teacher"] = SecondModel(bigram, None, 0.0, weightings.bigram(seed=9))
     return jax.jit(
         lambda b: gradients(trained, b, weighting.init(), FIRST, models)[:2],
     )
@@ -256,7 +256,7 @@ def test_a_harmonic_head_is_evaluated_and_sampled_by_its_distances():
 def test_a_student_with_one_block_is_its_teacher_and_with_more_is_not():
     model, b = tiny.model(layers=1), tiny.batch()
     trained = Trained(tiny.params(model))
-    teacher = SecondModel(make_forward(model), 0.0, trained)
+    teacher = SecondModel(make_forward(model), None, 0.0, trained)
     for length, equal in ((16, True), (3, False)):
         loss = LOSSES["block_distillation"](block_length=length)
         compute = make_gradients(
@@ -268,6 +268,29 @@ def test_a_student_with_one_block_is_its_teacher_and_with_more_is_not():
         assert (metrics["loss"] < 1e-6) == equal
         size = max(np.abs(g).max() for g in jax.tree.leaves(grads))
         assert (size < 1e-5) == equal
+
+
+def test_a_run_distils_its_own_average():
+    batches = [tiny.batch(rows=8, seed=i) for i in range(2)]
+    run = build(
+        "block_distillation",
+        mesh__data=1,
+        objective__block_distillation__block_length=3,
+        objective__references__teacher="ema",
+        train__ema_decay=0.5,
+    )
+    assert run.references() == ("teacher",)
+    states, metrics = steps(run, batches)
+    assert metrics[0]["loss"] > 0.001
+    assert metrics[0]["nll"] > 1
+    assert metrics[-1]["skipped_steps"] == 0
+    # Of the same parameters: the student's blocks are what it is evaluated with.
+    trained = states[0].trained
+    cut, whole = (
+        jax.jit(make_eval_step(run.model, 16, None, loss))(trained, batches[0])["nll"]
+        for loss in (run.loss, Loss())
+    )
+    assert abs(cut - whole) > 1e-3 * whole
 
 
 def test_the_config_has_every_hyper_parameter_with_its_default():
@@ -299,7 +322,7 @@ BAD = {
         },
         "objective.weighting='wga' has negative weights",
     ),
-    "teacher": ({"objective__loss": "block_distillation"}, "needs .*teacher"),
+    "teacher": ({"objective__loss": "block_distillation"}, "needs objective.references.teacher"),
 }
 
 

@@ -139,7 +139,7 @@ def steps(batches, devices=1, **overrides):
 
 EMA_RHO1 = {
     "objective__weighting": "rho1*dynamic",
-    "objective__rho1__reference_name": "ema_nll",
+    "objective__references__reference_nll": "ema",
     "objective__rho1__keep": 0.5,
     "train__ema_decay": 0.9,
     "model__layers": 1,
@@ -164,7 +164,7 @@ def test_a_skipped_step_keeps_the_table_of_losses():
     config = tiny.config(data__sequence_length=16, mesh__data=1)
     run = experiment.build(config, tiny.VOCAB, jax.devices()[:1])._replace(weighting=weighting)
     step = jax.jit(make_train_step(run.model, run.optimizer, run.schedule, weighting, config))
-    b = tiny.batch(rows=8) | {"sample_ids": jnp.arange(8, dtype=jnp.int32)}
+    b = tiny.batch(rows=8) | {"sample_ids": jnp.arange(8, dtype=jnp.int32)[:, None].repeat(16, 1)}
     first, values = step(jax.jit(run.init)(jax.random.key(0)), b)
     assert np.isfinite(first.weighting).all()
     second, values = step(first, {**b, "sample_ids": b["sample_ids"] + 1})
@@ -202,15 +202,25 @@ BAD = {
     "above 1": ({"weighting": "rho1", "rho1__keep": 1.1}, "objective.rho1.keep=1.1"),
     "reference": (
         {"weighting": "rho1"},
-        "needs the reference reference_nll.*objective.rho1.reference_name='ema_nll' with "
-        "train.ema_decay above 0",
+        "objective.weighting='rho1' needs objective.references.reference_nll; valid: 'ema' with "
+        "train.ema_decay above 0, a work directory, a folder of launch.score",
     ),
-    "several references": ({"weighting": "fait"}, "error_mask and faulty_log_probability"),
+    "several references": (
+        {"weighting": "fait", "references__error_mask": "folder"},
+        "'fait' needs objective.references.faulty_log_probability; valid: a folder of launch.score",
+    ),
     "average": (
-        {"weighting": "rho1", "rho1__reference_name": "ema_nll"},
-        "set train.ema_decay above 0",
+        {"weighting": "rho1", "references__reference_nll": "ema"},
+        "objective.references.reference_nll='ema' is not possible; .*train.ema_decay above 0",
     ),
-    "sample ids": ({"weighting": "glow", "glow__samples": 9}, "needs sample_ids in every batch"),
+    "stored only": (
+        {"weighting": "critical_token", "references__contrast_probability": "ema"},
+        "references.contrast_probability='ema' is not possible; valid: a folder of launch.score$",
+    ),
+    "attention": (
+        {"weighting": "ss_token", "ss_token__gamma": 0.0},
+        "'ss_token' needs the reference attention, which no run can provide",
+    ),
     "table": ({"weighting": "glow"}, "objective.glow.samples=0 must be at least 1"),
     "normalisation": ({"normalisation": "keep"}, "did you mean 'kept'"),
     "sign": ({"weighting": "dft*wga"}, "valid: 'all'"),

@@ -1,0 +1,144 @@
+"""Stores per-token losses of a trained run beside a corpus, as a reference for training.
+
+python -m launch.score --workdir=runs/reference --output=runs/reference_scores
+python -m launch.train ... --config.objective.references.reference_nll=runs/reference_scores
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from launch import command, workdir
+from lm.errors import InputError
+
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to make.")
+_NAME = flags.DEFINE_string(
+    "name",
+    "",
+    "The reference that it is: reference_nll by default, prior_nll without context; or another key "
+    "of objective.references. likelihood is exp(-loss).",
+)
+_AGAINST = flags.DEFINE_string(
+    "against", "", "Run of wrong answers: store contrast_probability, --workdir's being the right."
+)
+_WITHOUT_CONTEXT = flags.DEFINE_bool(
+    "without_context", False, "Score only the spans of nonzero weight, without the prompt."
+)
+
+
+def main() -> None:
+    """Scores every document once and says how the result is used."""
+    if not _OUTPUT.value:
+        raise InputError("--output=FOLDER is missing: the folder of scores to make")
+    split = command.split("train")
+    command.use_compilation_cache()
+    import jax
+
+    from lm.data import corpora, scores
+    from lm.training import scoring, sharding
+
+    name = _name()
+    try:
+        scores.check_new(_OUTPUT.value)
+    except InputError as error:
+        raise InputError(f"--output={error}") from None
+    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
+    c, mesh = loaded.config, loaded.run.mesh
+    trained, compute, origin = _scorer(name, loaded)
+    compute = jax.jit(compute)
+    texts = corpora.load(
+        command.CORPUS.value or c.data.corpus,
+        split,
+        directory=c.data.directory,
+        validation_fraction=c.data.validation_fraction,
+    )
+    documents = sum(len(corpus.documents) for corpus in texts)
+    command.say(f"scoring {documents:,} documents at step {loaded.step}")
+    with jax.set_mesh(mesh):
+        total = _Total(
+            scoring.score_documents(
+                lambda batch: compute(trained, sharding.put_batch(mesh, batch)),
+                texts,
+                loaded.tokenizer,
+                batch_size=c.train.batch_size // c.train.accumulation,
+                sequence_length=c.data.sequence_length,
+                without_context=_WITHOUT_CONTEXT.value,
+            )
+        )
+        scores.write(_OUTPUT.value, texts, loaded.tokenizer.fingerprint, [name], total, origin)
+    mean = total.sum / max(total.count, 1)
+    print(f"{name}: {total.count:,} values of {documents:,} documents, mean {mean:.4f}")
+    print(f"scores: {_OUTPUT.value}")
+    print(f"next: python -m launch.train ... --config.objective.references.{name}={_OUTPUT.value}")
+
+
+def _name() -> str:
+    """The reference that is stored."""
+    from lm.training import references
+
+    default, valid = "reference_nll", (*references.LOSSES, "likelihood")
+    if _WITHOUT_CONTEXT.value:
+        default = "prior_nll"
+    if _AGAINST.value:
+        default, valid = "contrast_probability", ("contrast_probability",)
+    name = _NAME.value or default
+    if name not in valid:
+        raise InputError(f"--name={name} is not one of: {', '.join(valid)}")
+    return name
+
+
+def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any], dict[str, Any]]:
+    """What was trained, (trained, batch) -> values [B, T], and where they come from."""
+    import jax.numpy as jnp
+
+    from lm.training import scoring
+    from lm.training.second_models import check_tokens
+    from lm.training.step import make_statistics
+
+    def plain(one):
+        return one.run.plain(one.state)._replace(scales=())
+
+    model, c = loaded.run.model, loaded.config
+    origin = {
+        "workdir": command.WORKDIR.value,
+        "step": loaded.step,
+        "split": command.split("train"),
+        "sequence_length": c.data.sequence_length,
+        "without_context": _WITHOUT_CONTEXT.value,
+    }
+    if _AGAINST.value:
+        other = workdir.load(_AGAINST.value, flag="--against")
+        theirs, ours = (
+            (one.run.model.config.vocab_size, one.tokenizer.fingerprint) for one in (other, loaded)
+        )
+        check_tokens(f"--against={_AGAINST.value}", theirs, ours)
+        origin |= {"against": _AGAINST.value, "against_step": other.step}
+        contrast = scoring.make_contrast(model, other.run.model)
+        return (plain(loaded), plain(other)), contrast, origin
+    statistics = make_statistics(model, c.objective.block_size, None, loaded.run.loss)
+
+    def values(trained, batch):
+        nll_BT = statistics(trained, batch).nll
+        return jnp.exp(-nll_BT) if name == "likelihood" else nll_BT
+
+    return plain(loaded), values, origin
+
+
+class _Total:
+    """Passes scores on, and adds them up."""
+
+    def __init__(self, values: Iterable[np.ndarray]):
+        self._values = values
+        self.count, self.sum = 0, 0.0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for one in self._values:
+            self.count += int(np.count_nonzero(~np.isnan(one)))
+            self.sum += float(np.nansum(one, dtype=np.float64))
+            yield one
+
+
+if __name__ == "__main__":
+    command.run(main)

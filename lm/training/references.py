@@ -1,0 +1,63 @@
+"""What a weighting or a loss compares with, and the sources that `objective.references` names."""
+
+from ml_collections import ConfigDict
+
+from lm.errors import InputError
+
+# The source that is the run's own moving average.
+EMA = "ema"
+
+_LOSSES = ("ema", "run", "scores")
+_STORED = ("scores",)
+
+# Name of a reference -> what its source may be: the moving average, a run's work directory, or a
+# folder of scores.
+SOURCES = {
+    "reference_nll": _LOSSES,
+    "history_nll": _LOSSES,
+    "prior_nll": _LOSSES,
+    "full_nll": _LOSSES,
+    "likelihood": _STORED,
+    "contrast_probability": _STORED,
+    "error_mask": _STORED,
+    "faulty_log_probability": _STORED,
+    "teacher": ("ema", "run"),
+}
+
+# Those that are losses of a model.
+LOSSES = tuple(name for name, kinds in SOURCES.items() if kinds == _LOSSES)
+
+_KINDS = {
+    "ema": "'ema' with train.ema_decay above 0",
+    "run": "a work directory",
+    "scores": "a folder of launch.score",
+}
+
+
+def check_sources(config: ConfigDict, user: str, names: tuple[str, ...]) -> None:
+    """Refuses references without a source, as far as it can be told without looking at files.
+
+    Args:
+      config: of the run.
+      user: what needs the references, as `objective.weighting='rho1'`.
+      names: of the references.
+
+    Raises:
+      InputError: names the key, and what would be valid.
+    """
+    unknown = [name for name in names if name not in SOURCES]
+    if unknown:
+        raise InputError(
+            f"{user} needs the reference {' and '.join(unknown)}, which no run can provide"
+        )
+    for name in names:
+        source, key = config.objective.references[name], f"objective.references.{name}"
+        if not source:
+            raise InputError(f"{user} needs {key}; valid: {valid_sources(name)}")
+        if source == EMA and (EMA not in SOURCES[name] or not config.train.ema_decay):
+            raise InputError(f"{key}={source!r} is not possible; valid: {valid_sources(name)}")
+
+
+def valid_sources(name: str) -> str:
+    """The sources of a reference, in words."""
+    return ", ".join(_KINDS[kind] for kind in SOURCES[name])

@@ -1,0 +1,62 @@
+"""A run, from the folder that it left: its config, its model, and what was trained."""
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from lm.errors import InputError
+from lm.training.checkpoints import Checkpoints
+from lm.training.experiment import Experiment
+from lm.training.state import TrainState
+
+
+class Record(NamedTuple):
+    """What config.json says of a run; `tokenizer` is a fingerprint."""
+
+    folder: epath.Path
+    config: ConfigDict
+    vocab_size: int
+    tokenizer: str
+
+
+def is_run(folder: str) -> bool:
+    """Whether a folder is the work directory of a run."""
+    return (epath.Path(folder) / "config.json").exists()
+
+
+def read(folder: str, key: str) -> Record:
+    """The record of a work directory; `key` is how the user has named it, for the message.
+
+    Raises:
+      InputError: there is no run in it.
+    """
+    path = epath.Path(folder)
+    if not is_run(folder):
+        raise InputError(f"{key}={folder} holds no run: there is no config.json in it")
+    content = json.loads((path / "config.json").read_text())
+    config = ConfigDict(content["config"])
+    return Record(path, config, content["vocab_size"], content["tokenizer"])
+
+
+def restore(
+    record: Record, run: Experiment, key: str, say: Callable[[str], None], step: int | None = None
+) -> TrainState:
+    """The state of the newest checkpoint, or of that of `step`.
+
+    Arrays get the shardings of `run`, which is the run's own experiment on the devices at hand.
+
+    Raises:
+      InputError: no such checkpoint.
+    """
+    checkpoints = Checkpoints(record.folder / "checkpoints", say, read_only=True)
+    try:
+        restored = checkpoints.restore(run.abstract_state(), step=step)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise InputError(f"{key}={record.folder} holds no checkpoint yet")
+    state, _ = restored
+    return state

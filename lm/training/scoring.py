@@ -1,0 +1,144 @@
+"""Values of a trained model at every position of a corpus, once, to be stored beside it.
+
+B rows, T tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.documents import Corpus, Document
+from lm.data.layout import encode_document, make_row
+from lm.data.tokenizers import Tokenizer
+from lm.model.transformer import Model
+from lm.training.step import make_forward
+from objectives.weighting.critical_token import contrast_probability
+
+# Positions whose logits are there at the same time, two models and V entries each.
+_CHUNK = 128
+
+
+def make_contrast(positive: Model, negative: Model) -> Callable[..., jax.Array]:
+    """((trained, trained), batch) -> `contrast_probability` of the targets, [B, T] float32."""
+    models = (positive, negative)
+
+    def contrast(trained, batch):
+        hidden, heads = zip(
+            *(make_forward(m)(t, batch) for m, t in zip(models, trained, strict=True)), strict=True
+        )
+
+        def of_one(inputs):
+            *hidden_D, target = inputs
+            logits = [
+                _cap(jnp.matmul(x_D, head_DV, preferred_element_type=jnp.float32), m)
+                for x_D, head_DV, m in zip(hidden_D, heads, models, strict=True)
+            ]
+            return contrast_probability(*logits, target)
+
+        targets_BT = batch["targets"]
+        flat = [x_BTD.reshape(-1, x_BTD.shape[-1]) for x_BTD in hidden]
+        values = jax.lax.map(of_one, (*flat, targets_BT.reshape(-1)), batch_size=_CHUNK)
+        return values.reshape(targets_BT.shape)
+
+    return contrast
+
+
+def score_documents(
+    compute: Callable[[dict[str, np.ndarray]], Any],
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    without_context: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yields the values of every document of every corpus, in order, float32 [positions].
+
+    A document that is longer than T is cut into pieces of T, each with positions from 0, as
+    `data.packing=best_fit` cuts it.
+
+    Args:
+      compute: batch -> values [B, T] at the targets.
+      corpora: what is scored.
+      tokenizer: turns text into ids.
+      batch_size: B; memory holds the documents of one batch.
+      sequence_length: T.
+      without_context: leave out the spans of weight 0, such as prompts, whose positions get NaN;
+        the others keep their places.
+    """
+    values, done = {}, 0
+    for rows in _fill(
+        _pieces(corpora, tokenizer, sequence_length, without_context), batch_size, sequence_length
+    ):
+        made = [make_row([piece.positions for piece in row], sequence_length) for row in rows]
+        computed_BT = np.asarray(compute({n: np.stack([row[n] for row in made]) for n in made[0]}))
+        for row, row_T in zip(rows, computed_BT, strict=True):
+            start = 0
+            for piece in row:
+                own = values.setdefault(piece.document, np.full(piece.total, np.nan, np.float32))
+                end = start + len(piece.positions)
+                kept = piece.places < piece.total
+                own[piece.places[kept]] = row_T[start:end][kept]
+                start = end
+        # Pieces come in order: only the last document can go on in the next batch.
+        for number in range(done, max(values)):
+            yield values.pop(number)
+        done = max(values)
+    yield from values.values()
+
+
+class _Piece(NamedTuple):
+    """A part of a document: its number, its positions in all, and where the part's belong.
+
+    A place that is not below `total` is one that the document does not have.
+    """
+
+    document: int
+    total: int
+    positions: np.ndarray
+    places: np.ndarray
+
+
+def _pieces(
+    corpora: Sequence[Corpus], tokenizer: Tokenizer, length: int, without_context: bool
+) -> Iterator[_Piece]:
+    documents = (document for corpus in corpora for document in corpus.documents)
+    for number, document in enumerate(documents):
+        positions = encode_document(document, tokenizer)
+        total, places = len(positions), np.arange(len(positions))
+        if without_context:
+            places = np.flatnonzero(positions["weights"])
+            positions = encode_document(_without_context(document), tokenizer)
+            # Where the document ends with context, its end is not the end of the rest.
+            places = np.pad(places, (0, len(positions) - len(places)), constant_values=total)
+        for start in range(0, len(positions), length):
+            cut = slice(start, start + length)
+            yield _Piece(number, total, positions[cut], places[cut])
+
+
+def _without_context(document: Document) -> Document:
+    spans = tuple((text, weight) for text, weight in document.spans if weight)
+    return document._replace(spans=spans or (("", 0.0),))
+
+
+def _fill(pieces: Iterator[_Piece], batch_size: int, length: int) -> Iterator[list[list[_Piece]]]:
+    """Packs pieces into rows, each into the first of the batch's rows that has room."""
+    rows, room = [[] for _ in range(batch_size)], [length] * batch_size
+    for piece in pieces:
+        size = len(piece.positions)
+        free = next((row for row in range(batch_size) if room[row] >= size), None)
+        if free is None:
+            yield rows
+            rows, room, free = [[] for _ in range(batch_size)], [length] * batch_size, 0
+        rows[free].append(piece)
+        room[free] -= size
+    if any(rows):
+        yield rows
+
+
+def _cap(logits: jax.Array, model: Model) -> jax.Array:
+    cap = model.config.logit_softcap
+    return cap * jnp.tanh(logits / cap) if cap else logits
