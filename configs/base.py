@@ -105,13 +105,18 @@ def get_config() -> ConfigDict:
     config.quantization.bits = 16.0  # of the layers' matrices: 1, 1.58, 2 to 8; 16 is off
     # paretoq (by width: elastic_binary, ternary, seq, lsq) | absmax | minmax | dense_shift | ...
     config.quantization.quantizer = "paretoq"  # a name of objectives/quantization QUANTIZERS
-    config.quantization.granularity = "channel"  # tensor | channel | group: what shares a scale
-    config.quantization.group_size = 0  # group only: inputs that share a scale
+    # tensor | channel | group: weights that share a scale; "" is the quantizer's own
+    config.quantization.granularity = ""
+    config.quantization.group_size = 0  # group only: inputs that share a scale; 0 is its own
+    # none | int4 to int8 | fp8_e4m3 | fp8_e5m2: inputs of the layers' products, one scale a token
+    config.quantization.activations = "none"
     config.quantization.fraction = "optimal"  # share of the steps with quantization, or "optimal"
     config.quantization.fused_cooldown = True  # decay the learning rate inside the quantized phase
     config.quantization.warmup_steps = 20  # not fused: warmup of the quantized phase
     config.quantization.peak_factor = 1.0  # not fused: its peak learning rate / the first phase's
     config.quantization.reset_optimizer = False  # begin the quantized phase with fresh moments
+    config.quantization["from"] = ""  # a full-precision run whose checkpoint is the first phase
+    config.quantization.gptq_batches = 8  # at the switch, calibration of GPTQ to compare; 0 is off
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # data parallel; -1 takes the devices that are left

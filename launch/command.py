@@ -23,6 +23,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with get_config(), as FILE.py or FILE.py:ARGUMENT."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs://.")
+PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take instead of a run.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")

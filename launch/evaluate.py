@@ -1,6 +1,7 @@
 """Loss, perplexity and bits per byte of a trained run on a split of its corpus, or on other text.
 
 python -m launch.evaluate --workdir=runs/quickstart
+python -m launch.evaluate --packed=runs/quickstart/int4.safetensors
 """
 
 from launch import command, workdir
@@ -15,7 +16,7 @@ def main() -> None:
     from lm.data import corpora
     from lm.training import evaluation, experiment
 
-    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
+    loaded = workdir.load_chosen()
     c = loaded.config
     texts = corpora.load(
         command.CORPUS.value or c.data.corpus,

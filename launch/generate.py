@@ -1,4 +1,4 @@
-"""Samples text from a trained run, with a KV cache.
+"""Samples text from a trained run, or from a packed file of one, with a KV cache.
 
 python -m launch.generate --workdir=runs/quickstart --prompt="def "
 """
@@ -31,7 +31,7 @@ def main() -> None:
 
     from lm.training import evaluation
 
-    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
+    loaded = workdir.load_chosen()
     sampler = evaluation.make_sampler(
         loaded.run.model,
         loaded.tokenizer,

@@ -42,9 +42,10 @@ def main() -> None:
     run = experiment.build(config, vocab_size, devices)
     planned = plan.make_plan(run)
     interfaces = plan.compare_interfaces(config, vocab_size, planned.devices)
+    widths = plan.compare_widths(run)
     _note_vocabulary(config.data)
     if not _JSON.value:
-        print("\n".join(_lines(config, planned, interfaces)))
+        print("\n".join(_lines(config, planned, interfaces, widths)))
     compiled = None
     if topology:
         command.say(f"compiling the train step for {topology.name}; this may take minutes")
@@ -52,7 +53,8 @@ def main() -> None:
         if not _JSON.value:
             print("\n".join(["", *_compiled_lines(topology, compiled)]))
     if _JSON.value:
-        record = plan.as_dict(planned) | {"interfaces": plan.as_dict(interfaces)}
+        record = plan.as_dict(planned)
+        record |= {"interfaces": plan.as_dict(interfaces), "widths": plan.as_dict(widths)}
         if compiled:
             facts = {name: getattr(topology, name) for name in ("name", "chips", "memory")}
             record["topology"] = facts | {"peak_flops": topology.peak_flops}
@@ -84,7 +86,7 @@ def _note_vocabulary(c: Any) -> None:
         command.say(f"note: launch.train refuses this config: {error}")
 
 
-def _lines(config: Any, p: Any, interfaces: Any) -> list[str]:
+def _lines(config: Any, p: Any, interfaces: Any, widths: Any) -> list[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in p.mesh.items())
     lines = [
         f"{p.devices:,} device{'s' * (p.devices > 1)}: {mesh}",
@@ -114,6 +116,8 @@ def _lines(config: Any, p: Any, interfaces: Any) -> list[str]:
         f"{_count(p.flops)} in all",
         "",
         *_interface_lines(config, interfaces),
+        "",
+        *_width_lines(config, widths),
     ]
 
 
@@ -132,6 +136,23 @@ def _interface_lines(config: Any, interfaces: Any) -> list[str]:
     head = ["model.embedding", "its own", "parameters", "bytes", "optimizer", "train state"]
     refused = [f"{x.embedding}: not with this config: {x.refused}" for x in interfaces if x.refused]
     return [*_table(head, rows), *refused]
+
+
+def _width_lines(config: Any, widths: Any) -> list[str]:
+    steps, rows = config.train.steps, []
+    for x in widths:
+        if x.refused:
+            continue
+        mark = " *" if x.bits == min(config.quantization.bits, 16) else ""
+        planned = ["", "", ""]
+        if x.tokens_per_byte is not None:
+            optimal = f"{x.optimal_fraction:.3f}" if x.optimal_fraction else "none"
+            planned = [f"{x.tokens_per_byte:.4g}", optimal]
+            planned += [f"{x.switch:,} to {steps:,}" if x.switch is not None else ""]
+        rows.append([f"{x.bits:g}{mark}", _size(x.bytes), *planned])
+    name = config.quantization.quantizer
+    head = ["bits", f"weights, {name}", "tokens a byte, S", "optimal fraction", "quantized steps"]
+    return _table(head, rows)
 
 
 def _compiled_lines(topology: Any, c: Any) -> list[str]:

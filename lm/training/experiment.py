@@ -71,10 +71,10 @@ class Experiment(NamedTuple):
         begin = make_begin_quantized(self.optimizer, self.quantized, self.config)
         return jax.jit(begin, out_shardings=self._shardings(), donate_argnums=0)
 
-    def eval_step(self) -> Any:
-        """The evaluation step, jitted; with quantization it gives both losses."""
+    def eval_step(self, plain: bool = False) -> Any:
+        """The evaluation step, jitted; with quantization it gives both losses, unless `plain`."""
         block_size = self.config.objective.block_size
-        return jax.jit(make_eval_step(self.model, block_size, self.quantized))
+        return jax.jit(make_eval_step(self.model, block_size, None if plain else self.quantized))
 
     def usable(self, state: Any) -> tuple[Trained, bool]:
         """What to evaluate, and whether with quantization.
@@ -153,6 +153,7 @@ _MINIMA = {
     "evaluation.batches": 0,
     "evaluation.sample_tokens": 0,
     "evaluation.ngram_order": 0,
+    "quantization.gptq_batches": 0,
 }
 
 

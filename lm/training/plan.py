@@ -15,7 +15,11 @@ from lm.data import tokenizers
 from lm.errors import InputError
 from lm.model.config import CHOICES
 from lm.training import experiment, metrics
+from lm.training.quantized import Quantized, make_quantized
 from lm.training.second_models import open_references
+from objectives.quantization import optimal_qat_fraction, packed_size
+from objectives.quantization.optimal_qat import tokens_per_parameter_byte
+from objectives.quantization.qat import rule_of
 
 
 class Parameters(NamedTuple):
@@ -142,6 +146,69 @@ def _unsharded(params: Any) -> list[Leaf]:
         if leaf.sharding.shard_shape(leaf.shape) == leaf.shape
     ]
     return sorted(leaves, key=lambda leaf: -leaf.bytes)
+
+
+class Width(NamedTuple):
+    """What a run would be with `quantization.bits` of one value, all other keys unchanged.
+
+    Attributes:
+      bits: width of the layers' matrices; 16 is full precision.
+      refused: why the quantizer cannot have it; the rest is None then, and "" otherwise.
+      bytes: of the weights, codes packed, scales included.
+      tokens_per_byte: S, tokens of the run / (parameters * bits / 8); see
+        `objectives.quantization.optimal_qat_fraction`. None in full precision.
+      optimal_fraction: what that function plans, 0 where S is at most 1. None in full precision.
+      switch: the first quantized step of this run, for the width of the config only.
+    """
+
+    bits: float
+    refused: str
+    bytes: int | None = None
+    tokens_per_byte: float | None = None
+    optimal_fraction: float | None = None
+    switch: int | None = None
+
+
+# Every width that some quantizer has.
+WIDTHS = (1.0, 1.58, *map(float, range(2, 9)), 16.0)
+
+
+def compare_widths(run: experiment.Experiment) -> list[Width]:
+    """Bytes of the weights and the planned split at each width of the config's quantizer."""
+    shapes = run.abstract_state().trained.params
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    c = run.config
+    tokens = c.train.steps * c.train.batch_size * c.data.sequence_length
+    rows = []
+    for bits in WIDTHS:
+        section = c.quantization.copy_and_resolve_references()
+        section.bits = bits
+        try:
+            quantized = make_quantized(section, shapes)
+        except InputError as error:
+            rows.append(Width(bits, str(error)))
+            continue
+        if quantized is None:
+            rows.append(Width(bits, "", count_bytes(shapes).total))
+            continue
+        ratio = tokens_per_parameter_byte(tokens, count, bits)
+        fraction = optimal_qat_fraction(tokens, count, bits)
+        switch = run.phases.switch if bits == c.quantization.bits else None
+        rows.append(Width(bits, "", _packed_bytes(shapes, quantized), ratio, fraction, switch))
+    return rows
+
+
+def _packed_bytes(shapes: Any, quantized: Quantized) -> int:
+    def of_leaf(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        quantizer = rule_of(name, quantized.rules)
+        if quantizer is None:
+            return math.prod(leaf.shape) * leaf.dtype.itemsize
+        grid = jax.eval_shape(lambda w: quantizer.grid(w, quantizer.init(w)), leaf)
+        scales = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(grid))
+        return packed_size(math.prod(leaf.shape), quantizer.bits) + scales
+
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of_leaf, shapes)))
 
 
 class Interface(NamedTuple):

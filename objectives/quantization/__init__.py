@@ -3,26 +3,31 @@
 `QUANTIZERS` are the factories by name.
 """
 
+from objectives.quantization.activations import activation_quantizer
 from objectives.quantization.base import Grid, Quantizer
 from objectives.quantization.block_float import fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
 from objectives.quantization.data_scale import absmax, minmax
 from objectives.quantization.dense_shift import dense_shift
 from objectives.quantization.learned_scale import elastic_binary, lsq, paretoq, seq, ternary
+from objectives.quantization.optimal_qat import (
+    QATLaw,
+    best_bits,
+    best_fraction,
+    best_loss,
+    fit_qat_law,
+    optimal_qat_fraction,
+    qat_law,
+    wasted_tokens,
+)
 from objectives.quantization.packing import pack, packed_size, unpack
 from objectives.quantization.post_training import calibration_hessian, gptq, round_to_nearest
+from objectives.quantization.precision_laws import chen_qat_law, kumar_precision_law
 from objectives.quantization.qat import (
     default_rules,
     init_scales,
     outside_clip_range,
     quantization_error,
     quantize_tree,
-)
-from objectives.quantization.scaling_laws import (
-    chen_qat_law,
-    fit_qat_law,
-    kumar_precision_law,
-    optimal_qat_fraction,
-    qat_law,
 )
 
 QUANTIZERS = {
@@ -43,8 +48,13 @@ QUANTIZERS = {
 __all__ = [
     "QUANTIZERS",
     "Grid",
+    "QATLaw",
     "Quantizer",
     "absmax",
+    "activation_quantizer",
+    "best_bits",
+    "best_fraction",
+    "best_loss",
     "calibration_hessian",
     "chen_qat_law",
     "default_rules",
@@ -72,4 +82,5 @@ __all__ = [
     "seq",
     "ternary",
     "unpack",
+    "wasted_tokens",
 ]

@@ -8,7 +8,7 @@ batch axes, each with scales of its own. All arithmetic is on the blocked view [
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ class Quantizer(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Which weights share a scale; the arguments that every quantizer has, checked."""
+    """How a matrix is cut into blocks; made by `make_layout`, see `LayoutOptions`."""
 
     granularity: str
     group_size: int
@@ -125,8 +125,48 @@ class Layout(NamedTuple):
         return jnp.swapaxes(scale_GO, -1, -2) if self.contraction_axis == -1 else scale_GO
 
 
-def make_layout(granularity: str, group_size: int, contraction_axis: int) -> Layout:
-    """A checked `Layout`; group_size counts only where the granularity is "group"."""
+class LayoutOptions(TypedDict, total=False):
+    """Which weights share a scale: arguments of every quantizer's factory beside its own.
+
+    The defaults are those of `make_layout` unless the factory says otherwise. Factories raise
+    ValueError for a width, a layout or an option that they do not have.
+
+    Attributes:
+      granularity: "tensor" (one scale for a matrix), "channel" (one for each output channel, the
+        default) or "group" (one for each `group_size` inputs of an output channel).
+      group_size: inputs in a group; ignored where the granularity is not "group".
+      contraction_axis: of the matrix, -2 ([in, out], the default) or -1 ([out, in]: an embedding
+        table, of which a row is one channel).
+    """
+
+    granularity: str
+    group_size: int
+    contraction_axis: int
+
+
+def make_layout(
+    name: str,
+    bits: float,
+    widths: tuple[float, ...],
+    *,
+    granularity: str = "channel",
+    group_size: int = 0,
+    contraction_axis: int = -2,
+) -> Layout:
+    """The layout of the quantizer `name`, its arguments checked; see `LayoutOptions`.
+
+    Args:
+      name: of the factory, for messages.
+      bits: the width that was asked for.
+      widths: those that the factory offers.
+      granularity: this and the rest as in `LayoutOptions`.
+      group_size: counts only where the granularity is "group".
+      contraction_axis: -2 or -1.
+
+    Raises:
+      ValueError: an argument other than those.
+    """
+    check_bits(name, bits, widths)
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {GRANULARITIES}; got {granularity!r}")
     if contraction_axis not in (-2, -1):
@@ -138,11 +178,11 @@ def make_layout(granularity: str, group_size: int, contraction_axis: int) -> Lay
     return Layout(granularity, group_size, contraction_axis)
 
 
-def check_bits(name: str, bits: float, offered: tuple[float, ...]) -> None:
+def check_bits(name: str, bits: float, widths: tuple[float, ...]) -> None:
     """ValueError unless the quantizer `name` offers the width `bits`."""
-    if bits not in offered:
-        widths = ", ".join(f"{width:g}" for width in offered)
-        raise ValueError(f"{name} has {widths} bits; got bits={bits:g}")
+    if bits not in widths:
+        offered = ", ".join(f"{width:g}" for width in widths)
+        raise ValueError(f"{name} has {offered} bits; got bits={bits:g}")
 
 
 def power_below(x: jax.Array) -> jax.Array:

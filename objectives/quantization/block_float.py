@@ -7,7 +7,7 @@ state is () (see `data_scale`), and the gradient of a weight passes unchanged.
     G, K, O  blocks, inputs in a block, output channels: see `base`
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ import numpy as np
 
 from objectives.quantization.base import (
     Coding,
+    LayoutOptions,
     Quantizer,
-    check_bits,
     make_layout,
     power_below,
 )
@@ -25,6 +25,9 @@ from objectives.quantization.data_scale import from_data, usable
 
 # Scales of MX are powers of two with 8 bits of exponent (E8M0); 2^-127 is subnormal in float32.
 _SMALLEST_EXPONENT = -126
+
+_GROUPS_OF_16 = {"granularity": "group", "group_size": 16}
+_GROUPS_OF_32 = {"granularity": "group", "group_size": 32}
 
 
 class Float(NamedTuple):
@@ -97,11 +100,7 @@ def _block_float(name, bits, layout, element: Float, find_scale) -> Quantizer:
 
 
 def mxfp4(
-    bits: float = 4,
-    granularity: str = "group",
-    group_size: int = 32,
-    contraction_axis: int = -2,
-    scale_rounding: str = "floor",
+    bits: float = 4, *, scale_rounding: str = "floor", **layout: Unpack[LayoutOptions]
 ) -> Quantizer:
     """E2M1 values {0, .5, 1, 1.5, 2, 3, 4, 6} and sign, a power-of-two scale for 32 inputs.
 
@@ -114,18 +113,13 @@ def mxfp4(
 
     Args:
       bits: 4.
-      granularity: "group"; "tensor" and "channel" are no MX format but have the same formulas.
-      group_size: inputs in a group; 32 in the standard.
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
       scale_rounding: "floor" or "ceil".
-
-    Raises:
-      ValueError: an argument other than those.
+      **layout: groups of 32 by default, as in the standard; no groups are no MX format but have
+        the same formulas.
     """
-    check_bits("mxfp4", bits, (4,))
     if scale_rounding not in ("floor", "ceil"):
         raise ValueError(f'scale_rounding must be "floor" or "ceil"; got {scale_rounding!r}')
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("mxfp4", bits, (4,), **(_GROUPS_OF_32 | layout))
 
     def find_scale(largest):
         fraction, exponent = jnp.frexp(largest)  # fraction in [0.5, 1), exactly: no logarithm
@@ -139,11 +133,7 @@ def mxfp4(
 
 
 def nvfp4(
-    bits: float = 4,
-    granularity: str = "group",
-    group_size: int = 16,
-    contraction_axis: int = -2,
-    tensor_scale: bool = True,
+    bits: float = 4, *, tensor_scale: bool = True, **layout: Unpack[LayoutOptions]
 ) -> Quantizer:
     """E2M1 values with an E4M3 scale for 16 inputs and a float32 scale for the matrix.
 
@@ -156,16 +146,11 @@ def nvfp4(
 
     Args:
       bits: 4.
-      granularity: "group"; "tensor" and "channel" are no NVFP4 but have the same formulas.
-      group_size: inputs in a group; 16 in the format.
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
       tensor_scale: whether the matrix has a scale besides those of the blocks.
-
-    Raises:
-      ValueError: an argument other than those.
+      **layout: groups of 16 by default, as in the format; no groups are no NVFP4 but have the same
+        formulas.
     """
-    check_bits("nvfp4", bits, (4,))
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("nvfp4", bits, (4,), **(_GROUPS_OF_16 | layout))
 
     def find_scale(largest):
         outer = jnp.float32(1)
@@ -178,49 +163,26 @@ def nvfp4(
     return _block_float("nvfp4", bits, layout, E2M1, find_scale)
 
 
-def fp8_e4m3(
-    bits: float = 8,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-) -> Quantizer:
+def fp8_e4m3(bits: float = 8, **layout: Unpack[LayoutOptions]) -> Quantizer:
     """w_q = s * E4M3(w / s), s = max |w| / 448 in float32; d w_q / d w = 1.
 
     Args:
       bits: 8.
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    return _fp8("fp8_e4m3", bits, granularity, group_size, contraction_axis, E4M3)
+    return _fp8("fp8_e4m3", bits, layout, E4M3)
 
 
-def fp8_e5m2(
-    bits: float = 8,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-) -> Quantizer:
+def fp8_e5m2(bits: float = 8, **layout: Unpack[LayoutOptions]) -> Quantizer:
     """w_q = s * E5M2(w / s), s = max |w| / 57344 in float32; d w_q / d w = 1.
 
     Args:
       bits: 8.
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    return _fp8("fp8_e5m2", bits, granularity, group_size, contraction_axis, E5M2)
+    return _fp8("fp8_e5m2", bits, layout, E5M2)
 
 
-def _fp8(name, bits, granularity, group_size, contraction_axis, element: Float) -> Quantizer:
-    check_bits(name, bits, (8,))
-    layout = make_layout(granularity, group_size, contraction_axis)
+def _fp8(name, bits, layout, element: Float) -> Quantizer:
+    layout = make_layout(name, bits, (8,), **layout)
     return _block_float(
         name, bits, layout, element, lambda largest: usable(largest / element.largest)
     )

@@ -2,12 +2,13 @@
 
 The scale follows the weights, so nothing is ever far outside of the grid: the gradient of a weight
 passes unchanged (straight-through), and none flows through the scale.
-With `contraction_axis=-1` they quantize activations [..., T, D] as well, with a scale per token.
+With `contraction_axis=-1` activations [..., T, D] have a scale per token: see `activations`.
 
     G, K, O  blocks, inputs in a block, output channels: see `base`
 """
 
 from collections.abc import Callable
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,9 @@ from objectives.quantization.base import (
     Coding,
     Grid,
     Layout,
+    LayoutOptions,
     Quantizer,
     assemble,
-    check_bits,
     make_layout,
 )
 
@@ -79,13 +80,7 @@ def from_data(
     )
 
 
-def absmax(
-    bits: float = 8,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-    bound: str = "level",
-) -> Quantizer:
+def absmax(bits: float = 8, *, bound: str = "level", **layout: Unpack[LayoutOptions]) -> Quantizer:
     """Symmetric integers: w_q = s * clip(rint(w / s), -2^(bits-1), Q), Q = 2^(bits-1) - 1.
 
       s = max |w| / Q         (bound "level": the largest weight lies on the top level)
@@ -98,18 +93,11 @@ def absmax(
 
     Args:
       bits: 2 to 8.
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
       bound: "level" or "half".
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    check_bits("absmax", bits, (2, 3, 4, 5, 6, 7, 8))
     if bound not in ("level", "half"):
         raise ValueError(f'bound must be "level" or "half"; got {bound!r}')
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("absmax", bits, (2, 3, 4, 5, 6, 7, 8), **layout)
     low, high = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
     reach = high if bound == "level" else high + 0.5
 
@@ -127,12 +115,7 @@ def absmax(
     return from_data("absmax", bits, layout, Coding(encode, decode, 2**bits), find_grid)
 
 
-def minmax(
-    bits: float = 8,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-) -> Quantizer:
+def minmax(bits: float = 8, **layout: Unpack[LayoutOptions]) -> Quantizer:
     """Asymmetric integers: w_q = s * (clip(rint(w / s) + z, 0, 2^bits - 1) - z).
 
       s = (max(w, 0) - min(w, 0)) / (2^bits - 1),   z = -rint(min(w, 0) / s),   d w_q / d w = 1
@@ -143,15 +126,8 @@ def minmax(
 
     Args:
       bits: 2 to 8.
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    check_bits("minmax", bits, (2, 3, 4, 5, 6, 7, 8))
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("minmax", bits, (2, 3, 4, 5, 6, 7, 8), **layout)
     top = 2.0**bits - 1
 
     def find_grid(w_GKO):

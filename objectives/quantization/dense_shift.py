@@ -8,11 +8,14 @@ quantizer `dense_shift` puts weights that exist on the same codes, with a scale.
     G, K, O  elsewhere: blocks, inputs in a block, output channels, see `base`
 """
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 
 from objectives.quantization.base import (
     Coding,
+    LayoutOptions,
     Quantizer,
     check_bits,
     make_layout,
@@ -23,12 +26,7 @@ from objectives.quantization.data_scale import from_data, usable
 _WIDTHS = (2, 3, 4)
 
 
-def dense_shift(
-    bits: float = 3,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-) -> Quantizer:
+def dense_shift(bits: float = 3, **layout: Unpack[LayoutOptions]) -> Quantizer:
     """The nearest of alpha * {+-1, +-2, ..., +-2^K}, K = 2^(bits-1) - 1, alpha = max |w| / 2^K.
 
       w_q = sgn(w) alpha 2^S,   S = sum_k [|w| / alpha > 1.5 * 2^k] for k in 0..K-1,   sgn(0) = 1
@@ -40,15 +38,8 @@ def dense_shift(
 
     Args:
       bits: 2 to 4.
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    check_bits("dense_shift", bits, _WIDTHS)
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("dense_shift", bits, _WIDTHS, **layout)
     largest = largest_shift(bits)
 
     def find_grid(w_GKO):

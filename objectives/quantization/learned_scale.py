@@ -14,7 +14,7 @@ the granularity is "tensor".
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,9 @@ from objectives.quantization.base import (
     Coding,
     Grid,
     Layout,
+    LayoutOptions,
     Quantizer,
     assemble,
-    check_bits,
     make_layout,
 )
 
@@ -102,11 +102,7 @@ def _learned(
 
 
 def elastic_binary(
-    bits: float = 1,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-    zero_sign: int = 0,
+    bits: float = 1, *, zero_sign: int = 0, **layout: Unpack[LayoutOptions]
 ) -> Quantizer:
     """Elastic binarization: w_q = alpha * sign(w), alpha starts as mean |w| (ParetoQ, 1 bit).
 
@@ -114,16 +110,9 @@ def elastic_binary(
 
     Args:
       bits: 1.
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
       zero_sign: sign of a weight that is exactly zero. 0 is what the official code does, a third
         value that one bit cannot store: its code is that of +alpha. 1 keeps to two values.
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    check_bits("elastic_binary", bits, (1,))
     if zero_sign not in (0, 1):
         raise ValueError(f"zero_sign must be 0 or 1; got {zero_sign}")
 
@@ -139,16 +128,11 @@ def elastic_binary(
         count=2,
         numel_factor=1.0,
     )
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("elastic_binary", bits, (1,), **layout)
     return _learned("elastic_binary", bits, layout, levels, _mean_magnitude)
 
 
-def ternary(
-    bits: float = 1.58,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-) -> Quantizer:
+def ternary(bits: float = 1.58, **layout: Unpack[LayoutOptions]) -> Quantizer:
     """Three levels, alpha * {-2/3, 0, 2/3}: stretched elastic quantization with L = 1.5, s = 0.
 
     The formulas of `seq`, with Q = 1. As in the official code, q = (L - s) / L = 1 in the gradient
@@ -156,24 +140,12 @@ def ternary(
 
     Args:
       bits: 1.58 (or log2(3)).
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    check_bits("ternary", 1.58 if bits == math.log2(3) else bits, (1.58,))
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("ternary", 1.58 if bits == math.log2(3) else bits, (1.58,), **layout)
     return _learned("ternary", 1.58, layout, _stretched(1.5, 0.0, 3), _largest_magnitude)
 
 
-def seq(
-    bits: float = 2,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-) -> Quantizer:
+def seq(bits: float = 2, **layout: Unpack[LayoutOptions]) -> Quantizer:
     """Stretched elastic quantization, alpha * {-3/4, -1/4, 1/4, 3/4}; alpha starts as max |w|.
 
       w_q = alpha * (rint(clip(x, -0.99, 0.99) * L - s) + s) / L,   L = 2, s = 1/2
@@ -184,25 +156,12 @@ def seq(
 
     Args:
       bits: 2.
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    check_bits("seq", bits, (2,))
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("seq", bits, (2,), **layout)
     return _learned("seq", bits, layout, _stretched(2.0, 0.5, 4), _largest_magnitude)
 
 
-def lsq(
-    bits: float = 4,
-    granularity: str = "channel",
-    group_size: int = 0,
-    contraction_axis: int = -2,
-    initial: str = "max",
-) -> Quantizer:
+def lsq(bits: float = 4, *, initial: str = "max", **layout: Unpack[LayoutOptions]) -> Quantizer:
     """Learned step size quantization: signed integers times alpha, the step.
 
       w_q = alpha * clip(rint(x), Qn, Qp),   Qn = -2^(bits-1), Qp = 2^(bits-1) - 1
@@ -214,16 +173,9 @@ def lsq(
 
     Args:
       bits: 3 to 8.
-      granularity: "tensor", "channel" or "group"; which weights share a scale.
-      group_size: inputs in a group, for the granularity "group".
-      contraction_axis: of the matrix, -2 ([in, out]) or -1 ([out, in], an embedding table).
       initial: first alpha. "max" is max |w| / Qp, as in the code of ParetoQ; "mean" is
         2 mean |w| / sqrt(Qp), that of LSQ (from memory, unconfirmed).
-
-    Raises:
-      ValueError: an argument other than those.
     """
-    check_bits("lsq", bits, (3, 4, 5, 6, 7, 8))
     if initial not in ("max", "mean"):
         raise ValueError(f'initial must be "max" or "mean"; got {initial!r}')
     low, high = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
@@ -248,7 +200,7 @@ def lsq(
         count=2**bits,
         numel_factor=high,
     )
-    layout = make_layout(granularity, group_size, contraction_axis)
+    layout = make_layout("lsq", bits, (3, 4, 5, 6, 7, 8), **layout)
     return _learned("lsq", bits, layout, levels, first_scale)
 
 

@@ -43,6 +43,7 @@ def default_rules(
     """
 
     def make(width, **options):
+        width = int(width) if width == int(width) else width  # a config has 4.0
         return None if width >= 16 else quantizer(bits=width, **layout, **options)
 
     outer = max(bits, OUTER_BITS)

@@ -170,15 +170,13 @@ def test_compiles_and_refuses(layer):
     compiled = jax.jit(lambda w, h: gptq(w, h, quantizer).codes)(weights, hessian)
     assert (compiled == gptq(weights, hessian, quantizer).codes).mean() > 0.99
     groups = quantization.absmax(bits=4, granularity="group", group_size=8)
+    sevens = quantization.absmax(bits=4, granularity="group", group_size=7)
     for call, reason in (
         (lambda: gptq(weights, hessian[1:], quantizer), "hessian"),
         (lambda: gptq(weights, hessian, quantization.lsq(contraction_axis=-1)), "contraction_axis"),
         (lambda: gptq(weights, hessian, groups, act_order=True), "static_groups"),
         (lambda: calibration_hessian(inputs, form="cubed"), "form must be"),
-        (
-            lambda: gptq(weights, hessian, quantization.absmax(4, "group", 7)),
-            "group_size=7 does not divide",
-        ),
+        (lambda: gptq(weights, hessian, sevens), "group_size=7 does not divide"),
     ):
         with pytest.raises(ValueError, match=reason):
             call()

@@ -65,6 +65,16 @@ def test_wide_is_the_identity(bits):
         assert got is want
 
 
+def test_widths_of_a_config_are_floats():
+    """4.0 is 4, down to the codes, whose arithmetic is that of integers."""
+    rules = default_rules(4.0, quantization.dense_shift)
+    weights, quantizer = make_params()["layers"]["mlp"]["up"], rules[-1][1]
+    grid = quantizer.grid(weights, ())
+    decoded = quantizer.decode(quantizer.encode(weights, grid), grid)
+    np.testing.assert_array_equal(decoded, quantizer.quantize(weights, ()))
+    assert default_rules(1.58)[-1][1].name == "ternary"
+
+
 def test_scan_over_layers_is_the_stacked_call():
     """Values and gradients, with the slices of one layer at a time and their prefix."""
     params, rules = make_params(), default_rules(2, granularity="group", group_size=8)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import qwix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -457,9 +458,10 @@ def test_a_clamped_scale_can_grow():
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_absmax_is_qwix(bits):
     """qwix takes the outer edge of the top level for the largest weight: bound="half"."""
-    qwix = pytest.importorskip("qwix")
     weights, _ = random_inputs((32, OUTPUTS))
     qtype = {4: jnp.int4, 8: jnp.int8}.get(bits, f"int{bits}")
+
+    groups = {"granularity": "group", "group_size": 8}
 
     def both(weights):
         def theirs(tiles):
@@ -467,8 +469,8 @@ def test_absmax_is_qwix(bits):
             return qwix.dequantize(q)
 
         ours = [
-            quantization.absmax(bits, *layout, bound=bound).quantize(weights, ())
-            for layout, bound in [((), "half"), (("group", 8), "half"), ((), "level")]
+            quantization.absmax(bits, bound=bound, **layout).quantize(weights, ())
+            for layout, bound in [({}, "half"), (groups, "half"), ({}, "level")]
         ]
         return ours, (theirs({}), theirs({0: 8}))
 
@@ -487,7 +489,6 @@ def test_absmax_is_qwix(bits):
     ],
 )
 def test_block_floats_are_qwix(qtype, group, ours, other):
-    qwix = pytest.importorskip("qwix")
     weights, _ = random_inputs((64, OUTPUTS))
 
     def both(weights):

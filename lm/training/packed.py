@@ -1,0 +1,275 @@
+"""A trained model as one safetensors file: integer codes without a bit to spare, scales, config.
+
+Tensors of a quantized leaf at PATH, "layers/mlp/up" for instance; other leaves are stored as PATH:
+
+    PATH.codes         uint8, of `objectives.quantization.pack`, in C order of the leaf's shape
+    PATH.scale         float32, see `objectives.quantization.Grid`
+    PATH.zero          float32, the code of 0, for asymmetric grids only
+    PATH.exact_zeros   int64, positions of weights that are exactly 0 on a grid that has no code
+                       for 0 (elastic_binary with zero_sign=0), if there are any
+
+The header's metadata (strings, JSON but for the first and the tokenizer): `format`, `version`,
+`config`, `vocab_size`, `tokenizer` (a tokenizer.json, or "" for bytes), `step`, `quantizers`,
+`leaves` (path -> shape, dtype and index of its quantizer or null), `checksums` (CRC-32 of each
+tensor) and `checksum` (that of the other metadata).
+"""
+
+import contextlib
+import functools
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lm.errors import InputError
+from objectives.quantization import QUANTIZERS, Grid, Quantizer, pack, unpack
+from objectives.quantization.qat import Rules, rule_of
+
+FORMAT = "nibble packed model"
+VERSION = 1
+
+_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+class Coded(NamedTuple):
+    """A matrix, or a stack of them, on the grid of a quantizer.
+
+    Attributes:
+      quantizer: whose `decode` gives the weights back.
+      codes: uint8 [..., I, O].
+      grid: scales (and zeros) of `codes`.
+      dtype: of the weights.
+      exact_zeros: int64 positions in the flat array of weights that are 0 whatever their code.
+    """
+
+    quantizer: Quantizer
+    codes: Any
+    grid: Grid
+    dtype: Any
+    exact_zeros: np.ndarray = np.zeros(0, np.int64)
+
+    def decode(self) -> jax.Array:
+        """The weights, [..., I, O]."""
+        weights = _decode(self.quantizer, self.codes, self.grid).astype(self.dtype)
+        if not len(self.exact_zeros):
+            return weights
+        return weights.reshape(-1).at[self.exact_zeros].set(0).reshape(weights.shape)
+
+
+class Packed(NamedTuple):
+    """What `read_packed` finds in a file.
+
+    Attributes:
+      config: of the run, as plain dictionaries.
+      vocab_size: of the model.
+      tokenizer: the content of its tokenizer.json, or "" for bytes.
+      step: of the checkpoint.
+      params: the parameters, quantized leaves on their grids.
+      quantizers: path -> the quantizer of each quantized leaf.
+    """
+
+    config: dict[str, Any]
+    vocab_size: int
+    tokenizer: str
+    step: int
+    params: Any
+    quantizers: dict[str, Quantizer]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(quantizer: Quantizer, codes, grid: Grid):
+    return quantizer.decode(codes, grid)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _code(quantizer: Quantizer, weights, scale):
+    grid = quantizer.grid(weights, scale)
+    codes = quantizer.encode(weights, grid)
+    zeros = (quantizer.quantize(weights, scale) == 0) & (quantizer.decode(codes, grid) != 0)
+    return codes, grid, zeros, jnp.isfinite(weights).all()
+
+
+def code_leaves(params: Any, scales: Any, rules: Rules) -> Iterator[tuple[str, Any]]:
+    """(path, `Coded`, or the array where no quantizer is at work) of every leaf, one at a time.
+
+    What is decoded equals `quantize_tree(params, scales, rules)`, the sign of a zero aside.
+
+    Args:
+      params: the parameters.
+      scales: of `init_scales`, or trained.
+      rules: the same as there.
+
+    Raises:
+      InputError: a leaf with weights that are not finite, which have no code.
+      ValueError: a leaf that no rule covers, or whose shape does not fit its quantizer.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    for (path, weights), scale in zip(leaves, structure.flatten_up_to(scales), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        quantizer = rule_of(name, rules)
+        if quantizer is None:
+            yield name, weights
+            continue
+        codes, grid, zeros, finite = _code(quantizer, weights, scale)
+        if not finite:
+            raise InputError(f"parameter {name} has weights that are not finite: no codes for them")
+        yield name, Coded(quantizer, codes, grid, weights.dtype, np.flatnonzero(zeros))
+
+
+def write_packed(
+    path: str | os.PathLike,
+    leaves: Iterable[tuple[str, Any]],
+    *,
+    config: dict[str, Any],
+    vocab_size: int,
+    tokenizer: str,
+    step: int,
+) -> int:
+    """Writes the file, under a temporary name until it is whole; returns its size in bytes.
+
+    Leaves are taken one at a time: besides them, the packed codes are all that is in memory.
+
+    Args:
+      path: a local file; one that exists is replaced.
+      leaves: of `code_leaves`, or pairs like these.
+      config: see `Packed`, as the rest.
+      vocab_size: see there.
+      tokenizer: see there.
+      step: see there.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    tensors, described, quantizers = {}, {}, []
+    for name, leaf in leaves:
+        entry = {"quantizer": None}
+        if isinstance(leaf, Coded):
+            rule = _describe(leaf.quantizer)
+            if rule not in quantizers:
+                quantizers.append(rule)
+            entry = {"quantizer": quantizers.index(rule)}
+            tensors[f"{name}.codes"] = pack(np.asarray(leaf.codes), leaf.quantizer.bits)
+            tensors[f"{name}.scale"] = np.asarray(leaf.grid.scale)
+            if leaf.grid.zero is not None:
+                tensors[f"{name}.zero"] = np.asarray(leaf.grid.zero)
+            if len(leaf.exact_zeros):
+                tensors[f"{name}.exact_zeros"] = leaf.exact_zeros
+            shape, dtype = leaf.codes.shape, leaf.dtype
+        else:
+            tensors[name] = np.asarray(leaf)
+            shape, dtype = leaf.shape, leaf.dtype
+        described[name] = {"shape": list(shape), "dtype": np.dtype(dtype).name, **entry}
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "config": json.dumps(config),
+        "vocab_size": str(vocab_size),
+        "tokenizer": tokenizer,
+        "step": str(step),
+        "quantizers": json.dumps(quantizers),
+        "leaves": json.dumps(described),
+        "checksums": json.dumps({name: _checksum(array) for name, array in tensors.items()}),
+    }
+    metadata["checksum"] = str(_checksum_of_text(metadata))
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"{path}: cannot be written: {' '.join(str(error).split())}") from None
+    return path.stat().st_size
+
+
+def read_packed(path: str | os.PathLike) -> Packed:
+    """The model that `write_packed` wrote, leaf by leaf.
+
+    Raises:
+      InputError: no such file, or it is not a whole packed model of a version that is known.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="np") as file:
+            return _read(file, path)
+    except SafetensorError as error:
+        reason = f"not a whole safetensors file ({' '.join(str(error).split())})"
+    except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
+        # Whatever a header makes of itself that is JSON, but not ours.
+        reason = f"damaged ({type(error).__name__}: {' '.join(str(error).split())})"
+    raise InputError(f"{path}: {reason}")
+
+
+def _read(file, path) -> Packed:
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: a safetensors file, but not a packed model of launch.quantize")
+    if metadata.get("version") != str(VERSION):
+        version = metadata.get("version")
+        raise InputError(f"{path}: format version {version}; this program reads {VERSION}")
+    if int(metadata.pop("checksum")) != _checksum_of_text(metadata):
+        raise InputError(f"{path}: damaged (the checksum of the header's metadata is wrong)")
+    checksums = json.loads(metadata["checksums"])
+
+    def tensor(name):
+        array = file.get_tensor(name)
+        if _checksum(array) != checksums[name]:
+            raise InputError(f"{path}: damaged (the checksum of {name} is wrong)")
+        return array
+
+    quantizers = [
+        QUANTIZERS[rule.pop("name")](**rule) for rule in json.loads(metadata["quantizers"])
+    ]
+    params, of_leaf = {}, {}
+    for name, leaf in json.loads(metadata["leaves"]).items():
+        shape, dtype = tuple(leaf["shape"]), _DTYPES[leaf["dtype"]]
+        if leaf["quantizer"] is None:
+            array = jnp.asarray(tensor(name))
+        else:
+            quantizer = of_leaf[name] = quantizers[leaf["quantizer"]]
+            optional = {
+                part: tensor(f"{name}.{part}")
+                for part in ("zero", "exact_zeros")
+                if f"{name}.{part}" in checksums
+            }
+            grid = Grid(tensor(f"{name}.scale"), optional.pop("zero", None))
+            codes = unpack(tensor(f"{name}.codes"), quantizer.bits, shape)
+            array = Coded(quantizer, codes, grid, dtype, **optional).decode()
+        if (array.shape, array.dtype) != (shape, dtype):
+            raise ValueError(f"{name} is {array.dtype}{array.shape}, not {leaf}")
+        *parents, last = name.split("/")
+        node = functools.reduce(lambda tree, key: tree.setdefault(key, {}), parents, params)
+        node[last] = array
+    return Packed(
+        json.loads(metadata["config"]),
+        int(metadata["vocab_size"]),
+        metadata["tokenizer"],
+        int(metadata["step"]),
+        params,
+        of_leaf,
+    )
+
+
+def _describe(quantizer: Quantizer) -> dict[str, Any]:
+    """What `decode` depends on; options that only choose a scale or a code are left out."""
+    fields = ("name", "bits", "granularity", "group_size", "contraction_axis")
+    return {field: getattr(quantizer, field) for field in fields}
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _checksum_of_text(metadata: dict[str, str]) -> int:
+    return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())

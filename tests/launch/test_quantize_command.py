@@ -1,0 +1,117 @@
+"""Quantizing a run after training, and what other commands do with the packed file."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+from test_commands import ROOT, TINY, command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The work directory of a short run, relative, and its corpus; the tokenizer is trained."""
+    folder = tmp_path_factory.mktemp("quantize")
+    corpus = tiny.write_corpus(folder / "corpus")
+    workdir = Path(os.path.relpath(folder / "run", ROOT))
+    more = [f"--config.data.corpus={corpus}", f"--config.data.directory={folder / 'cache'}"]
+    more += ["--config.data.tokenizer=bpe", "--config.data.vocab_size=270"]
+    out, _ = command("train", *TINY, *more, "--config.train.steps=40", f"--workdir={workdir}")
+    return workdir, re.search(r"validation: ([\d.]+) nats", out)[1]
+
+
+def figure(out, name):
+    return re.search(rf"{name}: ([\d.,]+)", out)[1].replace(",", "")
+
+
+def quantize(run, path, *more):
+    out, _ = command("quantize", f"--workdir={run[0]}", f"--output={path}", *more)
+    return out
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """A file of 2 bits by GPTQ, and what the command printed."""
+    path = tmp_path_factory.mktemp("packed") / "int2.safetensors"
+    return path, quantize(run, path, "--bits=2", "--method=gptq", "--calibration_batches=4")
+
+
+def test_it_prints_losses_and_sizes(run, written):
+    path, out = written
+    assert figure(out, "validation before") == run[1]
+    assert figure(out, "validation after") > run[1]
+    size, count = path.stat().st_size, int(figure(out, "parameters"))
+    assert int(figure(out, "file")) == size
+    assert f"{8 * size / count:.2f} bits a weight" in out
+    # Embedding and head have 4 bits, the layers 2; scales, tokenizer and header come on top.
+    assert 2 < 8 * size / count < 16
+
+
+def test_a_packed_file_is_evaluated_without_its_run(written):
+    path, printed = written
+    out, _ = command("evaluate", f"--packed={path}")
+    assert out.startswith("step 40, validation split of ")
+    assert figure(out, "loss") == figure(printed, "validation after")
+    assert re.search(r"bits per byte: [\d.]+", out)
+
+
+def test_a_packed_file_is_sampled_from(written):
+    out, _ = command("generate", f"--packed={written[0]}", "--prompt=alpha", "--tokens=8")
+    assert out.startswith("alpha")
+    assert len(out) > len("alpha\n")
+
+
+def test_methods_differ(run, written, tmp_path):
+    after = {"gptq": figure(written[1], "validation after")}
+    for method in ("rtn", "rsq"):
+        out = quantize(run, tmp_path / "x.safetensors", "--bits=2", f"--method={method}")
+        after[method] = figure(out, "validation after")
+    assert len(set(after.values())) == 3
+
+
+def test_a_run_with_quantization_is_written_as_it_was_trained(run, tmp_path):
+    """With its own grids, and the loss that training ended with."""
+    out = tmp_path / "qat"
+    corpus = run[0].parent / "corpus"
+    more = [f"--config.data.corpus={corpus}", "--config.quantization.bits=2"]
+    more += [
+        "--config.quantization.fraction=0.5",
+        "--config.train.steps=40",
+        "--config.optimizer.schedule=wsd",
+    ]
+    printed, _ = command("train", *TINY, *more, f"--workdir={out}")
+    loss = re.search(r"validation: ([\d.]+) nats", printed)[1]
+    printed, _ = command("quantize", f"--workdir={out}", f"--output={tmp_path / 'own'}")
+    assert figure(printed, "validation before") == figure(printed, "validation after") == loss
+    printed, _ = command("evaluate", f"--packed={tmp_path / 'own'}")
+    assert figure(printed, "loss") == loss
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("quantize", ["--output=OUT", "--workdir=RUN"], "--bits=WIDTH is missing"),
+        ("quantize", ["--output=OUT", "--method=gptq"], "--method needs --bits=WIDTH"),
+        ("quantize", ["--bits=4", "--output=/nowhere/x"], "there is no folder /nowhere"),
+        ("quantize", ["--bits=4", "--output=OUT", "--quantizer=int"], "is not one of: paretoq"),
+        ("quantize", ["--bits=9", "--output=OUT"], "absmax has 2, 3, 4, 5, 6, 7, 8 bits"),
+        (
+            "quantize",
+            ["--bits=4", "--output=OUT", "--granularity=group", "--group_size=7", "--workdir=RUN"],
+            "embedding/table: group_size=7 does not divide",
+        ),
+        ("evaluate", ["--packed=/nowhere.safetensors"], "/nowhere.safetensors: no such file"),
+        ("evaluate", ["--packed=README.md"], "README.md: not a whole safetensors file"),
+        ("evaluate", ["--packed=README.md", "--workdir=RUN"], "leave --workdir and --step out"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(run, name, arguments, expected, tmp_path):
+    output = str(tmp_path / "out.safetensors")
+    arguments = [a.replace("RUN", str(run[0])).replace("OUT", output) for a in arguments]
+    process = command(name, *arguments, check=False)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert list(tmp_path.iterdir()) == []
