@@ -80,11 +80,14 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is off
 
     config.objective = ConfigDict()
+    # cross_entropy, or a section of `_losses`
+    config.objective.loss = "cross_entropy"
     # uniform (the weights of the data), or a section of `_weightings`; "dft*dynamic" multiplies
     config.objective.weighting = "uniform"
     config.objective.normalisation = "kept"  # kept | all | sequence: what the loss is divided by
     config.objective.z_loss = 0.0  # coefficient of the mean squared log-sum-exp
     config.objective.block_size = 1024  # vocabulary entries of one block of the cross-entropy
+    config.objective.update(_losses())
     config.objective.update(_weightings())
 
     # Where what a weighting compares with comes from: ema (the average of the model's parameters,
@@ -105,13 +108,18 @@ def get_config() -> ConfigDict:
     config.quantization.bits = 16.0  # of the layers' matrices: 1, 1.58, 2 to 8; 16 is off
     # paretoq (by width: elastic_binary, ternary, seq, lsq) | absmax | minmax | dense_shift | ...
     config.quantization.quantizer = "paretoq"  # a name of objectives/quantization QUANTIZERS
-    config.quantization.granularity = "channel"  # tensor | channel | group: what shares a scale
-    config.quantization.group_size = 0  # group only: inputs that share a scale
+    # tensor | channel | group: weights that share a scale; "" is the quantizer's own
+    config.quantization.granularity = ""
+    config.quantization.group_size = 0  # group only: inputs that share a scale; 0 is its own
+    # none | int4 to int8 | fp8_e4m3 | fp8_e5m2: inputs of the layers' products, one scale a token
+    config.quantization.activations = "none"
     config.quantization.fraction = "optimal"  # share of the steps with quantization, or "optimal"
     config.quantization.fused_cooldown = True  # decay the learning rate inside the quantized phase
     config.quantization.warmup_steps = 20  # not fused: warmup of the quantized phase
     config.quantization.peak_factor = 1.0  # not fused: its peak learning rate / the first phase's
     config.quantization.reset_optimizer = False  # begin the quantized phase with fresh moments
+    config.quantization["from"] = ""  # a full-precision run whose checkpoint is the first phase
+    config.quantization.gptq_batches = 8  # at the switch, calibration of GPTQ to compare; 0 is off
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # data parallel; -1 takes the devices that are left
@@ -132,6 +140,44 @@ def get_config() -> ConfigDict:
     config.evaluation.sample_prompt = "def "  # what the sample continues
     config.evaluation.ngram_order = 0  # Witten-Bell byte n-gram to compare with; 0 is none
     return config.lock()  # a key that is not here is an error
+
+
+def _losses() -> ConfigDict:
+    """Hyper-parameters of each loss, in a section of its name; see objectives/losses/."""
+    c = ConfigDict()
+
+    c.dice = ConfigDict()
+    c.dice.alpha = 0.0  # exponent of 1 - p, which takes easy tokens out; 0 is off
+    c.dice.smooth = 1e-4  # added above and below, in tokens
+    c.dice.squared = False  # squares below
+
+    c.tversky = ConfigDict()
+    c.tversky.alpha = 0.3  # price of false positives
+    c.tversky.beta = 0.7  # price of false negatives
+    c.tversky.smooth = 1.0  # added above and below, in tokens
+
+    c.one_token_rollout = ConfigDict()
+    c.one_token_rollout.samples = 256  # draws a token; 0 is the exact expectation
+    c.one_token_rollout.temperature = 1.0  # of the draws
+    c.one_token_rollout.beta = -0.1  # reward of all tokens but the label
+
+    c.tempnet = ConfigDict()
+    c.tempnet.rho = 8.0  # divergence from uniform that a temperature aims at, nats
+    c.tempnet.tau_min = 0.5  # lowest temperature
+    c.tempnet.tau_max = 5.0  # highest temperature
+    c.tempnet.width = 256  # hidden width of the network
+    c.tempnet.dropout = 0.5  # in the network, in training
+    c.tempnet.learning_rate = 2e-6  # peak, of the network; 0 is that of the model
+
+    c.harmonic = ConfigDict()
+    c.harmonic.distance = "euclidean"  # euclidean | cosine | bray_curtis | mahalanobis
+    c.harmonic.exponent = 0.0  # of the distance (its square, for two of them); 0 is sqrt(width)
+    c.harmonic.epsilon = 1e-4  # added to every distance
+    c.harmonic.absolute = False  # bray_curtis: divide by the sum of absolute values
+
+    c.block_distillation = ConfigDict()
+    c.block_distillation.block_length = 64  # tokens that see each other
+    return c
 
 
 def _weightings() -> ConfigDict:

@@ -26,6 +26,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs:/
 PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take instead of a run.")
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
+SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
+CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -47,6 +49,18 @@ def run(main: Callable[[], None]) -> None:
 def say(line: str) -> None:
     """Shows a line of progress on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def split(default: str) -> str:
+    """The value of --split.
+
+    Raises:
+      InputError: it is not a split.
+    """
+    value = default if SPLIT.value is None else SPLIT.value
+    if value not in ("train", "validation"):
+        raise InputError(f"--split={value} is not one of: train, validation")
+    return value
 
 
 def use_compilation_cache() -> None:

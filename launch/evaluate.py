@@ -4,19 +4,12 @@ python -m launch.evaluate --workdir=runs/quickstart
 python -m launch.evaluate --packed=runs/quickstart/int4.safetensors
 """
 
-from absl import flags
-
 from launch import command, workdir
-from lm.errors import InputError
-
-_SPLIT = flags.DEFINE_string("split", "validation", "validation or train.")
-_CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
 
 def main() -> None:
     """Evaluates and prints one line a figure."""
-    if _SPLIT.value not in ("train", "validation"):
-        raise InputError(f"--split={_SPLIT.value} is not one of: train, validation")
+    split = command.split("validation")
     command.use_compilation_cache()
     import jax
 
@@ -26,8 +19,8 @@ def main() -> None:
     loaded = workdir.load_chosen()
     c = loaded.config
     texts = corpora.load(
-        _CORPUS.value or c.data.corpus,
-        _SPLIT.value,
+        command.CORPUS.value or c.data.corpus,
+        split,
         directory=c.data.directory,
         validation_fraction=c.data.validation_fraction,
     )
@@ -40,7 +33,7 @@ def main() -> None:
             loaded.run.mesh,
             quantized=quantized,
         )
-    print(f"step {loaded.step}, {_SPLIT.value} split of {_CORPUS.value or c.data.corpus}")
+    print(f"step {loaded.step}, {split} split of {command.CORPUS.value or c.data.corpus}")
     print(f"loss: {score.loss:.4f} nats/token over {score.weight_sum:,.0f} tokens")
     if score.quantized_loss is not None:
         print(f"in full precision: {score.full_precision_loss:.4f}")

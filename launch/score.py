@@ -13,9 +13,6 @@ from absl import flags
 from launch import command, workdir
 from lm.errors import InputError
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to make.")
-_SPLIT = flags.DEFINE_string("split", "train", "train or validation.")
-_CORPUS = flags.DEFINE_string("corpus", "", "Text to score instead, in the form of data.corpus.")
 _NAME = flags.DEFINE_string(
     "name",
     "",
@@ -32,10 +29,9 @@ _WITHOUT_CONTEXT = flags.DEFINE_bool(
 
 def main() -> None:
     """Scores every document once and says how the result is used."""
-    if not _OUTPUT.value:
+    if not command.OUTPUT.value:
         raise InputError("--output=FOLDER is missing: the folder of scores to make")
-    if _SPLIT.value not in ("train", "validation"):
-        raise InputError(f"--split={_SPLIT.value} is not one of: train, validation")
+    split = command.split("train")
     command.use_compilation_cache()
     import jax
 
@@ -44,7 +40,7 @@ def main() -> None:
 
     name = _name()
     try:
-        scores.check_new(_OUTPUT.value)
+        scores.check_new(command.OUTPUT.value)
     except InputError as error:
         raise InputError(f"--output={error}") from None
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
@@ -52,8 +48,8 @@ def main() -> None:
     trained, compute, origin = _scorer(name, loaded)
     compute = jax.jit(compute)
     texts = corpora.load(
-        _CORPUS.value or c.data.corpus,
-        _SPLIT.value,
+        command.CORPUS.value or c.data.corpus,
+        split,
         directory=c.data.directory,
         validation_fraction=c.data.validation_fraction,
     )
@@ -70,11 +66,15 @@ def main() -> None:
                 without_context=_WITHOUT_CONTEXT.value,
             )
         )
-        scores.write(_OUTPUT.value, texts, loaded.tokenizer.fingerprint, [name], total, origin)
+        scores.write(
+            command.OUTPUT.value, texts, loaded.tokenizer.fingerprint, [name], total, origin
+        )
     mean = total.sum / max(total.count, 1)
     print(f"{name}: {total.count:,} values of {documents:,} documents, mean {mean:.4f}")
-    print(f"scores: {_OUTPUT.value}")
-    print(f"next: python -m launch.train ... --config.objective.references.{name}={_OUTPUT.value}")
+    print(f"scores: {command.OUTPUT.value}")
+    print(
+        f"next: python -m launch.train ... --config.objective.references.{name}={command.OUTPUT.value}"
+    )
 
 
 def _name() -> str:
@@ -98,17 +98,16 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
 
     from lm.training import scoring
     from lm.training.second_models import check_tokens
-    from lm.training.state import Trained
     from lm.training.step import make_statistics
 
     def plain(one):
-        return Trained(one.run.plain_params(one.state))
+        return one.run.plain(one.state)._replace(scales=())
 
     model, c = loaded.run.model, loaded.config
     origin = {
         "workdir": command.WORKDIR.value,
         "step": loaded.step,
-        "split": _SPLIT.value,
+        "split": command.split("train"),
         "sequence_length": c.data.sequence_length,
         "without_context": _WITHOUT_CONTEXT.value,
     }
@@ -121,7 +120,7 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
         origin |= {"against": _AGAINST.value, "against_step": other.step}
         contrast = scoring.make_contrast(model, other.run.model)
         return (plain(loaded), plain(other)), contrast, origin
-    statistics = make_statistics(model, c.objective.block_size)
+    statistics = make_statistics(model, c.objective.block_size, None, loaded.run.loss)
 
     def values(trained, batch):
         nll_BT = statistics(trained, batch).nll

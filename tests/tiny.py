@@ -21,6 +21,7 @@ def config(**overrides) -> ConfigDict:
     c.optimizer.update(warmup_steps=2)
     c.checkpoint.update(every_steps=3, every_minutes=0.0)
     c.evaluation.update(every_steps=0, batches=1, sample_tokens=0)
+    c.quantization.gptq_batches = 0
     for name, value in overrides.items():
         *sections, key = name.split("__")
         section = c

@@ -44,7 +44,7 @@ def get_config(argument: str = "86m") -> ConfigDict:
       LookupError: another argument.
     """
     size, _, bits = argument.partition(",")
-    if size not in (*SIZES, "small") or not bits.replace(".", "", 1).isdigit() and bits:
+    if size not in (*SIZES, "small") or (not bits.replace(".", "", 1).isdigit() and bits):
         # ml_collections would show a ValueError with its traceback.
         raise LookupError(
             f"argument {argument!r} is not {', '.join(SIZES)} or small, or one of them + ,BITS"

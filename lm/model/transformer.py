@@ -39,10 +39,12 @@ class Model(NamedTuple):
       init: (key) -> parameters.
       axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
       apply: (parameters, tokens [B, T], positions, segment_ids, cache=None,
-        product=plain_product, scales=None) -> hidden [B, T, D], or (hidden, cache) when a cache is
-        given. With `attention_to` [B, T] bool instead of a cache it gives (hidden, share): of the
-        attention of the last layer at each position the share that goes to the marked positions,
-        mean over heads, float32 [B, T], a constant to gradients.
+        product=plain_product, scales=None, blocks=None, attention_to=None) -> hidden [B, T, D], or
+        (hidden, cache) when a cache is given. Blocks [B, T] cut the attention, see
+        `attention.block_ids`; there are none in decoding. With `attention_to` [B, T] bool instead
+        of a cache it gives (hidden, share): of the attention of the last layer at each position the
+        share that goes to the marked positions, as if there were no blocks, mean over heads,
+        float32 [B, T], a constant to gradients.
       head: (parameters) -> output matrix [D, V].
       embed: (parameters, tokens) -> input of the first layer [B, T, D].
       block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product)
@@ -94,6 +96,7 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         cache=None,
         product=plain_product,
         scales=None,
+        blocks=None,
         attention_to=None,
     ):
         variables = {"params": params}
@@ -102,7 +105,7 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         keep_input = attention_to is not None
         with nn.logical_axis_rules(axis_rules):
             hidden_BTD, new_cache, input_BTD = Transformer(config, product).apply(
-                variables, tokens, positions, segment_ids, cache, keep_input
+                variables, tokens, positions, segment_ids, cache, blocks, keep_input
             )
             if keep_input:
                 # Computed once more beside the model, so that the model's own attention may be a
@@ -249,7 +252,7 @@ class Attention(nn.Module):
     product: Callable[..., jax.Array] = plain_product
 
     @nn.compact
-    def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache):
+    def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache, blocks_BT):
         c = self.config
         query_BNTH, key_BKTH = _queries_and_keys(self, x_BTD, sin_BTH, cos_BTH)
         value_BKTH = _heads(self, "value", x_BTD, c.kv_heads, "kv_heads")
@@ -268,6 +271,7 @@ class Attention(nn.Module):
             segment_ids_BT,
             key_segments,
             offset=offset,
+            blocks_BT=blocks_BT,
             implementation=c.attention,
         )
         shape, axes = (c.heads * c.head_width, c.width), ("heads", "embed")
@@ -336,14 +340,20 @@ class Block(nn.Module):
     product: Callable[..., jax.Array] = plain_product
 
     @nn.compact
-    def __call__(self, carry, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache):
+    def __call__(self, carry, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache, blocks_BT=None):
         c = self.config
         x_BTD, input_BTD = carry
         if input_BTD is not None:
             input_BTD = x_BTD
         norm = functools.partial(Norm, c.norm, c.param_dtype)
         y_BTD, layer_cache = Attention(c, self.product, name="attention")(
-            norm(name="attention_norm")(x_BTD), sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache
+            norm(name="attention_norm")(x_BTD),
+            sin_BTH,
+            cos_BTH,
+            segment_ids_BT,
+            layer_cache,
+            cache,
+            blocks_BT,
         )
         x_BTD = x_BTD + y_BTD
         x_BTD = x_BTD + MLP(c, self.product, name="mlp")(norm(name="mlp_norm")(x_BTD))
@@ -372,7 +382,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "scales": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, *5 * (nn.broadcast,)),
             length=c.layers,
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -381,7 +391,15 @@ class Transformer(nn.Module):
         if c.own_head:
             self.output = Head(c, name="head")
 
-    def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache=None, keep_input=False):
+    def __call__(
+        self,
+        tokens_BT,
+        positions_BT,
+        segment_ids_BT,
+        cache=None,
+        blocks_BT=None,
+        keep_input=False,
+    ):
         """Hidden states, the cache, and with `keep_input` the input of the last block."""
         c = self.config
         x_BTD = self.embed(tokens_BT)
@@ -394,7 +412,7 @@ class Transformer(nn.Module):
             layer_cache = (cache.keys_LBKSH, cache.values_LBKSH)
         carry = (x_BTD, x_BTD if keep_input else None)
         (x_BTD, input_BTD), layer_cache = self.layers(
-            carry, layer_cache, *_turns(c, positions_BT), segment_ids_BT, cache
+            carry, layer_cache, *_turns(c, positions_BT), segment_ids_BT, cache, blocks_BT
         )
         if cache is not None:
             cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])

@@ -18,7 +18,7 @@ from lm.model.transformer import Model
 from lm.training.experiment import Experiment
 from lm.training.references import ATTENTION, EMA
 from lm.training.state import Trained, TrainState
-from lm.training.step import make_statistics
+from lm.training.step import make_loss_statistics
 from objectives.token_loss import denominators, token_loss
 from objectives.weighting import weight_metrics
 
@@ -90,20 +90,24 @@ def inspect(
         raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")
     quantized = run.quantized if run.usable(state)[1] else None
 
-    def measure(model, trained, *options):
-        statistics = make_statistics(model, c.objective.block_size, *options)
+    def measure(model, trained, *options, **more):
+        statistics = make_loss_statistics(model, c.objective.block_size, *options, **more)
         rows = c.train.batch_size // c.train.accumulation
         return _in_batches(statistics, trained, batch, rows)
 
-    own = measure(run.model, state.trained, quantized, ATTENTION in weighting.references)
+    likelihood = run.loss._replace(losses=None)
+    attention = ATTENTION in weighting.references
+    own = measure(run.model, state.trained, quantized, likelihood, attention=attention)
     references = {}
     for name in run.references():
         source = c.objective.references[name]
         if source == EMA:
-            references[name] = measure(run.model, state.ema, quantized).nll
+            references[name] = measure(
+                run.model, state.ema, quantized, likelihood._replace(block_length=0)
+            ).nll
         else:
             references[name] = measure(*second_models[source]).nll
-    if ATTENTION in weighting.references:
+    if attention:
         references[ATTENTION] = own.attention
     arrays = {name: jnp.asarray(x) for name, x in batch.items()}
     weights_BT, _, metrics = weighting.weigh(

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import signal
 import sys
@@ -14,8 +15,9 @@ from ml_collections import ConfigDict
 
 from lm.data import ngram, tokenizers
 from lm.errors import InputError
-from lm.training import evaluation, experiment, metrics, sharding
+from lm.training import branch, evaluation, experiment, metrics, packed, sharding
 from lm.training.checkpoints import Checkpoints
+from lm.training.quantized import FULL_PRECISION
 from lm.training.second_models import open_references
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -29,6 +31,9 @@ _FIXED = (
     "train.seed",
     "train.ema_decay",
     "optimizer.name",
+    "objective.loss",
+    "objective.tempnet.width",
+    "objective.harmonic.distance",
     "quantization",
 )
 _FREE = (
@@ -37,6 +42,7 @@ _FREE = (
     "model.unroll",
     "model.dtype",
     "model.accept_aliasing",
+    "quantization.gptq_batches",
     "data.directory",
 )
 
@@ -124,7 +130,9 @@ class _Loop:
             self.iterator.close()
             self.checkpoints.close()
             raise
-        if restored is None:
+        if restored is None and config.quantization["from"]:
+            self.state, metadata = branch.start(built, self.iterator, say), {}
+        elif restored is None:
             init = jax.jit(built.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
             self.state, metadata = init(jax.random.key(config.train.seed)), {}
         else:
@@ -135,7 +143,9 @@ class _Loop:
         self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = metrics.Writer(workdir, config, self.step)
         self.eval_step = built.eval_step()
-        self.sampler = evaluation.make_sampler(built.model, data.tokenizer, temperature=0.8)
+        self.sampler = evaluation.make_sampler(
+            built.model, data.tokenizer, loss=built.loss, temperature=0.8
+        )
         self.peak = metrics.peak_flops(config.train.peak_flops)
         self.pending = None  # (step, metrics on the device) of the step before this one
         self.logged = (self.step, self.watch.read())
@@ -188,6 +198,7 @@ class _Loop:
             if text := self.sample():
                 self.say("sample: " + text[:300].replace("\n", "\n        "))
             self.save(validation)
+            self.pack()
         baseline = self.baseline()
         if jax.process_index() == 0:
             metrics.plot_curves(self.workdir)
@@ -195,10 +206,53 @@ class _Loop:
 
     def begin_quantized(self) -> None:
         self.report()
+        before, bits = self.watch.read(), self.config.quantization.bits
+        event = {"event": "quantized", "bits": bits} | self.post_training()
         self.state = self.built.begin_quantized()(self.state)
-        bits = self.config.quantization.bits
-        self.say(f"step {self.step}: the quantized phase begins, {bits:g} bits")
-        self.writer.write(self.step, "event", {"event": "quantized", "bits": bits})
+        shown = "".join(f", {name} {event[name]:.4f}" for name in ("rtn", "gptq") if name in event)
+        self.say(f"step {self.step}: the quantized phase begins, {bits:g} bits{shown}")
+        self.writer.write(self.step, "event", event)
+        self.watch.exclude(before)
+
+    def post_training(self) -> dict[str, float]:
+        """Validation losses of quantizing after training from here on: what to be better than.
+
+        Round to nearest and GPTQ at the same widths, calibrated with the first training batches.
+        """
+        c = self.config.quantization
+        if not c.gptq_batches or c.bits >= FULL_PRECISION or jax.process_count() > 1:
+            return {}
+        from lm.training import post_training
+
+        trained, _ = self.built.usable(self.state)
+        limit = self.config.evaluation.batches or None
+        stream = iter(experiment.train_batches(self.config, self.data))
+        with contextlib.closing(stream):
+            taken = itertools.islice(stream, c.gptq_batches)
+            batches = [sharding.put_batch(self.built.mesh, batch) for batch in taken]
+        rules = self.built.quantized.rules
+        results = {"rtn": post_training.round_to_nearest_model(trained.params, rules)}
+        try:
+            results["gptq"] = post_training.gptq_model(
+                self.built.model, trained.params, batches, rules
+            )
+        except ValueError as error:  # a format that GPTQ has no columns for, or a singular Hessian
+            self.say(f"no GPTQ to compare with: {error}")
+        plain = self.built.eval_step(plain=True)
+        losses = {}
+        for name, result in results.items():
+            with self.validation_batches() as batches:
+                on_grid = trained._replace(params=result.params)
+                score = evaluation.evaluate(plain, on_grid, batches, self.built.mesh, limit)
+            losses[name] = score.loss
+        return losses
+
+    @contextlib.contextmanager
+    def validation_batches(self) -> Iterator[Any]:
+        texts, tokenizer = self.data.validation, self.data.tokenizer
+        batches = iter(experiment.evaluation_batches(self.config, texts, tokenizer))
+        with contextlib.closing(batches):
+            yield batches
 
     def recorded_end(self) -> evaluation.Evaluation | None:
         """The last evaluation of a run that was finished before this start."""
@@ -253,10 +307,7 @@ class _Loop:
     def evaluate(self, limit: int | None) -> evaluation.Evaluation:
         self.report()
         before = self.watch.read()
-        texts, tokenizer = self.data.validation, self.data.tokenizer
-        with contextlib.closing(
-            iter(experiment.evaluation_batches(self.config, texts, tokenizer))
-        ) as batches:
+        with self.validation_batches() as batches:
             trained, quantized = self.built.usable(self.state)
             result = evaluation.evaluate(
                 self.eval_step, trained, batches, self.built.mesh, limit, quantized=quantized
@@ -281,8 +332,8 @@ class _Loop:
         c, before = self.config.evaluation, self.watch.read()
         if not c.sample_tokens:
             return ""
-        params = self.built.plain_params(self.state)
-        text = self.sampler(params, c.sample_prompt, self.step, c.sample_tokens)
+        trained = self.built.plain(self.state)
+        text = self.sampler(trained, c.sample_prompt, self.step, c.sample_tokens)
         if jax.process_index() == 0:
             folder = self.workdir / "samples"
             folder.mkdir(exist_ok=True)
@@ -316,6 +367,26 @@ class _Loop:
     def newest(self) -> epath.Path:
         steps = self.checkpoints.steps()
         return self.workdir / "checkpoints" / (str(steps[-1]) if steps else "")
+
+    def pack(self) -> None:
+        """Writes the quantized weights as one packed file, next to the checkpoints."""
+        c = self.config
+        trained, quantized = self.built.usable(self.state)
+        if not quantized or c.quantization.bits >= FULL_PRECISION:
+            return
+        if jax.process_count() > 1 or "://" in str(self.workdir):
+            self.say("packed weights: from one process, python -m launch.quantize --workdir=...")
+            return
+        path = self.workdir / "packed.safetensors"
+        size = packed.write_packed(
+            path,
+            packed.code_leaves(trained.params, trained.scales, self.built.quantized.rules),
+            config=c.to_dict(),
+            vocab_size=self.data.tokenizer.vocab_size,
+            tokenizer=getattr(self.data.tokenizer, "definition", ""),
+            step=self.step,
+        )
+        self.say(f"packed weights: {path}, {size:,} bytes")
 
     def baseline(self) -> float | None:
         """Bits per byte of the n-gram model, computed once a work directory."""

@@ -16,6 +16,7 @@ from lm.model.transformer import project
 from lm.training.state import Trained
 from objectives.quantization import (
     QUANTIZERS,
+    activation_quantizer,
     default_rules,
     init_scales,
     optimal_qat_fraction,
@@ -71,33 +72,47 @@ class Quantized(NamedTuple):
         return quantize_tree(trained.params, trained.scales, self.rules)
 
 
+# `quantization.activations` -> kind of `activation_quantizer`.
+ACTIVATIONS = {
+    "none": FULL_PRECISION,
+    **{f"int{bits}": bits for bits in range(4, 9)},
+    **{kind: kind for kind in ("fp8_e4m3", "fp8_e5m2")},
+}
+
+
 def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
-    """The `quantization` section for parameters of these shapes; None from 16 bits on.
+    """The `quantization` section for parameters of these shapes; None where it changes nothing.
 
     Raises:
       InputError: a width that the quantizer lacks, a group that does not divide a matrix.
     """
     check_choice("quantization.quantizer", c.quantizer, tuple(QUANTIZERS))
-    if c.bits >= FULL_PRECISION:
+    check_choice("quantization.activations", c.activations, tuple(ACTIVATIONS))
+    if not is_on(c):
         return None
+    activation = activation_quantizer(ACTIVATIONS[c.activations])
     try:
-        rules = default_rules(
-            c.bits,
-            QUANTIZERS[c.quantizer],
-            granularity=c.granularity,
-            group_size=c.group_size,
-        )
+        layout = {"granularity": c.granularity, "group_size": c.group_size}
+        layout = {option: value for option, value in layout.items() if value}
+        rules = default_rules(c.bits, QUANTIZERS[c.quantizer], **layout)
         jax.eval_shape(lambda params: init_scales(params, rules), shapes)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"quantization.bits={c.bits:g} with quantization.quantizer={c.quantizer!r}, "
-            f"granularity={c.granularity!r} and group_size={c.group_size}: {error}"
+            f"quantization.bits={c.bits:g}, quantizer={c.quantizer!r}, "
+            f"granularity={c.granularity!r}, group_size={c.group_size}: {error}"
         ) from None
-    return Quantized(rules, make_product(rules))
+    return Quantized(rules, make_product(rules, activation))
 
 
-def make_product(rules: Rules) -> Callable[..., jax.Array]:
-    """x @ quantize(w), and nothing of it kept for the backward pass but x, w and the scale.
+def is_on(c: ConfigDict) -> bool:
+    """Whether the `quantization` section changes anything."""
+    return c.bits < FULL_PRECISION or c.activations != "none"
+
+
+def make_product(
+    rules: Rules, activation: Callable[[jax.Array], jax.Array] | None = None
+) -> Callable[..., jax.Array]:
+    """activation(x) @ quantize(w), of which only x, w and the scale are kept for the backward pass.
 
     Otherwise the scan over layers would keep every layer's quantized weights: a second copy of the
     model. To quantize once more costs one pass over the weights, which is little beside the
@@ -110,6 +125,7 @@ def make_product(rules: Rules) -> Callable[..., jax.Array]:
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def multiply(x_BTI, w_IO, scale):
             on_grid_IO = w_IO if quantizer is None else quantizer.quantize(w_IO, scale)
+            x_BTI = activation(x_BTI) if activation else x_BTI
             return project(x_BTI, on_grid_IO.astype(x_BTI.dtype))
 
         return multiply(x_BTI, w_IO, scale)
@@ -146,7 +162,7 @@ def plan_phases(config: ConfigDict, parameters: int) -> Phases:
         of quantized parameters, where the law has no quantized phase.
     """
     c, steps = config.quantization, config.train.steps
-    if c.bits >= FULL_PRECISION:
+    if not is_on(c):
         return Phases(steps, steps)
     if c.fraction == "optimal":
         tokens = steps * config.train.batch_size * config.data.sequence_length

@@ -11,7 +11,7 @@ from lm.training.state import Trained
 from lm.training.step import (
     make_forward,
     make_gradients,
-    make_statistics,
+    make_loss_statistics,
     make_train_step,
     prompt_tokens,
 )
@@ -64,7 +64,7 @@ def test_gradients_are_those_of_the_attention_given_as_a_constant(gamma, accumul
         return weighting._replace(weigh=weigh)
 
     def run(weighting, attention):
-        statistics = make_statistics(model, 16, attention=attention)
+        statistics = make_loss_statistics(model, 16, attention=attention)
         compute = make_gradients(statistics, weighting, z_loss=0.1, accumulation=accumulation)
         return jax.jit(compute)(trained, b, (), FIRST)
 

@@ -9,12 +9,13 @@ import tiny
 from test_loop import final_state, lines, train
 
 from lm.errors import InputError
-from lm.training import experiment, sharding
+from lm.training import evaluation, experiment, sharding
+from lm.training.packed import read_packed
 from lm.training.quantized import Phases, make_quantized, plan_phases
 from lm.training.schedules import make_phase_schedule
 from lm.training.state import Trained
 from lm.training.step import make_forward
-from objectives.quantization import quantize_tree
+from objectives.quantization import activation_quantizer, quantize_tree
 
 # A stable phase from step 2 to 6, quantized from step 4 of 8.
 FUSED = {
@@ -321,3 +322,97 @@ def test_moments_go_on_or_begin_anew_at_the_switch(reset):
 
 def _of_matrices(path, value):
     return any("matrix" in str(key) for key in path)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp8_e4m3"])
+def test_activations_are_rounded_token_by_token(kind):
+    """The inputs of every product, with weights as they are or on grids; not when off."""
+    model = tiny.model()
+    params, b = tiny.params(model), tiny.batch()
+    section = tiny.config(quantization__activations=kind).quantization
+    quantized = make_quantized(section, params)
+    trained = Trained(params, quantized.first_scales(params))
+    assert not jax.tree.leaves(trained.scales)
+    hidden, _ = jax.jit(make_forward(model, quantized))(trained, b)
+    rounding = activation_quantizer(int(kind[3:]) if kind.startswith("int") else kind)
+    seen = []
+
+    def product(path, x, w, scale):
+        seen.append(path)
+        return rounding(x) @ w
+
+    inputs = b["tokens"], b["positions"], b["segment_ids"]
+    expected = jax.jit(lambda p: model.apply(p, *inputs, product=product))(params)
+    np.testing.assert_allclose(hidden, expected, atol=2e-5)
+    assert set(seen) == {
+        f"layers/{name}"
+        for name in ("attention/query", "attention/key", "attention/value", "attention/output")
+    } | {"layers/mlp/up", "layers/mlp/down"}
+    plain = jax.jit(lambda p: model.apply(p, *inputs))(params)
+    assert np.abs(hidden - plain).max() > 1e-3
+
+
+def test_packed_weights_and_post_training_losses_of_a_run(whole, corpus, tmp_path):
+    """The file gives the run's last evaluation; at the switch the run says what it has to beat."""
+    config, folder = whole
+    found = read_packed(folder / "packed.safetensors")
+    run = experiment.build(config, found.vocab_size)
+    data = experiment.load_data(config.data)
+    with jax.set_mesh(run.mesh):
+        batches = experiment.evaluation_batches(config, data.validation, data.tokenizer)
+        score = evaluation.evaluate(
+            run.eval_step(plain=True), Trained(found.params), batches, run.mesh
+        )
+    last = lines(folder, "validation")[-1]
+    np.testing.assert_allclose(score.loss, last["quantized_loss"], rtol=1e-6)
+    assert abs(score.loss - last["full_precision_loss"]) > 1e-4  # negative control
+
+    compared = config.copy_and_resolve_references()
+    compared.quantization.update({"gptq_batches": 2, "from": ""})
+    compared.train.steps, compared.quantization.fraction = 6, "0.34"
+    compared.evaluation.batches = 0
+    train(compared, tmp_path / "compared")
+    (event,) = lines(tmp_path / "compared", "event")
+    at_switch = next(x for x in lines(tmp_path / "compared", "validation") if x["step"] == 4)
+    np.testing.assert_allclose(event["rtn"], at_switch["quantized_loss"], rtol=1e-6)
+    assert np.isfinite(event["gptq"])
+    assert event["gptq"] != event["rtn"]
+
+
+def test_runs_share_a_full_precision_phase(whole, corpus, tmp_path):
+    """Bit for bit what one run would be that trains both phases."""
+    config, folder = whole
+    first = config.copy_and_resolve_references()
+    first.quantization.bits = 16.0
+    first.checkpoint.update(every_steps=4, keep=5)
+    train(first, tmp_path / "first")
+    second = config.copy_and_resolve_references()
+    second.quantization["from"] = str(tmp_path / "first")
+    _, said = train(second, tmp_path / "second")
+    assert f"starts with step 4 of {tmp_path / 'first'}" in said
+    (a, at), (b, bt) = (final_state(config, f) for f in (tmp_path / "second", folder))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert at == bt
+    losses = [line["loss"] for line in lines(folder, "train")]
+    assert [line["loss"] for line in lines(tmp_path / "second", "train")] == losses[4:]
+
+    for key, value, names in (
+        ("model.width", 64, r"model\.width=32, not 64"),
+        ("train.seed", 7, r"train\.seed=0, not 7"),
+        ("train.steps", 12, "another learning rate|no checkpoint 6"),
+        ("quantization.fraction", "0.375", "no checkpoint 5"),
+        ("quantization.from", str(tmp_path), "holds no run"),
+    ):
+        other = second.copy_and_resolve_references()
+        other.update_from_flattened_dict({key: value})
+        with pytest.raises(InputError, match=names):
+            train(other, tmp_path / "refused")
+
+    # The parameters alone, for a run that is quantized from its first step on.
+    tuned = second.copy_and_resolve_references()
+    tuned.quantization.update(fraction="1", bits=4.0)
+    tuned.train.update(steps=3, seed=3)
+    _, said = train(tuned, tmp_path / "tuned")
+    assert any(line.startswith("starts with the parameters of step 8") for line in said)
+    begun = lines(tmp_path / "tuned", "train")[0]["loss"]
+    assert begun < losses[0] - 0.3

@@ -374,31 +374,3 @@ def test_what_cannot_be_a_source_is_refused_before_anything_is_written(
         loop.train(config, str(tmp_path / "run"), lambda line: None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_document_that_changes_while_training_ends_the_run_and_spoils_nothing(
-    corpus, stored, tmp_path
-):
-    file = tmp_path / "corpus.jsonl"
-    shutil.copy(corpus, file)
-    options = {
-        "objective__weighting": "rho1",
-        "objective__references__reference_nll": stored["reference_nll"],
-        "train__steps": 200,
-        "checkpoint__every_steps": 1,
-    }
-    # Names of lines hold the file's name, which is the same.
-    config = tiny.config(data__corpus=str(file), **options, **SHORT)
-    content = file.read_text()
-
-    def say(line):
-        if line.startswith("step 2/"):
-            file.write_text(content.replace("=", "~"))  # In place: offsets stay.
-
-    with pytest.raises(InputError, match=r"are those of other text: run launch\.score again"):
-        loop.train(config, str(tmp_path / "run"), say)
-    file.write_text(content)
-    saved = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()}
-    assert max(saved) >= 2
-    config.train.steps = max(saved) + 1
-    assert loop.train(config, str(tmp_path / "run"), lambda line: None).finished
