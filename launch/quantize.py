@@ -19,7 +19,6 @@ from lm.errors import InputError
 _BITS = flags.DEFINE_float(
     "bits", None, "Width of the layers' matrices, to quantize after training."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "File to write, as MODEL.safetensors.")
 _METHOD = flags.DEFINE_string("method", "rtn", "rtn (round to nearest), gptq, or rsq (weighted).")
 _QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/quantization.")
 _GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
@@ -69,7 +68,7 @@ def main() -> None:
         plain = jax.jit(make_eval_step(run.model, c.objective.block_size))
         after = evaluate(plain, Trained(result.params), False)
     size = packed.write_packed(
-        _OUTPUT.value,
+        command.OUTPUT.value,
         result.leaves(),
         config=c.to_dict(),
         vocab_size=run.model.config.vocab_size,
@@ -82,7 +81,7 @@ def main() -> None:
         print(f"validation {name}: {s.loss:.4f} nats/token, {s.bits_per_byte:.4f} bits/byte")
     print(f"parameters: {count:,}, {whole:,} bytes")
     print(f"file: {size:,} bytes, {8 * size / count:.2f} bits a weight with scales and header")
-    print(f"next: python -m launch.evaluate --packed={_OUTPUT.value}")
+    print(f"next: python -m launch.evaluate --packed={command.OUTPUT.value}")
 
 
 def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:
@@ -125,11 +124,11 @@ def _check() -> None:
     for name in ("method", "quantizer", "granularity", "group_size", "calibration_batches"):
         if _BITS.value is None and flags.FLAGS[name].present:
             raise InputError(f"--{name} needs --bits=WIDTH; without, the run's own grids are taken")
-    if not _OUTPUT.value:
+    if not command.OUTPUT.value:
         raise InputError("--output=FILE is missing, for example --output=int4.safetensors")
-    folder = Path(_OUTPUT.value).parent
+    folder = Path(command.OUTPUT.value).parent
     if not folder.is_dir():
-        raise InputError(f"--output={_OUTPUT.value}: there is no folder {folder}")
+        raise InputError(f"--output={command.OUTPUT.value}: there is no folder {folder}")
     if _METHOD.value not in _METHODS:
         raise InputError(f"--method={_METHOD.value} is not one of: {', '.join(_METHODS)}")
     if _BATCHES.value < 1:
