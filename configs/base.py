@@ -80,11 +80,14 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is off
 
     config.objective = ConfigDict()
+    # cross_entropy, or a section of `_losses`
+    config.objective.loss = "cross_entropy"
     # uniform (the weights of the data), or a section of `_weightings`; "dft*dynamic" multiplies
     config.objective.weighting = "uniform"
     config.objective.normalisation = "kept"  # kept | all | sequence: what the loss is divided by
     config.objective.z_loss = 0.0  # coefficient of the mean squared log-sum-exp
     config.objective.block_size = 1024  # vocabulary entries of one block of the cross-entropy
+    config.objective.update(_losses())
     config.objective.update(_weightings())
 
     # Where what a weighting compares with comes from: ema (the average of the model's parameters,
@@ -137,6 +140,44 @@ def get_config() -> ConfigDict:
     config.evaluation.sample_prompt = "def "  # what the sample continues
     config.evaluation.ngram_order = 0  # Witten-Bell byte n-gram to compare with; 0 is none
     return config.lock()  # a key that is not here is an error
+
+
+def _losses() -> ConfigDict:
+    """Hyper-parameters of each loss, in a section of its name; see objectives/losses/."""
+    c = ConfigDict()
+
+    c.dice = ConfigDict()
+    c.dice.alpha = 0.0  # exponent of 1 - p, which takes easy tokens out; 0 is off
+    c.dice.smooth = 1e-4  # added above and below, in tokens
+    c.dice.squared = False  # squares below
+
+    c.tversky = ConfigDict()
+    c.tversky.alpha = 0.3  # price of false positives
+    c.tversky.beta = 0.7  # price of false negatives
+    c.tversky.smooth = 1.0  # added above and below, in tokens
+
+    c.one_token_rollout = ConfigDict()
+    c.one_token_rollout.samples = 256  # draws a token; 0 is the exact expectation
+    c.one_token_rollout.temperature = 1.0  # of the draws
+    c.one_token_rollout.beta = -0.1  # reward of all tokens but the label
+
+    c.tempnet = ConfigDict()
+    c.tempnet.rho = 8.0  # divergence from uniform that a temperature aims at, nats
+    c.tempnet.tau_min = 0.5  # lowest temperature
+    c.tempnet.tau_max = 5.0  # highest temperature
+    c.tempnet.width = 256  # hidden width of the network
+    c.tempnet.dropout = 0.5  # in the network, in training
+    c.tempnet.learning_rate = 2e-6  # peak, of the network; 0 is that of the model
+
+    c.harmonic = ConfigDict()
+    c.harmonic.distance = "euclidean"  # euclidean | cosine | bray_curtis | mahalanobis
+    c.harmonic.exponent = 0.0  # of the distance (its square, for two of them); 0 is sqrt(width)
+    c.harmonic.epsilon = 1e-4  # added to every distance
+    c.harmonic.absolute = False  # bray_curtis: divide by the sum of absolute values
+
+    c.block_distillation = ConfigDict()
+    c.block_distillation.block_length = 64  # tokens that see each other
+    return c
 
 
 def _weightings() -> ConfigDict:

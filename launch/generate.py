@@ -35,13 +35,13 @@ def main() -> None:
     sampler = evaluation.make_sampler(
         loaded.run.model,
         loaded.tokenizer,
+        loss=loaded.run.loss,
         temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
     with jax.set_mesh(loaded.run.mesh):
-        params = loaded.run.plain_params(loaded.state)
-        print(sampler(params, _PROMPT.value, _SEED.value, _TOKENS.value))
+        print(sampler(loaded.run.plain(loaded.state), _PROMPT.value, _SEED.value, _TOKENS.value))
 
 
 if __name__ == "__main__":

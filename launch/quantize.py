@@ -61,11 +61,16 @@ def main() -> None:
 
     with jax.set_mesh(run.mesh):
         trained, quantized = run.usable(loaded.state)
+        if jax.tree.leaves(trained.loss):
+            raise InputError(
+                f"objective.loss={c.objective.loss!r} of this run has parameters of its own, for "
+                "which a packed file has no place"
+            )
         if rules is None and not quantized:
             raise InputError("--bits=WIDTH is missing: this run was not trained with quantization")
         result = _put_on_grids(run, trained, rules, data)
         before = evaluate(run.eval_step(), trained, quantized)
-        plain = jax.jit(make_eval_step(run.model, c.objective.block_size))
+        plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.loss))
         after = evaluate(plain, Trained(result.params), False)
     size = packed.write_packed(
         command.OUTPUT.value,

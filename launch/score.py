@@ -95,11 +95,10 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
 
     from lm.training import scoring
     from lm.training.second_models import check_tokens
-    from lm.training.state import Trained
     from lm.training.step import make_statistics
 
     def plain(one):
-        return Trained(one.run.plain_params(one.state))
+        return one.run.plain(one.state)._replace(scales=())
 
     model, c = loaded.run.model, loaded.config
     origin = {
@@ -118,7 +117,7 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
         origin |= {"against": _AGAINST.value, "against_step": other.step}
         contrast = scoring.make_contrast(model, other.run.model)
         return (plain(loaded), plain(other)), contrast, origin
-    statistics = make_statistics(model, c.objective.block_size)
+    statistics = make_statistics(model, c.objective.block_size, None, loaded.run.loss)
 
     def values(trained, batch):
         nll_BT = statistics(trained, batch).nll

@@ -20,7 +20,7 @@ class Loaded(NamedTuple):
       config: of the run, its mesh being that of one device.
       run: the functions of the config.
       tokenizer: of the run.
-      state: as it was saved; see `Experiment.usable` and `Experiment.plain_params`. Of a packed
+      state: as it was saved; see `Experiment.usable` and `Experiment.plain`. Of a packed
         file, its parameters and no optimizer.
       step: of the checkpoint.
     """

@@ -18,12 +18,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-# Measured on a 2-core CPU, float32, V=2,048 to 131,072: within 15% of the fastest of 512, 1,024,
-# 2,048 and 4,096, none of which is fastest everywhere, with half the temporary memory of 2,048.
-DEFAULT_BLOCK_SIZE = 1024
+from objectives.vocabulary import (
+    DEFAULT_BLOCK_SIZE,
+    Scores,
+    add_gradients,
+    for_each_block,
+    products,
+)
 
 
 class TokenStatistics(NamedTuple):
@@ -41,6 +44,11 @@ class TokenStatistics(NamedTuple):
     entropy: jax.Array
     log_probability: jax.Array
 
+    @property
+    def loss(self) -> jax.Array:
+        """What is minimised: nll. Of another loss it is a field (`objectives.losses`)."""
+        return self.nll
+
 
 def token_statistics(
     hidden: jax.Array,
@@ -48,6 +56,7 @@ def token_statistics(
     targets: jax.Array,
     *,
     softcap: float = 0.0,
+    scores: Scores | None = None,
     block_size: int = DEFAULT_BLOCK_SIZE,
 ) -> TokenStatistics:
     """Per-token loss, log-sum-exp and entropy of softmax(hidden @ head), with exact gradients.
@@ -81,6 +90,8 @@ def token_statistics(
       head: [D, V] float32 or bfloat16, any V >= 1; the block need not divide it.
       targets: [B, T] integers in [0, V). Outside of it, nll and log_probability are NaN.
       softcap: bound c of the logits; 0 means none. A Python number.
+      scores: what makes other logits than hidden @ head of the two; the statistics are those of
+        their softmax, and gradients are exact through it.
       block_size: columns of the head per block; the last one may be smaller. A Python integer.
 
     Returns:
@@ -89,11 +100,13 @@ def token_statistics(
 
     Raises:
       ValueError: shapes that do not fit together, a dtype other than those above, a negative or
-        infinite `softcap`, a `block_size` below 1.
+        infinite `softcap`, a `softcap` beside `scores`, a `block_size` below 1.
     """
     _check_arguments(hidden, head, targets, softcap, block_size)
-    block_size = min(block_size, head.shape[1])
-    nll_BT, logsumexp_BT, entropy_BT = _statistics(softcap, block_size, hidden, head, targets)
+    if scores is not None and softcap:
+        raise ValueError(f"softcap={softcap} is of products, not of other scores")
+    scores = scores or products(softcap)
+    nll_BT, logsumexp_BT, entropy_BT = _statistics(scores, block_size, hidden, head, targets)
     return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT)
 
 
@@ -145,14 +158,9 @@ def _merge(a: _Partial, b: _Partial) -> _Partial:
     )
 
 
-def _block_logits(softcap, hidden_BTD, head_DK):
-    logits_BTK = jnp.einsum("btd,dk->btk", hidden_BTD, head_DK, preferred_element_type=jnp.float32)
-    return softcap * jnp.tanh(logits_BTK / softcap) if softcap else logits_BTK
-
-
-def _block_statistics(softcap, hidden_BTD, head_DK, targets_BT) -> _Partial:
+def _block_statistics(scores, hidden_BTD, head_DK, targets_BT) -> _Partial:
     """Statistics of one block; targets count from the block's first column."""
-    logits_BTK = _block_logits(softcap, hidden_BTD, head_DK)
+    logits_BTK = scores.logits(hidden_BTD, head_DK)
     maximum_BT = logits_BTK.max(-1)
     shifted_BTK = logits_BTK - maximum_BT[..., None]
     exp_BTK = jnp.exp(shifted_BTK)
@@ -169,27 +177,13 @@ def _block_statistics(softcap, hidden_BTD, head_DK, targets_BT) -> _Partial:
     )
 
 
-def _first_block(vocabulary: int, block_size: int) -> tuple[int, int]:
-    """Width of the first block and number of full blocks after it.
-
-    The odd block, if there is one, comes first and outside of the loop, where its width is free:
-    nothing is padded, so nothing needs a mask and the head is not copied.
-    """
-    width = vocabulary % block_size or block_size
-    return width, (vocabulary - width) // block_size
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _statistics(softcap, block_size, hidden_BTD, head_DV, targets_BT):
-    width, full_blocks = _first_block(head_DV.shape[1], block_size)
+def _statistics(scores, block_size, hidden_BTD, head_DV, targets_BT):
+    def add_block(partial, head_DK, start):
+        block = _block_statistics(scores, hidden_BTD, head_DK, targets_BT - start)
+        return block if partial is None else _merge(partial, block)
 
-    def add_block(i, partial):
-        start = width + i * block_size
-        head_DK = lax.dynamic_slice_in_dim(head_DV, start, block_size, axis=1)
-        return _merge(partial, _block_statistics(softcap, hidden_BTD, head_DK, targets_BT - start))
-
-    partial = _block_statistics(softcap, hidden_BTD, head_DV[:, :width], targets_BT)
-    partial = lax.fori_loop(0, full_blocks, add_block, partial)
+    partial = for_each_block(head_DV, block_size, add_block, None)
     log_sum_BT = jnp.log(partial.sum_exp)
     nll_BT = log_sum_BT + (partial.maximum - partial.target_logit)
     logsumexp_BT = log_sum_BT + partial.maximum
@@ -197,14 +191,14 @@ def _statistics(softcap, block_size, hidden_BTD, head_DV, targets_BT):
     return nll_BT, logsumexp_BT, entropy_BT
 
 
-def _statistics_forward(softcap, block_size, hidden, head, targets):
+def _statistics_forward(scores, block_size, hidden, head, targets):
     arrays = hidden.value, head.value, targets.value
-    outputs = _statistics(softcap, block_size, *arrays)
+    outputs = _statistics(scores, block_size, *arrays)
     _, logsumexp_BT, entropy_BT = outputs
     return outputs, (*arrays, logsumexp_BT, entropy_BT)
 
 
-def _statistics_backward(softcap, block_size, residuals, cotangents):
+def _statistics_backward(scores, block_size, residuals, cotangents):
     hidden_BTD, head_DV, targets_BT, logsumexp_BT, entropy_BT = residuals
     # The gradient of the entropy is seldom asked for, and asking keeps its sums in the forward
     # pass: 25% of the forward's time and twice its memory. A symbolic zero leaves all of it out.
@@ -219,38 +213,20 @@ def _statistics_backward(softcap, block_size, residuals, cotangents):
     if through_entropy:
         d_probability_BT -= d_entropy_BT * entropy_BT
 
-    def block_gradients(head_DK, targets_BT):
-        """Gradients of one block; targets count from the block's first column."""
-        logits_BTK = _block_logits(softcap, hidden_BTD, head_DK)
+    def add_block(gradients, head_DK, start):
+        logits_BTK = scores.logits(hidden_BTD, head_DK)
         log_p_BTK = logits_BTK - logsumexp_BT[..., None]
         slope_BTK = d_probability_BT[..., None]
         if through_entropy:
             slope_BTK = slope_BTK - d_entropy_BT[..., None] * log_p_BTK
-        is_target_BTK = targets_BT[..., None] == jnp.arange(head_DK.shape[1])
+        is_target_BTK = (targets_BT - start)[..., None] == jnp.arange(head_DK.shape[1])
         dz_BTK = jnp.exp(log_p_BTK) * slope_BTK - jnp.where(is_target_BTK, d_nll_BT[..., None], 0)
-        if softcap:
-            dz_BTK *= 1 - jnp.square(logits_BTK / softcap)
-        dz_BTK = jnp.where(live_BT[..., None], dz_BTK, 0)
-        dz_BTK = dz_BTK.astype(jnp.promote_types(hidden_BTD.dtype, head_DK.dtype))
-        dhidden_BTD = jnp.einsum("btk,dk->btd", dz_BTK, head_DK, preferred_element_type=jnp.float32)
-        # hidden^T dz, as the head lies in memory: as (dz^T hidden)^T, forward and backward take
-        # 1.5 times as long on CPU with blocks of 1,024 and twice with 2,048.
-        dhead_DK = jnp.einsum("btd,btk->dk", hidden_BTD, dz_BTK, preferred_element_type=jnp.float32)
-        return dhidden_BTD, dhead_DK.astype(head_DV.dtype)
+        block = scores.pull_back(hidden_BTD, head_DK, logits_BTK, dz_BTK, live_BT)
+        return add_gradients(gradients, block, start)
 
-    width, full_blocks = _first_block(head_DV.shape[1], block_size)
-
-    def add_block(i, gradients):
-        dhidden_BTD, dhead_DV = gradients
-        start = width + i * block_size
-        head_DK = lax.dynamic_slice_in_dim(head_DV, start, block_size, axis=1)
-        block_dhidden_BTD, dhead_DK = block_gradients(head_DK, targets_BT - start)
-        dhead_DV = lax.dynamic_update_slice_in_dim(dhead_DV, dhead_DK, start, axis=1)
-        return dhidden_BTD + block_dhidden_BTD, dhead_DV
-
-    dhidden_BTD, dhead_DK = block_gradients(head_DV[:, :width], targets_BT)
-    dhead_DV = lax.dynamic_update_slice_in_dim(jnp.zeros_like(head_DV), dhead_DK, 0, axis=1)
-    dhidden_BTD, dhead_DV = lax.fori_loop(0, full_blocks, add_block, (dhidden_BTD, dhead_DV))
+    dhidden_BTD, dhead_DV = for_each_block(
+        head_DV, block_size, add_block, (None, jnp.zeros_like(head_DV))
+    )
     # A second time, for a head that is not finite: 0 * inf is NaN.
     dhidden_BTD = jnp.where(live_BT[..., None], dhidden_BTD, 0)
     return dhidden_BTD.astype(residuals[0].dtype), dhead_DV, None

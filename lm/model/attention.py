@@ -10,6 +10,9 @@ import jax.numpy as jnp
 # sees itself only, so no row is ever fully masked.
 _MASKED = -1e30
 
+# Id of the last block of a document, which sees all of it.
+LAST_BLOCK = -1
+
 # Queries of one block, and blocks at most: the program grows with their number.
 _BLOCK = 64
 _MAX_BLOCKS = 8
@@ -23,18 +26,21 @@ def attend(
     key_segments_BS: jax.Array,
     *,
     offset: jax.Array | int = 0,
+    blocks_BT: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H) + mask) v, returned as [B, N, T, H].
 
     Query t stands at index `offset + t` of the keys and sees key s if s <= offset + t and both lie
-    in the same segment. Grouped-query attention when K < N.
+    in the same segment, and with blocks in the same block or the query in a last one.
+    Grouped-query attention when K < N.
 
     Args:
       query_BNTH, key_BKSH, value_BKSH: heads before length: on CPU products in this order take
         0.9 x the time of [B, T, N, H] and no transposes.
       query_segments_BT, key_segments_BS: int32; tokens of different segments do not meet.
       offset: index of the first query among the keys; must be 0 when T = S.
+      blocks_BT: int32, of queries and keys alike (T = S); see `block_ids`. None is no blocks.
       implementation: "einsum"; "xla" or "cudnn" through `jax.nn.dot_product_attention`; "auto" is
         "cudnn" for half precision on GPU and "einsum" elsewhere.
     """
@@ -43,9 +49,9 @@ def attend(
         implementation = "cudnn" if half and jax.default_backend() == "gpu" else "einsum"
     if implementation == "einsum":
         return _einsum_attention(
-            query_BNTH, key_BKSH, value_BKSH, query_segments_BT, key_segments_BS, offset
+            query_BNTH, key_BKSH, value_BKSH, query_segments_BT, key_segments_BS, offset, blocks_BT
         )
-    mask_BTS = visible(query_segments_BT, key_segments_BS, offset)
+    mask_BTS = visible(query_segments_BT, key_segments_BS, offset, blocks_BT, blocks_BT)
     out_BTNH = jax.nn.dot_product_attention(
         *(jnp.swapaxes(x, 1, 2) for x in (query_BNTH, key_BKSH, value_BKSH)),
         mask=mask_BTS[:, None],
@@ -55,15 +61,47 @@ def attend(
 
 
 def visible(
-    query_segments_BT: jax.Array, key_segments_BS: jax.Array, offset: jax.Array | int
+    query_segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+    offset: jax.Array | int,
+    query_blocks_BT: jax.Array | None = None,
+    key_blocks_BS: jax.Array | None = None,
 ) -> jax.Array:
-    """Which keys a query sees, [B, T, S] bool: not later, and of its own segment."""
+    """Which keys a query sees, [B, T, S] bool: not later, of its own segment and, with blocks, of
+    its own block or from a last one.
+    """
     queries_T1 = offset + jnp.arange(query_segments_BT.shape[1])[:, None]
     causal_TS = queries_T1 >= jnp.arange(key_segments_BS.shape[1])[None, :]
-    return causal_TS[None] & (query_segments_BT[:, :, None] == key_segments_BS[:, None, :])
+    seen_BTS = causal_TS[None] & (query_segments_BT[:, :, None] == key_segments_BS[:, None, :])
+    if query_blocks_BT is None:
+        return seen_BTS
+    blocks_BT1 = query_blocks_BT[:, :, None]
+    return seen_BTS & ((blocks_BT1 == key_blocks_BS[:, None, :]) | (blocks_BT1 == LAST_BLOCK))
 
 
-def _einsum_attention(query_BNTH, key_BKSH, value_BKSH, query_segments, key_segments, offset):
+def block_ids(positions_BT: jax.Array, segment_ids_BT: jax.Array, length: int) -> jax.Array:
+    """Blocks of `length` tokens, counted from the start of each document: int32 [B, T].
+
+    The last block that a row has of a segment is `LAST_BLOCK`.
+
+    Args:
+      positions_BT: int32, of a token in its document.
+      segment_ids_BT: int32, alike for the tokens of a document, which stand in one piece.
+      length: tokens of a block.
+    """
+    blocks_BT = positions_BT // length
+    index_T = jnp.arange(positions_BT.shape[1])
+    ends_BT = jnp.pad(
+        segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (0, 1)), constant_values=True
+    )
+    end_BT = jax.lax.cummin(jnp.where(ends_BT, index_T, index_T[-1]), axis=1, reverse=True)
+    last_BT = jnp.take_along_axis(blocks_BT, end_BT, axis=1)
+    return jnp.where(blocks_BT == last_BT, LAST_BLOCK, blocks_BT)
+
+
+def _einsum_attention(
+    query_BNTH, key_BKSH, value_BKSH, query_segments, key_segments, offset, blocks_BT
+):
     t, s = query_BNTH.shape[2], key_BKSH.shape[2]
     if t != s:  # decoding
         return _attend_block(
@@ -75,7 +113,8 @@ def _einsum_attention(query_BNTH, key_BKSH, value_BKSH, query_segments, key_segm
     blocks = []
     for start in range(0, t, block):
         end = min(start + block, t)
-        mask_BTS = visible(query_segments[:, start:end], key_segments[:, :end], start)
+        ids = () if blocks_BT is None else (blocks_BT[:, start:end], blocks_BT[:, :end])
+        mask_BTS = visible(query_segments[:, start:end], key_segments[:, :end], start, *ids)
         blocks.append(
             _attend_block(
                 query_BNTH[:, :, start:end], key_BKSH[:, :, :end], value_BKSH[:, :, :end], mask_BTS

@@ -3,12 +3,16 @@
 B batch, P prompt length, S cache length, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lm.model.transformer import KVCache, Model
+
+# (hidden states [B, 1, D], head [D, V]) -> logits [B, 1, V].
+Logits = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def init_cache(model: Model, batch: int, length: int) -> KVCache:
@@ -24,10 +28,22 @@ def init_cache(model: Model, batch: int, length: int) -> KVCache:
 
 
 def next_logits(
-    model: Model, params: Any, tokens_BT, positions_BT, segments_BT, cache: KVCache
+    model: Model,
+    params: Any,
+    tokens_BT,
+    positions_BT,
+    segments_BT,
+    cache: KVCache,
+    logits: Logits | None = None,
 ) -> tuple[jax.Array, KVCache]:
-    """Logits [B, V] (float32, soft-capped) of the token after the last of `tokens`."""
+    """Logits [B, V] (float32) of the token after the last of `tokens`.
+
+    By `logits`, for a model trained to predict another distribution than the softmax of products;
+    otherwise hidden @ head, soft-capped.
+    """
     hidden_BTD, cache = model.apply(params, tokens_BT, positions_BT, segments_BT, cache)
+    if logits is not None:
+        return logits(hidden_BTD[:, -1:], model.head(params))[:, 0], cache
     logits_BV = jnp.dot(hidden_BTD[:, -1], model.head(params), preferred_element_type=jnp.float32)
     if cap := model.config.logit_softcap:
         logits_BV = cap * jnp.tanh(logits_BV / cap)
@@ -74,6 +90,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    logits: Logits | None = None,
 ) -> jax.Array:
     """Continues each prompt by `steps` tokens, [B, steps] int32. Jit it with `steps` static.
 
@@ -84,12 +101,15 @@ def generate(
       key: random key.
       steps: tokens to add.
       temperature, top_k, top_p: see `sample`.
+      logits: see `next_logits`.
     """
     batch, prompt_length = prompt_BP.shape
     segments_BP = prompt_mask_BP.astype(jnp.int32)
     positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
     cache = init_cache(model, batch, prompt_length + steps)
-    logits_BV, cache = next_logits(model, params, prompt_BP, positions_BP, segments_BP, cache)
+    logits_BV, cache = next_logits(
+        model, params, prompt_BP, positions_BP, segments_BP, cache, logits
+    )
 
     def step(carry, key):
         logits_BV, position_B, cache = carry
@@ -101,6 +121,7 @@ def generate(
             position_B[:, None],
             jnp.ones((batch, 1), jnp.int32),
             cache,
+            logits,
         )
         return (logits_BV, position_B + 1, cache), token_B
 

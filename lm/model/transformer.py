@@ -39,8 +39,9 @@ class Model(NamedTuple):
       init: (key) -> parameters.
       axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
       apply: (parameters, tokens [B, T], positions, segment_ids, cache=None,
-        product=plain_product, scales=None) -> hidden [B, T, D], or (hidden, cache) when a cache is
-        given.
+        product=plain_product, scales=None, blocks=None) -> hidden [B, T, D], or (hidden, cache)
+        when a cache is given. Blocks [B, T] cut the attention, see `attention.block_ids`; there are
+        none in decoding.
       head: (parameters) -> output matrix [D, V].
       embed: (parameters, tokens) -> input of the first layer [B, T, D].
       block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product)
@@ -85,14 +86,21 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         return nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
 
     def apply(
-        params, tokens, positions, segment_ids, cache=None, product=plain_product, scales=None
+        params,
+        tokens,
+        positions,
+        segment_ids,
+        cache=None,
+        product=plain_product,
+        scales=None,
+        blocks=None,
     ):
         variables = {"params": params}
         if scales := _without_empty(scales or {}):
             variables["scales"] = {"layers": scales}
         with nn.logical_axis_rules(axis_rules):
             hidden_BTD, new_cache = Transformer(config, product).apply(
-                variables, tokens, positions, segment_ids, cache
+                variables, tokens, positions, segment_ids, cache, blocks
             )
         return hidden_BTD if cache is None else (hidden_BTD, new_cache)
 
@@ -213,7 +221,7 @@ class Attention(nn.Module):
     product: Callable[..., jax.Array] = plain_product
 
     @nn.compact
-    def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache):
+    def __call__(self, x_BTD, sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache, blocks_BT):
         c = self.config
         d, h = c.width, c.head_width
 
@@ -246,6 +254,7 @@ class Attention(nn.Module):
             segment_ids_BT,
             key_segments,
             offset=offset,
+            blocks_BT=blocks_BT,
             implementation=c.attention,
         )
         out_BTM = jnp.swapaxes(out_BNTH, 1, 2).reshape(*x_BTD.shape[:2], c.heads * h)
@@ -286,11 +295,17 @@ class Block(nn.Module):
     product: Callable[..., jax.Array] = plain_product
 
     @nn.compact
-    def __call__(self, x_BTD, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache):
+    def __call__(self, x_BTD, layer_cache, sin_BTH, cos_BTH, segment_ids_BT, cache, blocks_BT=None):
         c = self.config
         norm = functools.partial(Norm, c.norm, c.param_dtype)
         y_BTD, layer_cache = Attention(c, self.product, name="attention")(
-            norm(name="attention_norm")(x_BTD), sin_BTH, cos_BTH, segment_ids_BT, layer_cache, cache
+            norm(name="attention_norm")(x_BTD),
+            sin_BTH,
+            cos_BTH,
+            segment_ids_BT,
+            layer_cache,
+            cache,
+            blocks_BT,
         )
         x_BTD = x_BTD + y_BTD
         x_BTD = x_BTD + MLP(c, self.product, name="mlp")(norm(name="mlp_norm")(x_BTD))
@@ -319,7 +334,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "scales": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, *5 * (nn.broadcast,)),
             length=c.layers,
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -328,7 +343,7 @@ class Transformer(nn.Module):
         if c.own_head:
             self.output = Head(c, name="head")
 
-    def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache=None):
+    def __call__(self, tokens_BT, positions_BT, segment_ids_BT, cache=None, blocks_BT=None):
         c = self.config
         x_BTD = self.embed(tokens_BT)
         angle_BTH = positions_BT[..., None] * _frequencies(c)
@@ -340,7 +355,13 @@ class Transformer(nn.Module):
             cache = cache._replace(segment_ids_BS=segments_BS)
             layer_cache = (cache.keys_LBKSH, cache.values_LBKSH)
         x_BTD, layer_cache = self.layers(
-            x_BTD, layer_cache, jnp.sin(angle_BTH), jnp.cos(angle_BTH), segment_ids_BT, cache
+            x_BTD,
+            layer_cache,
+            jnp.sin(angle_BTH),
+            jnp.cos(angle_BTH),
+            segment_ids_BT,
+            cache,
+            blocks_BT,
         )
         if cache is not None:
             cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])

@@ -20,8 +20,9 @@ from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
 from lm.training.quantized import Phases, Quantized, make_quantized, plan_phases
 from lm.training.references import check_sources
-from lm.training.state import Trained, make_init, parameter_shapes, state_shardings
-from lm.training.step import make_begin_quantized, make_eval_step, make_train_step
+from lm.training.state import Trained, init_loss, make_init, parameter_shapes, state_shardings
+from lm.training.step import TEACHER, make_begin_quantized, make_eval_step, make_train_step
+from objectives.losses import LOSSES, Loss
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
 
 
@@ -36,12 +37,13 @@ class Experiment(NamedTuple):
     weighting: Weighting
     quantized: Quantized | None
     phases: Phases
+    loss: Loss
 
     def init(self, key: jax.Array) -> Any:
         """A fresh train state. Jit it."""
         ema = self.config.train.ema_decay > 0
         scales = self.quantized.first_scales if self.quantized else None
-        return make_init(self.model, self.optimizer, self.weighting, ema, scales)(key)
+        return make_init(self.model, self.optimizer, self.weighting, ema, scales, self.loss)(key)
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the train state, without allocating it."""
@@ -63,6 +65,7 @@ class Experiment(NamedTuple):
             self.config,
             self.quantized if quantized else None,
             second_models,
+            loss=self.loss,
         )
         return jax.jit(step, out_shardings=(self._shardings(), None), donate_argnums=0)
 
@@ -74,7 +77,8 @@ class Experiment(NamedTuple):
     def eval_step(self, plain: bool = False) -> Any:
         """The evaluation step, jitted; with quantization it gives both losses, unless `plain`."""
         block_size = self.config.objective.block_size
-        return jax.jit(make_eval_step(self.model, block_size, None if plain else self.quantized))
+        quantized = None if plain else self.quantized
+        return jax.jit(make_eval_step(self.model, block_size, quantized, self.loss))
 
     def usable(self, state: Any) -> tuple[Trained, bool]:
         """What to evaluate, and whether with quantization.
@@ -90,17 +94,20 @@ class Experiment(NamedTuple):
         scales = jax.jit(self.quantized.first_scales)(trained.params)
         return trained._replace(scales=scales), False
 
-    def plain_params(self, state: Any) -> Any:
-        """Parameters to sample with: on their grids in the quantized phase."""
+    def plain(self, state: Any) -> Trained:
+        """What to sample with: parameters on their grids in the quantized phase."""
         trained, quantized = self.usable(state)
-        return jax.jit(self.quantized.on_grid)(trained) if quantized else trained.params
+        if not quantized:
+            return trained
+        return trained._replace(params=jax.jit(self.quantized.on_grid)(trained))
 
     def _shardings(self) -> Any:
         return jax.tree.map(lambda x: x.sharding, self.abstract_state())
 
     def references(self) -> tuple[str, ...]:
         """Names of the references that a step needs."""
-        return self.weighting.references
+        teacher = (TEACHER,) if self.loss.teacher else ()
+        return tuple(dict.fromkeys(self.weighting.references + teacher))
 
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""
@@ -130,8 +137,12 @@ def build(
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))
-    optimizer, schedule = make_optimizer(config, phases, Trained(shapes, scales))
-    return Experiment(config, mesh, model, optimizer, schedule, weighting, quantized, phases)
+    loss = make_loss(config, weighting)
+    of_loss = jax.eval_shape(lambda key: init_loss(model, loss, key), jax.random.key(0))
+    optimizer, schedule = make_optimizer(
+        config, phases, Trained(shapes, scales, of_loss), loss.learning_rate
+    )
+    return Experiment(config, mesh, model, optimizer, schedule, weighting, quantized, phases, loss)
 
 
 # Key -> smallest valid value, for the keys that no other module checks.
@@ -196,6 +207,35 @@ def make_weighting(config: ConfigDict) -> Weighting:
             f"objective.normalisation={c.normalisation!r} would cancel the negative weights of "
             f"objective.weighting={c.weighting!r}; valid: 'all'"
         ) from None
+
+
+def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
+    """The loss named by `objective.loss`.
+
+    Raises:
+      InputError: an unknown name, a bad hyper-parameter, a loss that needs what a run of this
+        config cannot give it, or that does not go with the model or the weighting.
+    """
+    c = config.objective
+    check_choice("objective.loss", c.loss, tuple(LOSSES))
+    hyper = c[c.loss].to_dict() if c.loss in c else {}
+    try:
+        loss = LOSSES[c.loss](**hyper)
+    except ValueError as error:
+        raise InputError(f"objective.{c.loss}.{error}") from None
+    if config.model.logit_softcap and not loss.softcapped:
+        raise InputError(
+            f"objective.loss={c.loss!r} has no logits that model.logit_softcap="
+            f"{config.model.logit_softcap} could bound; valid: 0"
+        )
+    if loss.reduce and weighting.signed:
+        raise InputError(
+            f"objective.loss={c.loss!r} is a ratio of sums, and objective.weighting="
+            f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
+        )
+    if loss.teacher:
+        check_sources(config, f"objective.loss={c.loss!r}", (TEACHER,))
+    return loss
 
 
 def _check_needs(config: ConfigDict, name: str, weighting: Weighting) -> None:

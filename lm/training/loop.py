@@ -31,6 +31,9 @@ _FIXED = (
     "train.seed",
     "train.ema_decay",
     "optimizer.name",
+    "objective.loss",
+    "objective.tempnet.width",
+    "objective.harmonic.distance",
     "quantization",
 )
 _FREE = (
@@ -140,7 +143,9 @@ class _Loop:
         self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = metrics.Writer(workdir, config, self.step)
         self.eval_step = built.eval_step()
-        self.sampler = evaluation.make_sampler(built.model, data.tokenizer, temperature=0.8)
+        self.sampler = evaluation.make_sampler(
+            built.model, data.tokenizer, loss=built.loss, temperature=0.8
+        )
         self.peak = metrics.peak_flops(config.train.peak_flops)
         self.pending = None  # (step, metrics on the device) of the step before this one
         self.logged = (self.step, self.watch.read())
@@ -327,8 +332,8 @@ class _Loop:
         c, before = self.config.evaluation, self.watch.read()
         if not c.sample_tokens:
             return ""
-        params = self.built.plain_params(self.state)
-        text = self.sampler(params, c.sample_prompt, self.step, c.sample_tokens)
+        trained = self.built.plain(self.state)
+        text = self.sampler(trained, c.sample_prompt, self.step, c.sample_tokens)
         if jax.process_index() == 0:
             folder = self.workdir / "samples"
             folder.mkdir(exist_ok=True)

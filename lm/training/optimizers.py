@@ -47,12 +47,13 @@ def parameter_groups(params: Any) -> Any:
 
 
 def make_optimizer(
-    config: ConfigDict, phases: Phases, trained: Trained
+    config: ConfigDict, phases: Phases, trained: Trained, loss_learning_rate: float = 0.0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of the `optimizer` section for what is trained (or its shapes).
 
     Clipping by global norm, then AdamW, Lion or Muon (Muon for matrices, AdamW for the rest), with
     decoupled weight decay on all but vectors (norm scales, biases, all that is no model parameter).
+    Parameters of the loss have the schedule with `loss_learning_rate` as its peak, if it is not 0.
 
     Returns:
       The transformation and the schedule of its (matrix) learning rate.
@@ -68,8 +69,11 @@ def make_optimizer(
     for key in ("weight_decay", "clip_norm"):
         if c[key] < 0:
             raise InputError(f"optimizer.{key}={c[key]} must be 0 or above")
-    rest = jax.tree.map(lambda _: "vector", (trained.scales, trained.loss))
-    groups = Trained(parameter_groups(trained.params), *rest)
+    groups = Trained(
+        parameter_groups(trained.params),
+        jax.tree.map(lambda _: "vector", trained.scales),
+        jax.tree.map(lambda _: "loss" if loss_learning_rate else "vector", trained.loss),
+    )
     schedule = make_phase_schedule(config, phases, c.peak_learning_rate)
     rates = {"learning_rate": schedule, "b1": c.beta1, "b2": c.beta2}
     matrix = None
@@ -89,5 +93,8 @@ def make_optimizer(
         "head": decayed,
         "vector": plain,
     }
+    if loss_learning_rate:
+        rates["learning_rate"] = make_phase_schedule(config, phases, loss_learning_rate)
+        transforms["loss"] = rule(**rates, weight_decay=0.0)
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     return optax.chain(clip, optax.partition(transforms, groups)), schedule

@@ -10,6 +10,7 @@ from lm.training import runs
 from lm.training.experiment import Experiment, build
 from lm.training.references import EMA, SOURCES, valid_sources
 from lm.training.state import Trained
+from objectives.losses.base import softmax
 
 
 class SecondModel(NamedTuple):
@@ -56,7 +57,7 @@ class References(NamedTuple):
         trained, found = {}, {}
         for source, (key, record, run) in self.models.items():
             state = runs.restore(record, run, key, say, steps.get(source))
-            trained[source], found[source] = Trained(run.plain_params(state)), int(state.step)
+            trained[source], found[source] = Trained(run.plain(state).params), int(state.step)
         return trained, found
 
     def stored(self, corpora: Sequence[Corpus], tokenizer: str) -> dict[str, list[scores.Stored]]:
@@ -130,4 +131,9 @@ def _open_model(run: Experiment, key: str, source: str, tokenizer: str | None) -
         own = build(record.config, vocab_size, devices=1)
     except InputError as error:
         raise InputError(f"{key}={source}: {error}") from None
+    if own.loss.predict is not softmax:
+        raise InputError(
+            f"{key}={source} was trained with objective.loss={record.config.objective.loss!r}, "
+            "whose head is another: a reference needs a softmax of products"
+        )
     return SecondModel(key, record, own._replace(mesh=run.mesh))

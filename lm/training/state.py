@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.model.transformer import Model
 from lm.training.sharding import parameter_shardings, replicated
+from objectives.losses import CROSS_ENTROPY, Loss
 from objectives.weighting import Weighting
 
 
@@ -56,12 +57,18 @@ def parameter_shapes(model: Model) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0))
 
 
+def init_loss(model: Model, loss: Loss, key: jax.Array) -> Any:
+    """Fresh parameters of the loss, from another key than the model's."""
+    return loss.init(jax.random.fold_in(key, 1), model.config.vocab_size, model.config.width)
+
+
 def make_init(
     model: Model,
     optimizer: optax.GradientTransformation,
     weighting: Weighting,
     ema: bool,
     first_scales: Callable[[Any], Any] | None = None,
+    loss: Loss = CROSS_ENTROPY,
 ) -> Callable[[jax.Array], TrainState]:
     """A function from a random key to a fresh TrainState.
 
@@ -70,7 +77,9 @@ def make_init(
 
     def init(key: jax.Array) -> TrainState:
         params = model.init(key)
-        trained = Trained(params, first_scales(params) if first_scales else ())
+        trained = Trained(
+            params, first_scales(params) if first_scales else (), init_loss(model, loss, key)
+        )
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,

@@ -3,6 +3,7 @@
 A micro-batches, B rows, T tokens, D width, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,17 +12,23 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from lm.model.attention import block_ids
 from lm.model.transformer import Model
 from lm.training.quantized import Quantized
 from lm.training.references import EMA
 from lm.training.state import Trained, TrainState
-from objectives.cross_entropy import TokenStatistics, token_statistics
+from objectives import losses
+from objectives.losses import Loss
 from objectives.token_loss import denominators, masked_sum, token_loss
+from objectives.vocabulary import products
 from objectives.weighting import Weighting, weight_metrics
 
 # The moving average of the gradient norm that defines a spike.
 _NORM_MEMORY = 0.99
 _NORM_WARMUP = 20
+
+# The reference that a distillation learns from.
+TEACHER = "teacher"
 
 
 class SecondModel(NamedTuple):
@@ -30,54 +37,113 @@ class SecondModel(NamedTuple):
     Attributes:
       forward: see `make_forward`.
       statistics: see `make_statistics`.
-      trained: what both of them take.
+      softcap: of its logits.
+      trained: what both functions take.
     """
 
     forward: Callable[..., Any]
     statistics: Callable[..., Any]
+    softcap: float
     trained: Trained
 
 
 def make_forward(
-    model: Model, quantized: Quantized | None = None
+    model: Model, quantized: Quantized | None = None, block_length: int = 0
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """(trained, batch) -> hidden states [B, T, D] and the output matrix [D, V].
 
-    In full precision, or with weights on their grids when `quantized` is given.
+    In full precision, or with weights on their grids when `quantized` is given. With a
+    `block_length`, attention is cut into blocks of so many tokens.
     """
 
     def forward(trained, batch):
         inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+        options = {"blocks": block_ids(*inputs[1:], block_length)} if block_length else {}
         if quantized is None:
-            return model.apply(trained.params, *inputs), model.head(trained.params)
+            return model.apply(trained.params, *inputs, **options), model.head(trained.params)
         params, scales = quantized.outer(trained), trained.scales["layers"]
-        hidden_BTD = model.apply(params, *inputs, product=quantized.product, scales=scales)
+        hidden_BTD = model.apply(
+            params, *inputs, product=quantized.product, scales=scales, **options
+        )
         return hidden_BTD, model.head(params)
 
     return forward
 
 
-def make_statistics(
-    model: Model, block_size: int, quantized: Quantized | None = None
-) -> Callable[..., Any]:
-    """(trained, batch) -> per-token statistics [B, T]: the model, then its head, in blocks."""
-    forward = make_forward(model, quantized)
+def make_inputs(
+    model: Model, block_size: int, quantized: Quantized | None, block_length: int
+) -> Callable[..., losses.Inputs]:
+    """(trained, batch) -> what a loss is computed from, less its keys and its teacher."""
+    forward = make_forward(model, quantized, block_length)
 
-    def statistics(trained, batch):
-        hidden_BTD, head_DV = forward(trained, batch)
-        return token_statistics(
-            hidden_BTD,
-            head_DV,
+    def inputs(trained, batch):
+        return losses.Inputs(
+            *forward(trained, batch),
             batch["targets"],
-            softcap=model.config.logit_softcap,
-            block_size=block_size,
+            trained.loss,
+            model.config.logit_softcap,
+            block_size,
         )
+
+    return inputs
+
+
+def make_statistics(
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
+) -> Callable[..., Any]:
+    """(trained, batch) -> per-token statistics [B, T] of what the model predicts.
+
+    The model, then its head, in blocks; the loss decides what distribution they make.
+    """
+    inputs = make_inputs(model, block_size, quantized, loss.block_length)
+    return lambda trained, batch: losses.statistics(loss, inputs(trained, batch))
+
+
+def make_loss_statistics(
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
+) -> Callable[..., Any]:
+    """(trained, batch, teacher=None) -> the same with the loss of each token, as `statistics.loss`.
+
+    The batch holds the "keys" of a random loss; `teacher` is a `SecondModel`.
+    """
+    inputs = make_inputs(model, block_size, quantized, loss.block_length)
+
+    def statistics(trained, batch, teacher=None):
+        full = inputs(trained, batch)._replace(keys=batch.get("keys"))
+        if teacher is not None:
+            hidden_BTD, head_DV = teacher.forward(teacher.trained, batch)
+            full = full._replace(
+                teacher=losses.Teacher(hidden_BTD, head_DV, products(teacher.softcap))
+            )
+        return losses.loss_statistics(loss, full, batch["weights"])
 
     return statistics
 
 
+def token_keys(seed: int, step: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """A random key for each token, [B, T], that depends on seed, step, row and position alone.
+
+    So that a resumed run, and one on other devices or with other micro-batches, draws the same.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    rows_B, positions_T = (jnp.arange(size) for size in shape)
+    keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows_B)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys_B, positions_T)
+
+
 def make_gradients(
-    statistics: Callable[..., Any], weighting: Weighting, *, z_loss: float, accumulation: int
+    statistics: Callable[..., Any],
+    weighting: Weighting,
+    *,
+    z_loss: float,
+    accumulation: int,
+    reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[..., Any]:
     """(trained, batch, weighting state, step, models) -> (gradients, metrics, weighting state).
 
@@ -86,13 +152,14 @@ def make_gradients(
     micro-batch means is another loss as soon as their weights differ.)
 
     With one micro-batch the weights are computed inside its only forward pass. With more, weights
-    and denominators are settled on the whole batch first; where they need statistics, a forward
-    pass of its own gathers them, micro-batch by micro-batch, and the gradient of the loss in the
-    gathered [B, T] arrays is what the micro-batches then pass back. Gradients are added in float32.
+    and denominators are settled on the whole batch first; where they or the loss (by `reduce`, see
+    `objectives.losses.Loss`) need statistics of it, a forward pass of its own gathers them,
+    micro-batch by micro-batch, and the gradient of the loss in the gathered [B, T] arrays is what
+    the micro-batches then pass back. Gradients are added in float32.
 
     What the weighting compares with is in the batch under its name where it is stored with the
     data. `models` maps the names of other references to a `SecondModel`, whose losses they hold: a
-    forward pass more for each model.
+    forward pass more for each model. The one named "teacher" is what `statistics` is called with.
     """
 
     def settle(statistics_BT, batch, references, state, step):
@@ -106,15 +173,20 @@ def make_gradients(
 
     def loss_of_statistics(statistics_BT, batch, references, state, step):
         weights_BT, totals, state, extra = settle(statistics_BT, batch, references, state, step)
-        value, parts = token_loss(statistics_BT, weights_BT, batch["weights"], totals, z_loss)
+        value, parts = token_loss(
+            statistics_BT, weights_BT, batch["weights"], totals, z_loss, reduce
+        )
         return value, (parts | extra, state)
 
-    # The statistics that a gradient comes back through. To leave the entropy out is not only to
-    # multiply it by zero: it costs a quarter of the head's forward pass.
-    if weighting.detached:
-        passed_back = ("nll", "logsumexp") if z_loss else ("nll",)
-    else:
-        passed_back = TokenStatistics._fields
+    def passed_back(slopes):
+        """The statistics that a gradient comes back through.
+
+        To leave the entropy out is not only to multiply it by zero: it costs a quarter of the
+        head's forward pass.
+        """
+        if not weighting.detached:
+            return slopes._fields
+        return ("loss", "logsumexp") if z_loss else ("loss",)
 
     def split(tree):
         # Row r goes to micro-batch r mod A: each device keeps its rows.
@@ -158,23 +230,25 @@ def make_gradients(
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
     def gradients(trained, batch, state, step, models=None):
-        references = gather_references(batch, models or {})
+        models = models or {}
+        references = gather_references(batch, models)
+        taught = statistics
+        if TEACHER in models:
+            taught = functools.partial(statistics, teacher=models[TEACHER])
 
         if accumulation == 1:
 
             def loss(trained):
-                return loss_of_statistics(
-                    statistics(trained, batch), batch, references, state, step
-                )
+                return loss_of_statistics(taught(trained, batch), batch, references, state, step)
 
             grads, (metrics, state) = jax.grad(loss, has_aux=True)(trained)
             return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics, state
 
-        if not weighting.uses_statistics:
+        if not weighting.uses_statistics and reduce is None:
             weights_BT, totals, state, extra = settle(None, batch, references, state, step)
 
             def part(trained, micro, weights):
-                stats = statistics(trained, micro)
+                stats = taught(trained, micro)
                 return token_loss(stats, weights, micro["weights"], totals, z_loss)
 
             part_and_grad = jax.grad(part, has_aux=True)
@@ -182,12 +256,13 @@ def make_gradients(
             return grads, parts | extra, state
 
         slopes, (metrics, state) = jax.grad(loss_of_statistics, has_aux=True)(
-            gather(statistics, trained, batch), batch, references, state, step
+            gather(taught, trained, batch), batch, references, state, step
         )
 
         def part(trained, micro, slopes):
-            stats = statistics(trained, micro)
-            terms = [masked_sum(getattr(slopes, f), getattr(stats, f)) for f in passed_back]
+            stats = taught(trained, micro)
+            names = passed_back(slopes)
+            terms = [masked_sum(getattr(slopes, name), getattr(stats, name)) for name in names]
             return sum(terms), ()
 
         grads, _ = add_up(jax.grad(part, has_aux=True), trained, split((batch, slopes)))
@@ -204,6 +279,8 @@ def make_train_step(
     config: ConfigDict,
     quantized: Quantized | None = None,
     second_models: Mapping[str, Model] | None = None,
+    *,
+    loss: Loss = losses.CROSS_ENTROPY,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch, frozen) -> (state, metrics): gradients, clipping, update, or skip.
 
@@ -217,15 +294,24 @@ def make_train_step(
     """
     c = config.train
     block_size = config.objective.block_size
-    # The average is read as the model is; second models are plain, see `References.restore`.
-    read = {EMA: (make_forward(model, quantized), make_statistics(model, block_size, quantized))}
+    # The average is read as the model is; second models are plain, see `References.restore`. No
+    # attention is cut: what a model is compared with is itself, or another, as a whole.
+    whole = loss._replace(block_length=0)
+    read = {
+        EMA: (
+            make_forward(model, quantized),
+            make_statistics(model, block_size, quantized, whole),
+            model.config.logit_softcap,
+        )
+    }
     for source, one in (second_models or {}).items():
-        read[source] = make_forward(one), make_statistics(one, block_size)
+        read[source] = make_forward(one), make_statistics(one, block_size), one.config.logit_softcap
     gradients = make_gradients(
-        read[EMA][1],
+        make_loss_statistics(model, block_size, quantized, loss),
         weighting,
         z_loss=config.objective.z_loss,
         accumulation=c.accumulation,
+        reduce=loss.reduce,
     )
 
     def train_step(state, batch, frozen=None):
@@ -238,6 +324,8 @@ def make_train_step(
             for name, source in config.objective.references.items()
             if source in of_source
         }
+        if loss.random:
+            batch = {**batch, "keys": token_keys(c.seed, state.step, batch["targets"].shape)}
         grads, metrics, weighting_state = gradients(
             state.trained, batch, state.weighting, state.step, models
         )
@@ -311,14 +399,18 @@ def _of_schedule(path, value) -> bool:
 
 
 def make_eval_step(
-    model: Model, block_size: int, quantized: Quantized | None = None
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = losses.CROSS_ENTROPY,
 ) -> Callable[..., dict[str, jax.Array]]:
     """(trained, batch) -> sums over the batch: w * nll, w, w * bytes.
 
-    With `quantized`, "quantized_nll" as well: w * nll with the weights on their grids.
+    The nll is that of the distribution which `loss` predicts, whatever is minimised. With
+    `quantized`, "quantized_nll" as well: w * nll with the weights on their grids.
     """
-    statistics = make_statistics(model, block_size)
-    on_grid = make_statistics(model, block_size, quantized)
+    statistics = make_statistics(model, block_size, None, loss)
+    on_grid = make_statistics(model, block_size, quantized, loss)
 
     def eval_step(trained, batch):
         w_BT = batch["weights"]

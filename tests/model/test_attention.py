@@ -75,3 +75,48 @@ def test_huge_logits_stay_finite():
     )
     assert np.isfinite(out)
     assert np.isfinite(grad).all()
+
+
+def test_block_ids_count_from_the_start_of_each_document():
+    positions = jnp.asarray([[0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 0], [7, 8, 9, 0, 1, 2, 3, 4, 0, 0, 0]])
+    segments = jnp.asarray([[1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3], [1, 1, 1, 2, 2, 2, 2, 2, 0, 0, 0]])
+    last = attention.LAST_BLOCK
+    np.testing.assert_array_equal(
+        attention.block_ids(positions, segments, 3),
+        [
+            [0, 0, 0, 1, 1, 1, last, last, last, last, last],
+            [2, 2, last, 0, 0, 0, last, last, last, last, last],
+        ],
+    )
+
+
+@pytest.mark.parametrize("implementation", ["einsum", "xla"])
+def test_blocks_do_not_see_each_other_but_for_the_last(implementation):
+    q, k, v, segments = arrays(length=130)
+    positions = jnp.asarray(
+        [np.concatenate([np.arange(n) for n in np.bincount(row)]) for row in np.asarray(segments)]
+    )
+    blocks = attention.block_ids(positions, segments, 10)
+    out = attention.attend(
+        q, k, v, segments, segments, blocks_BT=blocks, implementation=implementation
+    )
+    # Cut into its own document, a block is attention as usual; a last block sees all before.
+    cut = segments * 1000 + positions // 10
+    last = np.asarray(blocks == attention.LAST_BLOCK)[:, None, :, None]
+    expected = np.where(last, reference(q, k, v, segments), reference(q, k, v, cut))
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    assert last.any()
+    assert not last.all()
+    # One block is no blocks, and they change something.
+    whole = attention.attend(q, k, v, segments, segments, implementation=implementation)
+    one = attention.attend(
+        q,
+        k,
+        v,
+        segments,
+        segments,
+        blocks_BT=attention.block_ids(positions, segments, 130),
+        implementation=implementation,
+    )
+    np.testing.assert_array_equal(one, whole)
+    assert np.abs(out - whole).max() > 0.1

@@ -1,0 +1,140 @@
+"""What a loss is: a distribution over the vocabulary, and what is minimised of each token.
+
+B batch, T length, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from objectives.cross_entropy import TokenStatistics, token_statistics
+from objectives.vocabulary import DEFAULT_BLOCK_SIZE, Scores, products
+
+
+class Teacher(NamedTuple):
+    """A frozen model on the tokens of a batch: its hidden states [B, T, Dt] and head [Dt, V]."""
+
+    hidden: jax.Array
+    head: jax.Array
+    scores: Scores
+
+
+class Inputs(NamedTuple):
+    """What a loss is computed from.
+
+    Attributes:
+      hidden: [B, T, D] float32 or bfloat16, the states in front of the head.
+      head: [D, V] float32 or bfloat16.
+      targets: [B, T] integers in [0, V).
+      params: parameters of the loss.
+      softcap: bound of the logits; 0 is none.
+      block_size: columns of the head per block.
+      keys: [B, T] random keys, one a token; None outside of training.
+      teacher: for a loss that has one, in training.
+    """
+
+    hidden: jax.Array
+    head: jax.Array
+    targets: jax.Array
+    params: Any = ()
+    softcap: float = 0.0
+    block_size: int = DEFAULT_BLOCK_SIZE
+    keys: jax.Array | None = None
+    teacher: Teacher | None = None
+
+
+class Prediction(NamedTuple):
+    """A distribution over the vocabulary: softmax(scores.logits(hidden, head))."""
+
+    hidden: jax.Array
+    head: jax.Array
+    scores: Scores
+
+
+class LossStatistics(NamedTuple):
+    """`TokenStatistics` and the loss of every token, where that is not its nll; [B, T] float32."""
+
+    nll: jax.Array
+    logsumexp: jax.Array
+    entropy: jax.Array
+    log_probability: jax.Array
+    loss: jax.Array
+
+
+def no_parameters(key: jax.Array, vocab_size: int, width: int) -> tuple[()]:
+    """The `init` of a loss without parameters."""
+    return ()
+
+
+def softmax(inputs: Inputs) -> Prediction:
+    """The distribution of most losses: softmax(hidden @ head), soft-capped."""
+    return Prediction(inputs.hidden, inputs.head, products(inputs.softcap))
+
+
+class Loss(NamedTuple):
+    """What is minimised: the weighted mean over tokens of a loss, or a function of all of them.
+
+    Attributes:
+      init: (key, vocab_size, width) -> parameters of the loss, trained with those of the model.
+      predict: (inputs) -> the distribution of the next token. It is what statistics are taken of,
+        what is evaluated and what is sampled from; without keys (no dropout) outside of training.
+      losses: (inputs, statistics of the distribution) -> [B, T] float32, differentiable in both;
+        None for the negative log-likelihood. Tokens of data weight 0 come with a hidden state of
+        zeros and target 0.
+      reduce: None for the weighted mean, or ([B, T] of what `losses` gives, [B, T] weights whose
+        sum is the number of targets) -> scalar, a function of the whole accumulated batch. Both
+        are 0 where the weight is.
+      random: whether `losses` or `predict` need `inputs.keys` in training.
+      teacher: whether `losses` needs `inputs.teacher`.
+      block_length: tokens of one block of the model's attention; 0 is whole attention.
+      softcapped: whether the logits may be soft-capped.
+      learning_rate: peak learning rate of the parameters of the loss; 0 is that of the model's.
+    """
+
+    init: Callable[[jax.Array, int, int], Any] = no_parameters
+    predict: Callable[[Inputs], Prediction] = softmax
+    losses: Callable[[Inputs, TokenStatistics], jax.Array] | None = None
+    reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    random: bool = False
+    teacher: bool = False
+    block_length: int = 0
+    softcapped: bool = True
+    learning_rate: float = 0.0
+
+
+CROSS_ENTROPY = Loss()
+
+
+def statistics(loss: Loss, inputs: Inputs) -> TokenStatistics:
+    """Statistics of the distribution that `loss` predicts."""
+    hidden, head, scores = loss.predict(inputs)
+    return token_statistics(
+        hidden, head, inputs.targets, scores=scores, block_size=inputs.block_size
+    )
+
+
+def loss_statistics(
+    loss: Loss, inputs: Inputs, data_weights_BT: jax.Array
+) -> TokenStatistics | LossStatistics:
+    """Statistics of the distribution, and the loss of every token as their `loss`."""
+    if loss == CROSS_ENTROPY:
+        return statistics(loss, inputs)
+    # A token of weight 0 may hold anything, and what follows is arithmetic on it, whose derivative
+    # would be 0 * NaN.
+    live_BT = data_weights_BT != 0
+    inputs = inputs._replace(
+        hidden=jnp.where(live_BT[..., None], inputs.hidden, 0),
+        targets=jnp.where(live_BT, inputs.targets, 0),
+    )
+    of_distribution = statistics(loss, inputs)
+    if loss.losses is None:
+        return of_distribution
+    return LossStatistics(*of_distribution, loss.losses(inputs, of_distribution))
+
+
+def logits(loss: Loss, inputs: Inputs) -> jax.Array:
+    """Logits of the distribution that `loss` predicts, [B, T, V] float32: for a few tokens."""
+    hidden, head, scores = loss.predict(inputs)
+    return scores.logits(hidden, head)

@@ -1,0 +1,116 @@
+"""Losses that are an expectation of log-probabilities under another distribution, in blocks.
+
+B batch, T length, D width, V vocabulary, K one block of the vocabulary.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from objectives.losses.base import Prediction
+from objectives.vocabulary import Scores, add_gradients, for_each_block
+
+# (carry, log p of a block [B, T, K], start, arrays of the tokens, block of arrays of the
+# vocabulary) -> (carry, a [B, T, K], value [B, T]); see `expectation`.
+Terms = Callable[..., tuple[Any, jax.Array, jax.Array]]
+
+
+class _Static(NamedTuple):
+    terms: Terms
+    scores: Scores
+    block_size: int
+
+
+def expectation(
+    terms: Terms,
+    prediction: Prediction,
+    logsumexp_BT: jax.Array,
+    carry: Any,
+    tokens: Any,
+    vocabulary: Any,
+    block_size: int,
+) -> jax.Array:
+    """A loss of every token whose gradient in the logits z is that of -sum_v a_v log p_v.
+
+    a is not differentiated: d loss / d z_v = p_v sum(a) - a_v. Nothing of [B, T, V] exists: `terms`
+    gives a of one block, and what the block adds to the loss; it is called again, block by block in
+    the same order, in the backward pass.
+
+    Args:
+      terms: (carry, log_p_BTK, start, tokens, vocabulary_K) -> (carry, a_BTK, value_BT).
+      prediction: distribution p.
+      logsumexp_BT: of its logits, as `token_statistics` gives it.
+      carry: what `terms` gets for the first block.
+      tokens: tree of arrays that `terms` reads whole.
+      vocabulary: tree of arrays [..., V] that `terms` reads a block of.
+      block_size: columns per block.
+
+    Returns:
+      [B, T] float32, differentiable in `prediction` only. A token whose cotangent is 0 contributes
+      exactly 0.
+    """
+    static = _Static(terms, prediction.scores, block_size)
+    constants = jax.lax.stop_gradient((logsumexp_BT, carry, tokens, vocabulary))
+    return _expectation(static, prediction.hidden, prediction.head, constants)
+
+
+def _block_terms(static, hidden_BTD, head_DK, logsumexp_BT, carry, start, tokens, vocabulary_K):
+    logits_BTK = static.scores.logits(hidden_BTD, head_DK)
+    log_p_BTK = logits_BTK - logsumexp_BT[..., None]
+    return logits_BTK, log_p_BTK, static.terms(carry, log_p_BTK, start, tokens, vocabulary_K)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _expectation(static, hidden_BTD, head_DV, constants):
+    return _forward(static, hidden_BTD, head_DV, constants)[0]
+
+
+def _forward(static, hidden_BTD, head_DV, constants):
+    logsumexp_BT, carry, tokens, vocabulary = constants
+
+    def add_block(sums, blocks, start):
+        carry, value_BT, total_BT = sums
+        head_DK, vocabulary_K = blocks
+        _, _, (carry, a_BTK, block_BT) = _block_terms(
+            static, hidden_BTD, head_DK, logsumexp_BT, carry, start, tokens, vocabulary_K
+        )
+        return carry, value_BT + block_BT, total_BT + a_BTK.sum(-1)
+
+    zeros_BT = jnp.zeros_like(logsumexp_BT)
+    _, value_BT, total_BT = for_each_block(
+        (head_DV, vocabulary), static.block_size, add_block, (carry, zeros_BT, zeros_BT)
+    )
+    return value_BT, (hidden_BTD, head_DV, constants, total_BT)
+
+
+def _backward(static, residuals, d_BT):
+    hidden_BTD, head_DV, constants, total_BT = residuals
+    logsumexp_BT, carry, tokens, vocabulary = constants
+    live_BT = d_BT != 0
+    hidden_BTD = jnp.where(live_BT[..., None], hidden_BTD, 0)
+
+    def add_block(sums, blocks, start):
+        carry, gradients = sums
+        head_DK, vocabulary_K = blocks
+        logits_BTK, log_p_BTK, (carry, a_BTK, _) = _block_terms(
+            static, hidden_BTD, head_DK, logsumexp_BT, carry, start, tokens, vocabulary_K
+        )
+        dz_BTK = d_BT[..., None] * (jnp.exp(log_p_BTK) * total_BT[..., None] - a_BTK)
+        block = static.scores.pull_back(hidden_BTD, head_DK, logits_BTK, dz_BTK, live_BT)
+        return carry, add_gradients(gradients, block, start)
+
+    zeros_BTD = jnp.zeros(hidden_BTD.shape, jnp.float32)
+    _, (dhidden_BTD, dhead_DV) = for_each_block(
+        (head_DV, vocabulary),
+        static.block_size,
+        add_block,
+        (carry, (zeros_BTD, jnp.zeros_like(head_DV))),
+    )
+    dhidden_BTD = jnp.where(live_BT[..., None], dhidden_BTD, 0)
+    return dhidden_BTD.astype(hidden_BTD.dtype), dhead_DV, None
+
+
+_expectation.defvjp(_forward, _backward)
