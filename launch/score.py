@@ -29,7 +29,8 @@ _WITHOUT_CONTEXT = flags.DEFINE_bool(
 
 def main() -> None:
     """Scores every document once and says how the result is used."""
-    if not command.OUTPUT.value:
+    output = command.OUTPUT.value
+    if not output:
         raise InputError("--output=FOLDER is missing: the folder of scores to make")
     split = command.split("train")
     command.use_compilation_cache()
@@ -40,7 +41,7 @@ def main() -> None:
 
     name = _name()
     try:
-        scores.check_new(command.OUTPUT.value)
+        scores.check_new(output)
     except InputError as error:
         raise InputError(f"--output={error}") from None
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
@@ -66,15 +67,11 @@ def main() -> None:
                 without_context=_WITHOUT_CONTEXT.value,
             )
         )
-        scores.write(
-            command.OUTPUT.value, texts, loaded.tokenizer.fingerprint, [name], total, origin
-        )
+        scores.write(output, texts, loaded.tokenizer.fingerprint, [name], total, origin)
     mean = total.sum / max(total.count, 1)
     print(f"{name}: {total.count:,} values of {documents:,} documents, mean {mean:.4f}")
-    print(f"scores: {command.OUTPUT.value}")
-    print(
-        f"next: python -m launch.train ... --config.objective.references.{name}={command.OUTPUT.value}"
-    )
+    print(f"scores: {output}")
+    print(f"next: python -m launch.train ... --config.objective.references.{name}={output}")
 
 
 def _name() -> str:
