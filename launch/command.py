@@ -26,9 +26,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs:/
 PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take instead of a run.")
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-OUTPUT = flags.DEFINE_string(
-    "output", None, "What to write: a file MODEL.safetensors, or a folder."
-)
 SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
