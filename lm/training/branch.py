@@ -1,6 +1,5 @@
 """A run that begins with the full-precision phase of another one."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +7,13 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from lm.errors import InputError
-from lm.training import experiment
-from lm.training.checkpoints import Checkpoints
+from lm.training import experiment, runs
 from lm.training.state import TrainState
+
+_KEY = "quantization.from"
 
 
 def start(
@@ -37,28 +36,18 @@ def start(
         phase, or has no checkpoint at the switch.
     """
     source = run.config.quantization["from"]
-    folder, switch = epath.Path(source), run.phases.switch
-    if not (folder / "config.json").exists():
-        raise InputError(f"quantization.from={source} holds no run: there is no config.json in it")
-    config = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
-    other = _other_run(run, config)
-    checkpoints = Checkpoints(folder / "checkpoints", say, read_only=True)
-    try:
-        if switch:
-            restored = checkpoints.restore(other.abstract_state(), iterator, step=switch)
-        else:
-            restored = checkpoints.restore(other.abstract_state())
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise InputError(f"quantization.from={source} holds no checkpoint")
-    old, _ = restored
+    switch, record = run.phases.switch, runs.read(source, _KEY)
+    other = _other_run(run, record.config)
+    if switch:
+        old = runs.restore(record, other, _KEY, say, switch, iterator)
+    else:
+        old = runs.restore(record, other, _KEY, say)
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
     fresh = jax.jit(run.init, out_shardings=shardings)(jax.random.key(run.config.train.seed))
     if switch:
         say(f"starts with step {switch} of {source}")
         return _graft(fresh, old)
-    params = (old.ema if config.train.ema_decay else old.trained).params
+    params = (old.ema if record.config.train.ema_decay else old.trained).params
     say(f"starts with the parameters of step {int(old.step)} of {source}")
     ema = fresh.ema._replace(params=jax.tree.map(jnp.copy, params)) if fresh.ema else ()
     return fresh._replace(trained=fresh.trained._replace(params=params), ema=ema)
@@ -78,9 +67,9 @@ def _other_run(run: experiment.Experiment, config: ConfigDict) -> experiment.Exp
                     f"quantization.from={source} was trained with {key}={its}, not {mine}"
                 )
     config.mesh = ours.mesh
-    if not run.phases.switch:
-        return experiment.build(config, run.model.config.vocab_size, run.mesh.devices.ravel())
     plain = experiment.build(config, run.model.config.vocab_size, run.mesh.devices.ravel())
+    if not run.phases.switch:
+        return plain
     if plain.phases.switch < run.phases.switch:
         raise InputError(
             f"quantization.from={source} is quantized from step {plain.phases.switch} on, before "
