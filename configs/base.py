@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     config.data.vocab_size = 0  # entries of a bpe tokenizer; 0 for all others: their own
     config.data.sequence_length = 256  # tokens a row, T
     config.data.packing = "concat"  # concat (and split) | best_fit (documents stay whole)
+    config.data.corrupted = 0.0  # share of training documents whose words are put in random order
     config.data.shuffle_rows = 1024  # rows of one shuffle window, after packing
     config.data.validation_fraction = 0.05  # share of documents held out, by a hash of their name
     config.data.workers = 0  # processes that prepare batches; 0 is a thread
@@ -132,6 +133,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_minutes = 10.0  # 0 is off
     config.checkpoint.keep = 2  # newest checkpoints kept
     config.checkpoint.keep_best = 1  # checkpoints kept for their validation loss
+    config.checkpoint.at_steps = ()  # steps that are saved besides, and never removed
 
     config.evaluation = ConfigDict()
     config.evaluation.every_steps = 250  # 0 is only at the end

@@ -1,6 +1,6 @@
 """A run that begins with the full-precision phase of another one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -37,7 +37,7 @@ def start(
     """
     source = run.config.quantization["from"]
     switch, record = run.phases.switch, runs.read(source, _KEY)
-    other = _other_run(run, record.config)
+    other = other_run(run, record.config, run.mesh.devices.ravel())
     if switch:
         old = runs.restore(record, other, _KEY, say, switch, iterator)
     else:
@@ -53,8 +53,14 @@ def start(
     return fresh._replace(trained=fresh.trained._replace(params=params), ema=ema)
 
 
-def _other_run(run: experiment.Experiment, config: ConfigDict) -> experiment.Experiment:
-    """The functions of the other run on this run's devices, checked against this one."""
+def other_run(
+    run: experiment.Experiment, config: ConfigDict, devices: Sequence[jax.Device] | int
+) -> experiment.Experiment:
+    """The functions of the other run, which has `config`, on this run's devices.
+
+    Raises:
+      InputError: it is not a full-precision run of the same model, data and first phase.
+    """
     ours, source = run.config, run.config.quantization["from"]
     sections = ["model", "data"]
     if run.phases.switch:
@@ -66,8 +72,9 @@ def _other_run(run: experiment.Experiment, config: ConfigDict) -> experiment.Exp
                 raise InputError(
                     f"quantization.from={source} was trained with {key}={its}, not {mine}"
                 )
+    config = config.copy_and_resolve_references()
     config.mesh = ours.mesh
-    plain = experiment.build(config, run.model.config.vocab_size, run.mesh.devices.ravel())
+    plain = experiment.build(config, run.model.config.vocab_size, devices)
     if not run.phases.switch:
         return plain
     if plain.phases.switch < run.phases.switch:

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -21,7 +21,7 @@ class Checkpoints:
 
     Saving is asynchronous: the state is copied before `save` returns and written while training
     goes on; a checkpoint gets its final name when it is whole. The newest `keep` are kept and the
-    `keep_best` with the lowest validation loss.
+    `keep_best` with the lowest validation loss; those of the steps `keep_steps` are never removed.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Checkpoints:
         *,
         keep: int = 1,
         keep_best: int = 0,
+        keep_steps: Sequence[int] = (),
         read_only: bool = False,
     ):
         if "://" not in str(directory):
@@ -46,12 +47,12 @@ class Checkpoints:
             n=keep_best,
             keep_checkpoints_without_metrics=False,
         )
+        kept = [policies.LatestN(keep)]
+        kept += [best] * (keep_best > 0) + [policies.CustomSteps(keep_steps)] * bool(keep_steps)
         self._manager = ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep)] + [best] * (keep_best > 0)
-                ),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 async_options=ocp.AsyncOptions(timeout_secs=3600),

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from lm.data import batches, corpora, scores, tokenizers
+from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.data.layout import BATCH
 from lm.errors import InputError
 from lm.model.config import ModelConfig, check_choice
@@ -279,7 +279,9 @@ def load_data(c: ConfigDict) -> Data:
       InputError: unknown or empty corpus, broken file, unknown tokenizer.
     """
     train, validation = (_load(c, split) for split in ("train", "validation"))
+    # Of the text as it was: runs on more and on less corrupted text have the same tokens.
     tokenizer = tokenizers.load(c.tokenizer, c.vocab_size, train, directory=c.directory)
+    train = tuple(corruption.corrupt(corpus, c.corrupted) for corpus in train)
     return Data(train, validation, tokenizer)
 
 

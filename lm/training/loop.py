@@ -122,6 +122,7 @@ class _Loop:
             say,
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
+            keep_steps=config.checkpoint.at_steps,
         )
         abstract = built.abstract_state()
         try:
@@ -343,7 +344,7 @@ class _Loop:
 
     def due_save(self) -> bool:
         c = self.config.checkpoint
-        if c.every_steps and self.step % c.every_steps == 0:
+        if self.step in c.at_steps or (c.every_steps and self.step % c.every_steps == 0):
             return True
         return bool(c.every_minutes) and self.watch.read() - self.saved_at >= 60 * c.every_minutes
 
