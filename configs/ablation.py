@@ -2,9 +2,9 @@
 
 Command: python -m launch.ablate --config=configs/ablations/FILE.py --workdir=DIR
 
-A variant is a name and the keys that it changes: {"swiglu": {"model.activation": "swiglu"}}. Text in
-braces stands for the work directory of another variant of the same seed: {"quantization.from":
-"{full}"} begins with the full-precision phase of the variant `full`, and that is trained first. A
+A variant is a name and the keys that it changes: {"swiglu": {"model.activation": "swiglu"}}. A name
+in braces stands for the work directory of another variant with the same seed: {"quantization.from":
+"{full}"} begins with the full-precision phase of the variant `full`, which is trained first. A
 variant with the keys `quantize.run`, `quantize.bits` and any other flag of launch.quantize is no
 training but that run, quantized after it.
 """
@@ -52,7 +52,8 @@ def make(
 def grid(keys: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any] | None = None) -> Variants:
     """Every combination of the values of several keys, `fixed` in all of them.
 
-    grid({"a.x": [1, 2], "b.y": [3, 4]}) has the variants "x=1,y=3", "x=1,y=4", "x=2,y=3", "x=2,y=4".
+    grid({"a.x": [1, 2], "b.y": [3, 4]}) has the variants "x=1,y=3", "x=1,y=4", "x=2,y=3" and
+    "x=2,y=4".
     """
     return _named(keys, itertools.product(*keys.values()), fixed)
 

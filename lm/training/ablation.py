@@ -81,7 +81,6 @@ class Planned(NamedTuple):
       state_bytes: of the train state.
       bits: width of the layers' matrices.
       switch: the first quantized step; `steps` where there is none.
-      needs: variants that must have run.
     """
 
     variant: Variant
@@ -162,7 +161,7 @@ def _check_form(variant: Variant, variants, base: ConfigDict, match: str) -> Non
     changed = base.copy_and_resolve_references()
     for key, value in variant.changes.items():
         _set(changed, key, value, here)
-    if "train.steps" in variant.changes and match != "none":
+    if "train.steps" in variant.changes and match != "none" and variant.compared:
         raise InputError(f"{here}: match={match!r} decides train.steps; valid: match='none'")
     if "train.seed" in variant.changes:
         raise InputError(f"{here}: train.seed is that of seeds, in every variant")
@@ -240,7 +239,7 @@ def make_plan(
         config = experiment.resolve(config, data.train)
         run = built[name] = experiment.build(config, data.tokenizer.vocab_size, devices)
         if source := _place(config.quantization["from"]):
-            branch.other_run(run, built[source].config, devices)
+            branch.other_run(run, built[source].config, f"quantization.from={{{source}}}")
         planned[name] = _count(variant, run, planned, data.tokenizer.fingerprint)
 
     def match(name: str) -> None:
@@ -249,6 +248,8 @@ def make_plan(
             planned[name] = _after_training(variant, planned[variant.needs[0]], built)
             return
         check(name, None)
+        if "train.steps" in variant.changes:  # of a run that is not compared
+            return
         baseline = planned[ablation.baseline]
         steps = matched_steps(ablation.match, baseline, planned[name], rates)
         if steps != planned[name].steps:
@@ -286,10 +287,15 @@ def matched_steps(
     if match == "flops":
         steps *= baseline.flops_per_token / variant.flops_per_token
     elif match == "time" and rates:
-        steps *= rates[variant.variant.name] / rates[baseline.variant.name]
+        steps *= rates[_trained(variant)] / rates[_trained(baseline)]
     elif match == "none":
         return variant.steps
     return max(1, round(steps))
+
+
+def _trained(one: Planned) -> str:
+    """The variant whose training it is."""
+    return one.variant.needs[0] if one.variant.quantizes else one.variant.name
 
 
 def _config(ablation: Ablation, variant: Variant) -> ConfigDict:
@@ -322,7 +328,7 @@ def _count(variant: Variant, run: experiment.Experiment, planned, tokenizer: str
         sum(metrics.parameters_by_group(state.trained.params).values()),
         c.train.batch_size * c.data.sequence_length,
         run.flops_per_token() + forward,
-        _weight_bytes(run, c.quantization.bits),
+        plan.weight_bytes(c.quantization, state.trained.params),
         plan.count_bytes(state).total,
         c.quantization.bits,
         run.phases.switch,
@@ -330,26 +336,13 @@ def _count(variant: Variant, run: experiment.Experiment, planned, tokenizer: str
 
 
 def _after_training(variant: Variant, source: Planned, built) -> Planned:
-    bits = float(variant.changes["quantize.bits"])
-    run = built[source.variant.name]
+    run, given = built[source.variant.name], variant.changes
     section = run.config.quantization.copy_and_resolve_references()
-    section.update(bits=bits, quantizer=variant.changes.get("quantize.quantizer", "absmax"))
-    for key in ("granularity", "group_size"):
-        if f"quantize.{key}" in variant.changes:
-            section[key] = variant.changes[f"quantize.{key}"]
-    size = _weight_bytes(run, bits, section)
-    return source._replace(variant=variant, weight_bytes=size, bits=bits)
-
-
-def _weight_bytes(run: experiment.Experiment, bits: float, section: Any = None) -> int:
-    if section is not None:
-        config = run.config.copy_and_resolve_references()
-        config.quantization = section
-        run = run._replace(config=config)
-    for width in plan.compare_widths(run):
-        if width.bits == min(bits, 16) and not width.refused:
-            return width.bytes
-    raise InputError(f"quantize.bits={bits:g} is no width of the quantizer")
+    section.update(bits=float(given["quantize.bits"]), activations="none")
+    for key, value in (("quantizer", "absmax"), ("granularity", ""), ("group_size", 0)):
+        section[key] = given.get(f"quantize.{key}", value)
+    size = plan.weight_bytes(section, run.abstract_state().trained.params)
+    return source._replace(variant=variant, weight_bytes=size, bits=section.bits)
 
 
 def _save_switches(planned: dict[str, Planned]) -> None:

@@ -400,14 +400,15 @@ def test_runs_share_a_full_precision_phase(whole, corpus, tmp_path):
     for key, value, names in (
         ("model.width", 64, r"model\.width=32, not 64"),
         ("train.seed", 7, r"train\.seed=0, not 7"),
-        ("train.steps", 12, "another learning rate|no checkpoint 6"),
-        ("quantization.fraction", "0.375", "no checkpoint 5"),
+        ("train.steps", 12, "another learning rate|no checkpoint at step 6"),
+        ("quantization.fraction", "0.375", "no checkpoint at step 5"),
         ("quantization.from", str(tmp_path), "holds no run"),
     ):
         other = second.copy_and_resolve_references()
         other.update_from_flattened_dict({key: value})
         with pytest.raises(InputError, match=names):
             train(other, tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
 
     # The parameters alone, for a run that is quantized from its first step on.
     tuned = second.copy_and_resolve_references()
