@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs:/
 PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take instead of a run.")
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
+DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
 SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
@@ -50,6 +51,25 @@ def run(main: Callable[[], None]) -> None:
 def say(line: str) -> None:
     """Shows a line of progress on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns aligned: the first to the left, the others, which are numbers, to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    ]
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a file that is either whole or as it was."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(content, encoding="utf-8")
+    os.replace(part, path)
 
 
 def split(default: str) -> str:

@@ -6,7 +6,6 @@ The form of the config is that of configs/ablation.py. Nothing here runs or prin
 import difflib
 import hashlib
 import json
-import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -445,130 +444,6 @@ def measuring_runs(planned: Mapping[str, Planned], folder: Path, steps: int = 40
         run = _run(one._replace(config=config), config.train.seed, folder / RATES)
         found.append(run)
     return found
-
-
-class Progress(NamedTuple):
-    """How far a run is, from its metrics.jsonl.
-
-    Attributes:
-      step: the last one written down.
-      train_loss: there; None before the first line.
-      curve: (step, loss) of all evaluations.
-      result: the line of the last evaluation of the whole split, when the run has ended with it.
-      tokens_per_second: total over the written steps, compilation, evaluation and saving not
-        counted; None where unknown.
-    """
-
-    step: int
-    train_loss: float | None
-    curve: tuple[tuple[int, float], ...]
-    result: dict[str, Any] | None
-    tokens_per_second: float | None
-
-
-def progress(folder: Path, steps: int) -> Progress:
-    """Reads the metrics.jsonl of a run; zero and None where there is none."""
-    lines = metrics.read_metrics(folder)
-    trained = [line for line in lines if line["kind"] == "train"]
-    evaluated = [line for line in lines if line["kind"] == "validation"]
-    result = next((v for v in reversed(evaluated) if v["whole"] and v["step"] >= steps), None)
-    return Progress(
-        max((line["step"] for line in lines), default=0),
-        trained[-1]["loss"] if trained else None,
-        tuple((line["step"], line["loss"]) for line in evaluated),
-        result,
-        rate(lines),
-    )
-
-
-def rate(lines: list[dict[str, Any]]) -> float | None:
-    """Tokens per second over the training lines: all their tokens by all their time.
-
-    The time of a line's steps is their tokens by its rate; a line after an interruption, which has
-    fewer steps than it seems to, counts as much as its rate says.
-    """
-    tokens = seconds = 0.0
-    before = 0
-    for line in lines:
-        if line["kind"] == "train":
-            if line.get("tokens_per_second"):
-                tokens += line["tokens"] - before
-                seconds += (line["tokens"] - before) / line["tokens_per_second"]
-            before = line["tokens"]
-    return tokens / seconds if seconds else None
-
-
-class Row(NamedTuple):
-    """One run of results.csv.
-
-    Attributes:
-      ablation: --config of the ablation.
-      baseline: its baseline.
-      match: what is matched.
-      confidence: of all intervals together.
-      variant: name.
-      seed: of initialisation and data order.
-      steps: of training.
-      tokens: of training, padding included.
-      loss: of the whole validation split at the end, nats per token.
-      bits_per_byte: of it.
-      tokens_per_second: as in `Progress`; nan where unknown.
-      parameters: N.
-      bits: width of the layers' matrices, 16 in full precision.
-      quantized_tokens: tokens of the quantized phase.
-      weight_bytes: of the trained weights, codes packed.
-      state_bytes: of the train state.
-      flops: model FLOPs of the training.
-      config_hash: as `Run.digest`.
-      metrics: path of its metrics.jsonl in the folder of the ablation.
-    """
-
-    ablation: str
-    baseline: str
-    match: str
-    confidence: float
-    variant: str
-    seed: int
-    steps: int
-    tokens: int
-    loss: float
-    bits_per_byte: float
-    tokens_per_second: float
-    parameters: int
-    bits: float
-    quantized_tokens: int
-    weight_bytes: int
-    state_bytes: int
-    flops: float
-    config_hash: str
-    metrics: str
-
-
-def row(ablation: Ablation, name: str, run: Run, state: Progress) -> Row:
-    """The row of a run that has ended; `name` is that of the ablation's file."""
-    one = run.planned
-    quantized = 0 if one.variant.quantizes else one.tokens - one.switch * one.tokens_per_step
-    return Row(
-        name,
-        ablation.baseline,
-        ablation.match,
-        ablation.confidence,
-        one.variant.name,
-        run.seed,
-        one.steps,
-        one.tokens,
-        state.result["loss"],
-        state.result["bits_per_byte"],
-        math.nan if state.tokens_per_second is None else state.tokens_per_second,
-        one.parameters,
-        one.bits,
-        quantized,
-        one.weight_bytes,
-        one.state_bytes,
-        one.flops,
-        run.digest,
-        f"{run.name}/metrics.jsonl",
-    )
 
 
 def estimate_seconds(
