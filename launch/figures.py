@@ -39,13 +39,14 @@ def differences(outcomes: Sequence[Outcome], seeds: Mapping[str, Sequence[float]
     return _svg(figure, "differences")
 
 
-def curves(found: Curves, xlabel: str, ylabel: str, name: str) -> str:
+def curves(found: Curves, xlabel: str, ylabel: str, name: str, variants: Sequence[str]) -> str:
     """Means over seeds, with a band of one standard error, at the points that all seeds have.
 
-    `found` is variant -> seed -> points (x, y).
+    `found` is variant -> seed -> points (x, y); the place in `variants` decides the colour.
     """
     figure, axes = _figure(3.6)
-    for i, (variant, by_seed) in enumerate(found.items()):
+    for variant, by_seed in found.items():
+        i = variants.index(variant)
         tables = [dict(points) for points in by_seed.values() if points]
         if not tables:
             continue

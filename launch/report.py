@@ -54,7 +54,7 @@ def write(
         Heading("During training"),
         *_curve_figures(runs, asked),
         Heading("Differences between the configs"),
-        _config_table(planned, asked.baseline),
+        _config_items(planned, asked.baseline),
         *_pairing_notes(planned, asked),
     ]
     title = f"Ablation {Path(name.partition(':')[0]).stem}"
@@ -183,7 +183,9 @@ def _curve_figures(runs: Sequence[Run], asked: Ablation) -> list[Figure]:
         return []
     shown = [
         Figure(
-            figures.curves(curves, "tokens", "validation loss, nats per token", "curves"),
+            figures.curves(
+                curves, "tokens", "validation loss, nats per token", "curves", [*curves]
+            ),
             "Validation loss, mean over seeds and one standard error. The evaluations before the "
             "last one may be of a part of the split (evaluation.batches), the same for all.",
         )
@@ -192,7 +194,9 @@ def _curve_figures(runs: Sequence[Run], asked: Ablation) -> list[Figure]:
     if any(len(points) > 1 for by_seed in relative.values() for points in by_seed.values()):
         shown.append(
             Figure(
-                figures.curves(relative, "tokens", "loss minus the baseline's, nats", "relative"),
+                figures.curves(
+                    relative, "tokens", "loss minus the baseline's, nats", "relative", [*curves]
+                ),
                 "The same as paired differences, where both were evaluated after as many tokens. "
                 "The intervals above are for one look, at the end: the more often one looks, the "
                 "likelier is a difference that is none.",
@@ -213,15 +217,15 @@ def _relative(curves: Any, baseline: Any) -> dict[str, dict[int, list[tuple[floa
     return relative
 
 
-def _config_table(planned: Mapping[str, Planned], baseline: str) -> Table:
+def _config_items(planned: Mapping[str, Planned], baseline: str) -> Items:
     found = ablation.differences(planned, baseline)
-    rows = []
+    texts = []
     for name in planned:
         changes = [f"`{key}={value}`" for key, value in found[name].items()]
         mark = ", the baseline" * (name == baseline)
         mark += ", not compared" * (not planned[name].variant.compared)
-        rows.append([f"{name}{mark}", "; ".join(changes) or "as the baseline"])
-    return Table(["variant", "what differs from the baseline"], rows)
+        texts.append(f"{name}{mark}: {', '.join(changes) or 'as the baseline'}")
+    return Items(texts)
 
 
 def _pairing_notes(planned: Mapping[str, Planned], asked: Ablation) -> list[Paragraph]:

@@ -1,1 +1,1 @@
-"""Ablations: controlled comparisons for launch.ablate, one file each, in the form of ablation.py."""
+"""Controlled comparisons for launch.ablate, one file each, in the form of configs/ablation.py."""
