@@ -68,6 +68,12 @@ def test_every_command_of_the_table_exists():
         "command",
         "workdir",
         "page",
+        "document",
+        "figures",
+        "processes",
+        "records",
+        "report",
+        "scaling_report",
     }
     assert commands == here
 

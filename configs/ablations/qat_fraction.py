@@ -3,9 +3,9 @@
 Command: python -m launch.ablate --config=configs/ablations/qat_fraction.py:BITS,STEPS --workdir=DIR
 Cost:    18 runs of 15 seconds (200 steps), 1 minute (800) or 4 minutes (3200) on 2 CPU cores.
 
-BITS is 2 or 4, STEPS the budget: 200, 800 and 3200 are 8, 30 and 121 tokens a parameter. The variant
-`optimal` has the share that the paper's closed form plans. The learning rate decays in both phases,
-as in the paper's plain recipe, so that nothing of a run is shared.
+BITS is 2 or 4, STEPS the budget: 200, 800 and 3200 are 8, 30 and 121 tokens a parameter. The
+variant `optimal` has the share that the paper's closed form plans. The learning rate decays in both
+phases, as in the paper's plain recipe, so that nothing of a run is shared.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Runs of several sizes and lengths, for the laws of launch.ablate --fit.
 
-Command: python -m launch.ablate --config=configs/ablations/scaling.py --workdir=runs/ablations/scaling
-Fit:     python -m launch.ablate --fit=runs/ablations/scaling/results.csv --output=scaling.html
+Command: python -m launch.ablate --config=configs/ablations/scaling.py --workdir=runs/scaling
+Fit:     python -m launch.ablate --fit=runs/scaling/results.csv --output=scaling.html
 Cost:    24 runs of 10 seconds to 6 minutes on 2 CPU cores.
 """
 
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """Returns the ablation; its baseline is the smallest and shortest run."""
     groups = [
         ablation.zipped(
-            {"model.width": [24, 36, 48, 72], "model.mlp_width": [96, 144, 192, 288]},
+            {"model.width": [24, 40, 56, 72], "model.mlp_width": [96, 160, 224, 288]},
             {"train.steps": steps},
         )
         for steps in (200, 800, 3200)

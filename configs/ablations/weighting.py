@@ -4,9 +4,10 @@ Command: python -m launch.ablate --config=configs/ablations/weighting.py:SHARE -
 Cost:    21 runs of 1 to 3 minutes on 2 CPU cores.
 
 SHARE, 0 by default, is that of training documents with their words in random order; validation is
-of clean text. The weightings that compare with a model (Rho-1, arXiv 2404.07965; ssToken, 2510.18250)
-have a `reference` of the same size, trained as long on the clean text: the table matches tokens and
-does not count that run. ssToken is without its attention (gamma = 1), for there is no prompt.
+of clean text. The weightings that compare with a model (Rho-1, arXiv 2404.07965, and ssToken, arXiv
+2510.18250) have a `reference` of the same size, trained as long on the clean text: the table
+matches tokens and does not count that run. ssToken is without its attention (gamma = 1), for there
+is no prompt.
 """
 
 from ml_collections import ConfigDict

@@ -135,6 +135,9 @@ def read(config: ConfigDict) -> Ablation:
         raise InputError(
             f"baseline={config.baseline!r} is no variant; valid: {', '.join(config.variants)}"
         )
+    for key, value in _leaves(config.base):
+        if isinstance(value, str) and _PLACE.search(value):
+            raise InputError(f"base has {key}={value!r}: names in braces are for variants")
     for variant in variants.values():
         _check_form(variant, variants, config.base, config.match)
     ordered = {name: variants[name] for name in _in_order(variants)}
@@ -154,6 +157,10 @@ def _check_form(variant: Variant, variants, base: ConfigDict, match: str) -> Non
         known = ["quantize.run", *(f"quantize.{flag}" for flag in QUANTIZE)]
         for key in variant.changes:
             check_choice(f"{here}: key", key, tuple(known))
+        methods = ("rtn", "gptq", "rsq")
+        check_choice(
+            f"{here}: quantize.method", variant.changes.get("quantize.method", "rtn"), methods
+        )
         if len(variant.needs) != 1 or "quantize.bits" not in variant.changes:
             raise InputError(f"{here} needs quantize.run='{{VARIANT}}' and quantize.bits=WIDTH")
         return
