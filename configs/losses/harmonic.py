@@ -1,6 +1,7 @@
-"""Harmonic losses (arXiv 2502.01628): a token is the likelier, the nearer its column of the head is.
+"""Harmonic losses (arXiv 2502.01628): a token is the likelier, the nearer its column of the head.
 
-Command: python -m launch.train --config=configs/losses/harmonic.py:euclidean --workdir=runs/harmonic
+Command: python -m launch.train --config=configs/losses/harmonic.py:euclidean
+         --workdir=runs/harmonic
 Against: python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 Cost:    3 minutes on 2 CPU cores; `bray_curtis`, no product of matrices, many times that.
 

@@ -14,8 +14,9 @@ Claim: p^b1 (1 - p)^b2 on the forget loss balances saturation and importance, wh
 ruins the model. Its tables have not been checked here. With p^b1 the loss of a forgotten token has
 no gradient left, so that sat_imp, sim_sat and wga must end with a lower loss than ga and sim_imp.
 
-Two defaults of b2 exist, 1 (open-unlearning) and 0.1 (the authors' README): objective.sat_imp.beta2.
-The retain term is not here: what is trained on is what is forgotten. Length and rate are ours.
+Two defaults of b2 exist, 1 (open-unlearning) and 0.1 (the authors' README), for
+objective.sat_imp.beta2. The retain term is not here: what is trained on is what is forgotten.
+Length and learning rate are ours.
 """
 
 from ml_collections import ConfigDict
