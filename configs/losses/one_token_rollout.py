@@ -1,6 +1,9 @@
 """One-token rollout (arXiv 2509.26313): draws of the model at every token, rewarded if right.
 
-Before:  the data of configs/answers.py
+Before:  the data of configs/answers.py, and 200 steps of plain training to begin with:
+         python -m launch.train --config=configs/losses/one_token_rollout.py
+         --workdir=runs/one_token_rollout --config.objective.loss=cross_entropy
+         --config.train.steps=200
 Command: python -m launch.train --config=configs/losses/one_token_rollout.py
          --workdir=runs/one_token_rollout
          python -m launch.evaluate --workdir=runs/one_token_rollout --corpus=runs/right.jsonl

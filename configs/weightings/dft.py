@@ -1,6 +1,8 @@
 """DFT (arXiv 2508.05629): each token counts as much as the model believes in it.
 
-Before:  the data of configs/answers.py
+Before:  the data of configs/answers.py, and 200 steps of plain training to begin with:
+         python -m launch.train --config=configs/weightings/dft.py --workdir=runs/dft
+         --config.objective.weighting=uniform --config.train.steps=200
 Command: python -m launch.train --config=configs/weightings/dft.py --workdir=runs/dft
          python -m launch.evaluate --workdir=runs/dft --corpus=runs/right.jsonl
 Against: python -m launch.train --config=configs/weightings/dft.py --workdir=runs/noisy

@@ -186,6 +186,10 @@ BAD = {
     "tfds corpus": (["--config.data.corpus=tfds:no_such_set"], "tfds:no_such_set"),
     "tokenizer": (["--config.data.tokenizer=byte"], "'bytes'"),
     "weighting": (["--config.objective.weighting=unifrm"], "did you mean 'uniform'"),
+    "keep": (
+        ["--config.objective.weighting=rho1", "--config.objective.rho1.keep=0.0"],
+        "objective.rho1.keep=0.0 must be above 0 and at most 1",
+    ),
     "accumulation": (["--config.train.accumulation=3"], "train.accumulation=3"),
     "devices": (["--config.mesh.data=8"], "does not match 1 device"),
     "mesh": (["--config.mesh.tensor=0"], "mesh.tensor=0"),
