@@ -16,8 +16,9 @@ Continued pretraining of TinyLlama-1.1B on OpenWebMath: an average of 38.1 with 
 tokens, 21.6 with all 15 billion; Mistral-7B 66.2 against 55.8. With a reference on the same data,
 23.9 against 21.5: that is configs/quickstart.py with its own scores, as README has it.
 
-Here an answer that the reference does not expect has a small excess as long as the model expects it
-no more; what to look at is the loss on right answers, after the same steps.
+Here a wrong answer has a small excess, as the reference does not expect it either. The loss on
+right answers that nothing was trained on is 0.007 nats, with plain training 0.357 (one seed; the
+reference itself, which has seen no wrong answer, 0.024 on its own validation split).
 """
 
 from ml_collections import ConfigDict
