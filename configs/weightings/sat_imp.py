@@ -11,10 +11,11 @@ The argument is `sat_imp`, `sim_sat`, `sim_imp`, `wga` or `ga` (gradient ascent,
 Each takes a copy of the run: forgetting goes on in its work directory, for 20 steps after step 600.
 
 Claim: p^b1 (1 - p)^b2 on the forget loss balances saturation and importance, where plain ascent
-ruins the model. Its tables have not been checked here. After 20 steps the loss on the training
-split is RESULTS (one seed): what is known
-by heart has p = 1, and with any (1 - p) in its weight no gradient to forget it by. In longer runs
-(train.steps=700) p^b1 must stop the loss from growing where that of ga has no bound.
+ruins the model. Its tables have not been checked here.
+
+The loss on the training split goes from 0.002 nats to 0.54 (ga), 0.56 (wga) and 0.01 (sat_imp), one
+seed: what is known by heart has p near 1, and with a factor (1 - p) next to no gradient to forget
+it by. What p^b1 is for, to stop where a token is forgotten, shows in longer runs: train.steps.
 
 Two defaults of b2 exist, 1 (open-unlearning) and 0.1 (the authors' README), for
 objective.sat_imp.beta2. The retain term is not here: what is trained on is what is forgotten.
