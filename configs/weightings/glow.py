@@ -12,8 +12,8 @@ Claim: on unfiltered agent trajectories, 5.51% more out of distribution than tun
 ones alone, Qwen2.5-7B (abstract).
 
 alpha is 2, with which a document that stands still keeps its weight; the paper has 1 and 2. Every
-document is whole in a row and comes back every 20 steps or so: look at glow_mean_weight. The loss on right answers is 0.181 nats, with plain
-training 0.357 (one seed).
+document is whole in a row and comes back every 20 steps or so: look at glow_mean_weight. The loss
+on right answers is 0.181 nats, with plain training 0.357 (one seed).
 """
 
 from ml_collections import ConfigDict
