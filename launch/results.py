@@ -4,7 +4,8 @@ python -m launch.results [--output=docs/results.md]
 python -m launch.results --trace=docs/results/codes.csv --workdir=runs/ablations/codes
 
 A section is a file NUMBER_NAME.md, in which ${codes} stands for what codes.csv, the results.csv of
-an ablation, says: its command, its table, its verdicts.
+an ablation, says: its command, its table, its verdicts. Each table is run in the work directory
+runs/ablations/NAME, and its results.csv copied to docs/results/NAME.csv.
 """
 
 import json

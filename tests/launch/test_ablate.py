@@ -201,7 +201,7 @@ def test_the_example_of_the_readme_runs(corpus, tmp_path):
     assert out.count("bits/byte at one seed") == 3
     folder = tmp_path / re.search(r"--workdir=(\S+)", line)[1]
     assert len(cells(folder)) == 4
-    assert "peak_learning_rate=0.04" in (folder / "report.md").read_text()
+    assert "peak_learning_rate=0.0025" in (folder / "report.md").read_text()
 
 
 @pytest.mark.slow
