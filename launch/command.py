@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,29 @@ PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take in
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
+NAME = flags.DEFINE_string(
+    "name",
+    "",
+    "launch.pod: of what is launched. launch.score: of the reference that the scores are, "
+    "reference_nll by default, prior_nll without context; likelihood is exp(-loss).",
+)
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`; bad input becomes one line and exit code 2."""
+def run(main: Callable[..., None], actions: Sequence[str] = ()) -> None:
+    """Parses the flags and calls `main`; bad input becomes one line and exit code 2.
+
+    With `actions` the command takes the name of one, which `main` gets.
+    """
 
     def guarded(arguments):
         try:
-            if len(arguments) > 1:
-                raise InputError(f"unknown argument {arguments[1]!r}: flags start with --")
-            main()
+            given, rest = arguments[1 : 1 + bool(actions)], arguments[1 + bool(actions) :]
+            if actions and (not given or given[0] not in actions):
+                raise InputError(f"say what to do, one of: {', '.join(actions)}")
+            if rest:
+                raise InputError(f"unknown argument {rest[0]!r}: flags start with --")
+            main(*given)
         except InputError as error:
             _refuse(str(error))
 
@@ -106,15 +118,33 @@ def _parse(arguments: list[str]) -> list[str]:
         _refuse(" ".join(str(error).split()))
 
 
+def config_arguments(arguments: Sequence[str] | None = None) -> list[str]:
+    """--config and --config.key=value as they were given, the value always in the same word."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    found = []
+    for i, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if re.fullmatch(r"--?(no)?config(\..+)?", flag):
+            whole = equals or i + 1 == len(words) or words[i + 1].startswith("--")
+            found.append(word if whole else f"{word}={words[i + 1]}")
+    return found
+
+
+def config_file() -> str:
+    """The file that --config names, without its argument."""
+    named = [word for word in config_arguments() if re.match(r"--?config=", word)]
+    return named[-1].partition("=")[2].partition(":")[0]
+
+
 def _check_config(arguments: list[str]) -> None:
     """Refuses what ml_collections would refuse with a traceback: file, code and keys."""
     name, keys = None, []
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
+    for argument in config_arguments(arguments[1:]):
+        flag, _, value = argument.partition("=")
         if flag.lstrip("-") == "config":
-            name = value if equals else (arguments[i + 1 : i + 2] or [""])[0]
-        elif match := re.match(r"--?(?:no)?config\.(.+)", flag):
-            keys.append(match[1])
+            name = value
+        else:
+            keys.append(flag.lstrip("-").removeprefix("no").removeprefix("config."))
     if name is None:
         if keys:
             raise InputError(f"--config.{keys[0]} needs --config=FILE.py before it")

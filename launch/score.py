@@ -13,12 +13,6 @@ from absl import flags
 from launch import command, workdir
 from lm.errors import InputError
 
-_NAME = flags.DEFINE_string(
-    "name",
-    "",
-    "The reference that it is: reference_nll by default, prior_nll without context; or another key "
-    "of objective.references. likelihood is exp(-loss).",
-)
 _AGAINST = flags.DEFINE_string(
     "against", "", "Run of wrong answers: store contrast_probability, --workdir's being the right."
 )
@@ -83,7 +77,7 @@ def _name() -> str:
         default = "prior_nll"
     if _AGAINST.value:
         default, valid = "contrast_probability", ("contrast_probability",)
-    name = _NAME.value or default
+    name = command.NAME.value or default
     if name not in valid:
         raise InputError(f"--name={name} is not one of: {', '.join(valid)}")
     return name

@@ -5,8 +5,14 @@ python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 import sys
 
+from absl import flags
+
 from launch import command
 from lm.errors import InputError
+
+_STOPPED = flags.DEFINE_integer(
+    "stopped_code", 0, "Exit code of a run that a signal stopped, for who starts it again."
+)
 
 
 def main() -> None:
@@ -28,7 +34,7 @@ def main() -> None:
             f"stopped by a signal at step {result.step}; saved {result.checkpoint}. "
             "The same command goes on from there."
         )
-        return
+        sys.exit(_STOPPED.value)
     score = result.validation
     print(f"validation: {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte")
     if result.baseline is not None:
