@@ -1,6 +1,7 @@
 """What all commands share: flags, the config, and one clear line for the user's mistakes."""
 
 import difflib
+import keyword
 import os
 import re
 import sys
@@ -111,11 +112,23 @@ def _parse(arguments: list[str]) -> list[str]:
             # ml_collections loads the file by a call that Python has deprecated.
             warnings.simplefilter("ignore", DeprecationWarning)
             _check_config(arguments)
-            return flags.FLAGS(arguments)
+            # ml_collections looks for overrides in sys.argv, not in what it is given.
+            sys.argv[:] = map(_quoted, sys.argv)
+            return flags.FLAGS([_quoted(argument) for argument in arguments])
     except InputError as error:
         _refuse(str(error))
     except (flags.Error, ValueError, TypeError) as error:
         _refuse(" ".join(str(error).split()))
+
+
+def _quoted(argument: str) -> str:
+    """A key such as quantization.from, a word of Python's own, as ml_collections can read it."""
+    flag, equals, value = argument.partition("=")
+    if not flag.startswith("--config."):
+        return argument
+    first, *keys = flag.split(".")
+    quoted = (f'["{key}"]' if keyword.iskeyword(key) else f".{key}" for key in keys)
+    return f"{first}{''.join(quoted)}{equals}{value}"
 
 
 def config_arguments(arguments: Sequence[str] | None = None) -> list[str]:
@@ -124,9 +137,12 @@ def config_arguments(arguments: Sequence[str] | None = None) -> list[str]:
     found = []
     for i, word in enumerate(words):
         flag, equals, _ = word.partition("=")
-        if re.fullmatch(r"--?(no)?config(\..+)?", flag):
+        if re.fullmatch(r"--?(no)?config([.\[].+)?", flag):
             whole = equals or i + 1 == len(words) or words[i + 1].startswith("--")
-            found.append(word if whole else f"{word}={words[i + 1]}")
+            word = word if whole else f"{word}={words[i + 1]}"
+            flag, equals, value = word.partition("=")
+            # What `_quoted` has done to sys.argv is undone: another command does it again.
+            found.append(re.sub(r'\["(\w+)"\]', r".\1", flag) + equals + value)
     return found
 
 

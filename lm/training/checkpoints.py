@@ -134,6 +134,13 @@ class Checkpoints:
         self._manager.close()
 
 
+def saved_steps(directory: epath.Path) -> list[int]:
+    """Steps of the whole checkpoints in a directory, oldest first, without opening any."""
+    if not directory.exists():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
 def unfinished(directory: epath.Path) -> list[epath.Path]:
     """What saves that were cut short have left behind."""
     if not directory.exists():

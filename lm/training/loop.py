@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from lm.data import ngram, tokenizers
 from lm.errors import InputError
 from lm.training import branch, evaluation, experiment, metrics, packed, sharding
-from lm.training.checkpoints import Checkpoints
+from lm.training.checkpoints import Checkpoints, saved_steps
 from lm.training.quantized import FULL_PRECISION
 from lm.training.second_models import open_references
 
@@ -92,6 +92,9 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     before = check_workdir(workdir, record)
     with jax.set_mesh(built.mesh):
         frozen, record["references"] = references.restore(say, before.get("references", {}))
+    source = None
+    if config.quantization["from"] and not saved_steps(workdir / "checkpoints"):
+        source = branch.open_source(built, data.tokenizer.fingerprint)
     replaced = sum(corpus.replaced for corpus in data.train + data.validation)
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
@@ -99,7 +102,7 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(built.mesh), stop_signals() as stopped:
         second_models = {source: one.run.model for source, one in references.models.items()}
-        loop = _Loop(config, workdir, say, built, data, stream, second_models, frozen)
+        loop = _Loop(config, workdir, say, built, data, stream, second_models, frozen, source)
         (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         if isinstance(data.tokenizer, tokenizers.Subwords):
             (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
@@ -112,7 +115,7 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
 class _Loop:
     """The state of `train`: what is compiled, what is open, and what has been shown."""
 
-    def __init__(self, config, workdir, say, built, data, stream, second_models, frozen):
+    def __init__(self, config, workdir, say, built, data, stream, second_models, frozen, source):
         self.config, self.workdir, self.say = config, workdir, say
         self.built, self.data = built, data
         self.second_models, self.frozen = second_models, frozen
@@ -126,19 +129,19 @@ class _Loop:
         abstract = built.abstract_state()
         try:
             restored = self.checkpoints.restore(abstract, self.iterator)
+            if restored is None and source:
+                restored = branch.start(built, source, self.iterator, say), {}
         except InputError:
             self.iterator.close()
             self.checkpoints.close()
             raise
-        if restored is None and config.quantization["from"]:
-            self.state, metadata = branch.start(built, self.iterator, say), {}
-        elif restored is None:
+        if restored is None:
             init = jax.jit(built.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
             self.state, metadata = init(jax.random.key(config.train.seed)), {}
         else:
             self.state, metadata = restored
         self.step = int(self.state.step)
-        if self.step:
+        if self.step and not source:
             say(f"resumed at step {self.step}")
         self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = metrics.Writer(workdir, config, self.step)

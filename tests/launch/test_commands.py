@@ -194,6 +194,15 @@ BAD = {
     "packing": (["--config.data.packing=bestfit"], "did you mean 'best_fit'"),
     "too small": (["--config.train.batch_size=4096"], "data.corpus"),
     "schedule": (["--config.optimizer.schedule=linear"], "optimizer.schedule"),
+    "bits": (["--config.quantization.bits=9"], "quantization.bits=9"),
+    "from": (
+        [
+            "--config.quantization.bits=4",
+            "--config.quantization.fraction=1",
+            "--config.quantization.from=x",
+        ],
+        "x holds no run",
+    ),
     "log_every": (["--config.train.log_every=0"], "train.log_every=0"),
 }
 
