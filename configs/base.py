@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     config.data.packing = "concat"  # concat (and split) | best_fit (documents stay whole)
     config.data.shuffle_rows = 1024  # rows of one shuffle window, after packing
     config.data.validation_fraction = 0.05  # share of documents held out, by a hash of their name
+    config.data.streams = 0  # shares of the corpora that a batch is made of; 0 is one a process
     config.data.workers = 0  # processes that prepare batches; 0 is a thread
     config.data.directory = ""  # where corpora are cached; "" is ~/.cache/nibble
 
@@ -126,6 +127,11 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # data parallel with parameters sharded
     config.mesh.tensor = 1  # heads, MLP and vocabulary sharded
     config.mesh.sequence = 1  # sequence sharded
+
+    config.distributed = ConfigDict()  # several processes that train together
+    config.distributed.processes = 0  # refuse another number of them; 0 is any
+    config.distributed.join_seconds = 300  # how long to wait for all of them at the start
+    config.distributed.heartbeat_seconds = 100  # silence after which one counts as lost
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 500  # 0 is off; the last step is always saved
