@@ -116,9 +116,7 @@ def train_batches(
             .shuffle(seed=_derive_seed(seed, number, corpus))
             .repeat()
             .map(encode)
-            for corpus, (documents, encode) in enumerate(
-                _numbered(corpora, tokenizer, scores or {})
-            )
+            for corpus, (documents, encode) in enumerate(numbered)
         ]
         # Mixed before to_iter_dataset: a mixture of iterators has the threads of each of them.
         documents = grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
