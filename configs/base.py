@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     config.train.max_skips = 10  # abort after this many skipped steps in a row
     config.train.log_every = 10  # steps between lines of metrics.jsonl and of the log
     config.train.peak_flops = 0.0  # FLOP/s of one device for the MFU; 0 looks up known accelerators
-    config.train.tensorboard = True  # write TensorBoard event files
+    config.train.tensorboard = True  # TensorBoard event files, in a local work directory
     config.train.wandb_project = ""  # Weights & Biases project; "" is off
 
     config.optimizer = ConfigDict()

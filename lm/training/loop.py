@@ -216,6 +216,7 @@ class _Loop:
             self.pack()
         baseline = self.baseline()
         if jax.process_index() == 0:
+            self.writer.flush()
             metrics.plot_curves(self.workdir)
         return Result(self.step, True, validation, self.newest(), baseline)
 
@@ -383,6 +384,7 @@ class _Loop:
 
     def save(self, validation: evaluation.Evaluation | None) -> None:
         self.report()  # a line of metrics.jsonl is written before the checkpoint that skips it
+        self.writer.flush()
         before = self.watch.read()
         self.checkpoints.save(
             self.step,

@@ -266,6 +266,7 @@ def test_any_axis_may_span_the_processes(corpus, tmp_path, axis):
         "--config.quantization.bits=4",
         "--config.quantization.fraction=0.5",
         "--config.quantization.fused_cooldown=False",
+        "--config.quantization.warmup_steps=2",
         "--config.checkpoint.every_steps=0",
         "--config.checkpoint.every_minutes=0.001",
     ]

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -472,6 +473,31 @@ def test_gke_starts_logs_lists_and_deletes_a_workload(outside):
         assert outside.launch(action, *GKE)[0] == 0
     asked = [" ".join(words[:3]) for words in outside.calls()[1:]]
     assert asked == ["kubectl logs --follow", "xpk workload list", "xpk workload delete"]
+
+
+README = (ROOT / "README.md").read_text()
+SHOWN = re.findall(
+    r"```bash\n(python -m launch\.pod [^\n]*)\n```\n\n```text\n(.*?)```", README, flags=re.DOTALL
+)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_readme_shows_what_a_dry_run_prints(outside, number):
+    """Line by line; "..." stands for anything."""
+    words, text = SHOWN[number]
+    code, out, err = outside.launch(*shlex.split(words)[3:])
+    assert (code, err, outside.calls()) == (0, "", [])
+    archive = re.escape(os.path.join(tempfile.gettempdir(), "nibble"))
+    pattern = re.escape(text).replace(re.escape("..."), ".*").replace("/tmp/nibble", archive)
+    assert re.fullmatch(pattern, out, flags=re.DOTALL), out
+
+
+def test_every_command_of_the_readme_is_accepted(outside):
+    commands = re.findall(r"^python -m (launch\.pod .*)$", README, flags=re.MULTILINE)
+    assert len(commands) == len(SHOWN) + 3 == 6
+    for words in commands:
+        assert outside.launch(*shlex.split(words)[1:])[0] == 0
+    assert outside.calls() == []
 
 
 BAD = {
