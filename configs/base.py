@@ -119,6 +119,8 @@ def get_config() -> ConfigDict:
     config.quantization.warmup_steps = 20  # not fused: warmup of the quantized phase
     config.quantization.peak_factor = 1.0  # not fused: its peak learning rate / the first phase's
     config.quantization.reset_optimizer = False  # begin the quantized phase with fresh moments
+    # steps of learned scales are the learning rate times the scale, not the learning rate alone
+    config.quantization.relative_scale_steps = True
     config.quantization["from"] = ""  # a full-precision run whose checkpoint is the first phase
     config.quantization.gptq_batches = 8  # at the switch, calibration of GPTQ to compare; 0 is off
 
