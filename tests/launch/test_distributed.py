@@ -90,7 +90,7 @@ def start(workdir, corpus, processes, *arguments, devices=1, only=None, scripts=
     return started
 
 
-def finish(started, timeout=150):
+def finish(started, timeout=500):
     """(code, standard output, standard error) of each."""
     ended = [process.communicate(timeout=timeout) for process in started]
     return [(p.returncode, *texts) for p, texts in zip(started, ended, strict=True)]
@@ -233,10 +233,10 @@ def test_a_killed_process_ends_the_other_and_one_process_can_go_on(corpus, toget
     wait_for_step(tmp_path, 12, started)
     started[1].kill()
     killed = time.time()
-    ((code, _, err),) = finish(started[:1], timeout=60)
+    ((code, _, err),) = finish(started[:1], timeout=120)
     started[1].communicate()
     assert code not in (0, 2)
-    assert time.time() - killed < 40  # Heartbeats may be missing for 10 s, twice.
+    assert time.time() - killed < 60  # Heartbeats of 10 s, on a machine that may be busy.
     assert "lost the others" in err or "another task died" in err
     train(tmp_path, corpus, 1, devices=2)  # The streams are those of the run, not one a process.
     found, expected = losses(tmp_path), losses(together[0])
