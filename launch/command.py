@@ -32,7 +32,8 @@ NAME = flags.DEFINE_string(
     "name",
     "",
     "launch.pod: of what is launched. launch.score: of the reference that the scores are, "
-    "reference_nll by default, prior_nll without context; likelihood is exp(-loss).",
+    "reference_nll by default, prior_nll without context; or another key of "
+    "objective.references. likelihood is exp(-loss), our reading of frequency_equity's.",
 )
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 

@@ -22,6 +22,7 @@ from lm.training.agreement import Agreement
 from lm.training.checkpoints import Checkpoints, saved_steps
 from lm.training.quantized import FULL_PRECISION
 from lm.training.second_models import open_references
+from objectives.losses.base import softmax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -34,7 +35,6 @@ _FIXED = (
     "train.seed",
     "train.ema_decay",
     "optimizer.name",
-    "objective.loss",
     "objective.tempnet.width",
     "objective.harmonic.distance",
     "quantization",
@@ -471,6 +471,7 @@ def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.fingerprint,
         "weighting_state": str(carried),
+        "prediction": "softmax" if built.loss.predict is softmax else config.objective.loss,
         "versions": {
             "python": ".".join(map(str, sys.version_info[:3])),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -501,6 +502,9 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]
             and old.get(key) != new.get(key)
         ):
             raise InputError(_other(workdir, key, old, new))
+    # Losses whose head is the same can be exchanged: a trained run may go on to forget.
+    if old.get("prediction", "softmax") != new["prediction"]:
+        raise InputError(_other(workdir, "config.objective.loss", old, new))
     # Weightings that carry nothing can be exchanged; the state of others is in the checkpoints.
     carries = "weighting_state"
     if old.get(carries, "()") != new[carries]:
