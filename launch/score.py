@@ -83,7 +83,7 @@ def _names() -> list[str]:
     from lm.training import references
 
     if _FAULTY.value:
-        if _NAME.value or _AGAINST.value or _WITHOUT_CONTEXT.value:
+        if command.NAME.value or _AGAINST.value or _WITHOUT_CONTEXT.value:
             raise InputError("--faulty goes with none of --name, --against, --without_context")
         return ["error_mask", "faulty_log_probability"]
     default, valid = "reference_nll", (*references.LOSSES, "likelihood")
