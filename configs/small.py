@@ -2,9 +2,10 @@
 
 Command: python -m launch.train --config=configs/small.py:tiny --workdir=runs/tiny
 
-`small` is configs/quickstart.py with 400 steps of AdamW: 1.0 million parameters, 1.6 million tokens.
-`tiny` has 0.1 million parameters and reads bytes: 30 tokens a parameter in 800 steps. AdamW, because
-after Muon 4-bit training gained nothing over rounding in configs/papers/compute_optimal_qat.py.
+`small` is configs/quickstart.py with 400 steps of AdamW: 1.0 million parameters, 1.6 million
+tokens. `tiny` has 0.1 million parameters and reads bytes: 30 tokens a parameter in 800 steps.
+AdamW, because after Muon 4-bit training gained nothing over rounding in
+configs/papers/compute_optimal_qat.py.
 """
 
 from ml_collections import ConfigDict
