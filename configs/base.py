@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     config.data.corrupted = 0.0  # share of training documents whose words are put in random order
     config.data.shuffle_rows = 1024  # rows of one shuffle window, after packing
     config.data.validation_fraction = 0.05  # share of documents held out, by a hash of their name
+    config.data.streams = 0  # shares of the corpora that a batch is made of; 0 is one a process
     config.data.workers = 0  # processes that prepare batches; 0 is a thread
     config.data.directory = ""  # where corpora are cached; "" is ~/.cache/nibble
 
@@ -62,7 +63,7 @@ def get_config() -> ConfigDict:
     config.train.max_skips = 10  # abort after this many skipped steps in a row
     config.train.log_every = 10  # steps between lines of metrics.jsonl and of the log
     config.train.peak_flops = 0.0  # FLOP/s of one device for the MFU; 0 looks up known accelerators
-    config.train.tensorboard = True  # write TensorBoard event files
+    config.train.tensorboard = True  # TensorBoard event files, in a local work directory
     config.train.wandb_project = ""  # Weights & Biases project; "" is off
 
     config.optimizer = ConfigDict()
@@ -129,6 +130,11 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # data parallel with parameters sharded
     config.mesh.tensor = 1  # heads, MLP and vocabulary sharded
     config.mesh.sequence = 1  # sequence sharded
+
+    config.distributed = ConfigDict()  # several processes that train together
+    config.distributed.processes = 0  # refuse another number of them; 0 is any
+    config.distributed.join_seconds = 300  # how long to wait for all of them at the start
+    config.distributed.heartbeat_seconds = 100  # silence after which one counts as lost
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 500  # 0 is off; the last step is always saved

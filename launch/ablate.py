@@ -21,7 +21,6 @@ from launch import command, processes
 from lm.errors import InputError
 
 _STATUS = flags.DEFINE_bool("status", False, "Show how far the runs are, and run nothing.")
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time, as processes of this machine.")
 _JOBS = flags.DEFINE_enum("jobs", None, ["slurm", "pod"], "Print the runs as jobs; run nothing.")
 _FIT = flags.DEFINE_list("fit", [], "results.csv files to fit scaling laws to.")
 _HELD_OUT = flags.DEFINE_list("held_out", [], "Variants that --fit predicts and is not fitted to.")
@@ -60,7 +59,7 @@ def main() -> None:
     if _JOBS.value and left:
         print("\n".join(_job_lines(left, _JOBS.value)))
         return
-    failed = _run(runs, environment, _PROCESSES.value)
+    failed = _run(runs, environment, command.PROCESSES.value or 1)
     if failed is None:
         command.say("stopped by a signal. The same command goes on from there.")
         return
@@ -83,8 +82,8 @@ def _check_flags() -> tuple[Path, str]:
     folder = Path(command.WORKDIR.value)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--workdir={folder} is a file; give a folder")
-    if _PROCESSES.value < 1:
-        raise InputError(f"--processes={_PROCESSES.value} must be at least 1")
+    if (count := command.PROCESSES.value) is not None and count < 1:
+        raise InputError(f"--processes={count} must be at least 1")
     return folder, _given("config")
 
 

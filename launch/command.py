@@ -28,18 +28,37 @@ PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take in
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
+PROCESSES = flags.DEFINE_integer(
+    "processes",
+    None,
+    "Processes of one training, with --coordinator (1: alone, even in a cluster); of launch.ablate, "
+    "the runs at a time, 1 by default.",
+)
 SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
+NAME = flags.DEFINE_string(
+    "name",
+    "",
+    "launch.pod: of what is launched. launch.score: of the reference that the scores are, "
+    "reference_nll by default, prior_nll without context; or another key of "
+    "objective.references. likelihood is exp(-loss), our reading of frequency_equity's.",
+)
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`; bad input becomes one line and exit code 2."""
+def run(main: Callable[..., None], actions: Sequence[str] = ()) -> None:
+    """Parses the flags and calls `main`; bad input becomes one line and exit code 2.
+
+    With `actions` the command takes the name of one, which `main` gets.
+    """
 
     def guarded(arguments):
         try:
-            if len(arguments) > 1:
-                raise InputError(f"unknown argument {arguments[1]!r}: flags start with --")
-            main()
+            given, rest = arguments[1 : 1 + bool(actions)], arguments[1 + bool(actions) :]
+            if actions and (not given or given[0] not in actions):
+                raise InputError(f"say what to do, one of: {', '.join(actions)}")
+            if rest:
+                raise InputError(f"unknown argument {rest[0]!r}: flags start with --")
+            main(*given)
         except InputError as error:
             _refuse(str(error))
 
@@ -139,15 +158,36 @@ def _quoted(argument: str) -> str:
     return f"{first}{''.join(quoted)}{equals}{value}"
 
 
+def config_arguments(arguments: Sequence[str] | None = None) -> list[str]:
+    """--config and --config.key=value as they were given, the value always in the same word."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    found = []
+    for i, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if re.fullmatch(r"--?(no)?config([.\[].+)?", flag):
+            whole = equals or i + 1 == len(words) or words[i + 1].startswith("--")
+            word = word if whole else f"{word}={words[i + 1]}"
+            flag, equals, value = word.partition("=")
+            # What `_quoted` has done to sys.argv is undone: another command does it again.
+            found.append(re.sub(r'\["(\w+)"\]', r".\1", flag) + equals + value)
+    return found
+
+
+def config_file() -> str:
+    """The file that --config names, without its argument."""
+    named = [word for word in config_arguments() if re.match(r"--?config=", word)]
+    return named[-1].partition("=")[2].partition(":")[0]
+
+
 def _check_config(arguments: list[str]) -> None:
     """Refuses what ml_collections would refuse with a traceback: file, code and keys."""
     name, keys = None, []
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
+    for argument in config_arguments(arguments[1:]):
+        flag, _, value = argument.partition("=")
         if flag.lstrip("-") == "config":
-            name = value if equals else (arguments[i + 1 : i + 2] or [""])[0]
-        elif match := re.match(r"--?(?:no)?config\.(.+)", flag):
-            keys.append(match[1])
+            name = value
+        else:
+            keys.append(flag.lstrip("-").removeprefix("no").removeprefix("config."))
     if name is None:
         if keys:
             raise InputError(f"--config.{keys[0]} needs --config=FILE.py before it")

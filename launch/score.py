@@ -13,12 +13,6 @@ from absl import flags
 from launch import command, workdir
 from lm.errors import InputError
 
-_NAME = flags.DEFINE_string(
-    "name",
-    "",
-    "The reference that it is: reference_nll by default, prior_nll without context; or another key "
-    "of objective.references. likelihood is exp(-loss), our reading of frequency_equity's.",
-)
 _AGAINST = flags.DEFINE_string(
     "against", "", "Run of wrong answers: store contrast_probability, --workdir's being the right."
 )
@@ -89,7 +83,7 @@ def _names() -> list[str]:
     from lm.training import references
 
     if _FAULTY.value:
-        if _NAME.value or _AGAINST.value or _WITHOUT_CONTEXT.value:
+        if command.NAME.value or _AGAINST.value or _WITHOUT_CONTEXT.value:
             raise InputError("--faulty goes with none of --name, --against, --without_context")
         return ["error_mask", "faulty_log_probability"]
     default, valid = "reference_nll", (*references.LOSSES, "likelihood")
@@ -97,7 +91,7 @@ def _names() -> list[str]:
         default = "prior_nll"
     if _AGAINST.value:
         default, valid = "contrast_probability", ("contrast_probability",)
-    name = _NAME.value or default
+    name = command.NAME.value or default
     if name not in valid:
         raise InputError(f"--name={name} is not one of: {', '.join(valid)}")
     return [name]

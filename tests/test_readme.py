@@ -74,6 +74,7 @@ def test_every_command_of_the_table_exists():
     here = {p.stem for p in (ROOT / "launch").glob("*.py")} - {
         "__init__",
         "command",
+        "distributed",
         "workdir",
         "page",
         "document",

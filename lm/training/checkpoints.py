@@ -1,5 +1,6 @@
 """Checkpoints: train state, data iterator and metadata as one unit; the only module with Orbax."""
 
+import json
 import os
 import re
 import time
@@ -7,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lm.errors import InputError
@@ -107,19 +110,22 @@ class Checkpoints:
                 "state": ocp.args.StandardRestore(abstract_state),
                 "metadata": ocp.args.JsonRestore(),
             }
-            if iterator is not None:
-                items["data"] = grain.checkpoint.CheckpointRestore(iterator)
             try:
                 restored = self._manager.restore(candidate, args=ocp.args.Composite(**items))
+                if iterator is not None:
+                    _restore_data(self._directory / str(candidate) / "data", iterator)
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 reason = " ".join(str(error).split())[:200]
                 self._say(f"passed over checkpoint {candidate}, which cannot be read: {reason}")
                 broken.append(candidate)
                 continue
             if broken and not self._read_only:
-                for bad in broken:
-                    path = self._directory / str(bad)
-                    path.rename(self._directory / f"unreadable_{bad}_{time.time_ns()}")
+                if jax.process_index() == 0:
+                    for bad in broken:
+                        path = self._directory / str(bad)
+                        path.rename(self._directory / f"unreadable_{bad}_{time.time_ns()}")
+                if jax.process_count() > 1:
+                    multihost_utils.sync_global_devices("unreadable checkpoints are aside")
                 self._manager.reload()
             return restored["state"], restored["metadata"]
         if broken:
@@ -133,6 +139,20 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.close()
+
+
+def _restore_data(folder: epath.Path, iterator: grain.DatasetIterator) -> None:
+    """Sets the iterator to where it was, even if other processes had its streams.
+
+    Grain writes one file a process; of streams, which have numbers in it, any process takes its
+    own. Where there is one stream, all files say the same.
+    """
+    states = [json.loads(path.read_text()) for path in sorted(folder.glob("process_*.json"))]
+    state = states[0]
+    if "streams" in state:
+        state = {"streams": {k: v for each in states for k, v in each["streams"].items()}}
+    iterator.set_state(state)
+    iterator.start_prefetch()
 
 
 def saved_steps(directory: epath.Path) -> list[int]:

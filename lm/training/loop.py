@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import itertools
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm.data import ngram, tokenizers
 from lm.errors import InputError
 from lm.training import branch, evaluation, experiment, metrics, packed, sharding
+from lm.training.agreement import Agreement
 from lm.training.checkpoints import Checkpoints, saved_steps
 from lm.training.quantized import FULL_PRECISION
 from lm.training.second_models import open_references
@@ -85,9 +88,11 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     data = experiment.load_data(config.data)
     config = experiment.resolve(config, data.train)
     built = experiment.build(config, data.tokenizer.vocab_size)
+    config = _settle_streams(config, workdir, built.mesh)
+    built = built._replace(config=config)
     references = open_references(built, data.tokenizer.fingerprint)
     stored = references.stored(data.train, data.tokenizer.fingerprint)
-    stream = experiment.train_batches(config, data, stored)
+    stream = experiment.train_batches(config, data, stored, built.mesh)
     record = resolved(config, data.tokenizer, built)
     before = check_workdir(workdir, record)
     with jax.set_mesh(built.mesh):
@@ -103,13 +108,19 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     with jax.set_mesh(built.mesh), stop_signals() as stopped:
         second_models = {source: one.run.model for source, one in references.models.items()}
         loop = _Loop(config, workdir, say, built, data, stream, second_models, frozen, source)
-        (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-        if isinstance(data.tokenizer, tokenizers.Subwords):
-            (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
+        if jax.process_index() == 0:
+            (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+            if isinstance(data.tokenizer, tokenizers.Subwords):
+                (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
+        lost = False
         try:
             return loop.run(stopped)
+        except jax.errors.JaxRuntimeError:
+            lost = jax.process_count() > 1  # To close would be to wait for the others.
+            raise
         finally:
-            loop.close()
+            if not lost:
+                loop.close()
 
 
 class _Loop:
@@ -151,6 +162,7 @@ class _Loop:
             built.model, data.tokenizer, loss=built.loss, temperature=0.8
         )
         self.peak = metrics.peak_flops(config.train.peak_flops)
+        self.agree, self.time_is_up = Agreement(built.mesh), False
         self.pending = None  # (step, metrics on the device) of the step before this one
         self.logged = (self.step, self.watch.read())
         self.saved_at = self.watch.read()
@@ -166,7 +178,7 @@ class _Loop:
     def run(self, stopped: Callable[[], bool]) -> Result:
         c, steps = self.config, self.config.train.steps
         switch, train_step = self.built.phases.switch, None
-        while self.step < steps and not stopped():
+        while self.step < steps and not self.shall_stop(stopped()):
             batch = sharding.put_batch(self.built.mesh, next(self.iterator))
             before = self.watch.read()
             # A checkpoint of the step before the switch is one of the first phase, so that a run
@@ -205,8 +217,14 @@ class _Loop:
             self.pack()
         baseline = self.baseline()
         if jax.process_index() == 0:
+            self.writer.flush()
             metrics.plot_curves(self.workdir)
         return Result(self.step, True, validation, self.newest(), baseline)
+
+    def shall_stop(self, signalled: bool) -> bool:
+        """Whether to end before the next step; also agrees on whether it is time to save."""
+        stop, self.time_is_up = self.agree(signalled, self.minutes_are_over())
+        return stop
 
     def begin_quantized(self) -> None:
         self.report()
@@ -254,12 +272,22 @@ class _Loop:
     @contextlib.contextmanager
     def validation_batches(self) -> Iterator[Any]:
         texts, tokenizer = self.data.validation, self.data.tokenizer
-        batches = iter(experiment.evaluation_batches(self.config, texts, tokenizer))
+        mesh = self.built.mesh
+        batches = iter(experiment.evaluation_batches(self.config, texts, tokenizer, mesh))
         with contextlib.closing(batches):
             yield batches
 
     def recorded_end(self) -> evaluation.Evaluation | None:
-        """The last evaluation of a run that was finished before this start."""
+        """The last evaluation of a run that was finished before this start.
+
+        Process 0 has written it, and may be the only one that sees it.
+        """
+        found = self.written_end() if jax.process_index() == 0 else None
+        if sharding.agreed(found is not None):
+            return found or evaluation.Evaluation(math.nan, math.nan, math.nan, 0.0)
+        return None
+
+    def written_end(self) -> evaluation.Evaluation | None:
         for line in reversed(metrics.read_metrics(self.workdir)):
             if line["kind"] == "validation" and line["whole"] and line["step"] == self.step:
                 known = {f: line[f] for f in evaluation.Evaluation._fields if f in line}
@@ -349,10 +377,15 @@ class _Loop:
         c = self.config.checkpoint
         if self.step in c.at_steps or (c.every_steps and self.step % c.every_steps == 0):
             return True
-        return bool(c.every_minutes) and self.watch.read() - self.saved_at >= 60 * c.every_minutes
+        return self.minutes_are_over() if jax.process_count() == 1 else self.time_is_up
+
+    def minutes_are_over(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return bool(minutes) and self.watch.read() - self.saved_at >= 60 * minutes
 
     def save(self, validation: evaluation.Evaluation | None) -> None:
         self.report()  # a line of metrics.jsonl is written before the checkpoint that skips it
+        self.writer.flush()
         before = self.watch.read()
         self.checkpoints.save(
             self.step,
@@ -363,6 +396,7 @@ class _Loop:
         )
         self.watch.exclude(before)
         self.saved_at = self.watch.read()
+        self.agree.forget()
 
     def score(self, validation: evaluation.Evaluation) -> float:
         """What the best checkpoint has least of: the same loss in both phases."""
@@ -395,7 +429,7 @@ class _Loop:
     def baseline(self) -> float | None:
         """Bits per byte of the n-gram model, computed once a work directory."""
         order = self.config.evaluation.ngram_order
-        if not order:
+        if not order or jax.process_index():
             return None
         for line in metrics.read_metrics(self.workdir):
             if line.get("event") == f"{order}-gram":
@@ -414,6 +448,20 @@ class _Loop:
         self.writer.close()
         if self.progress:
             self.progress.close()
+
+
+def _settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> ConfigDict:
+    """The config with its number of data streams: that of the run in `workdir`, else one a share.
+
+    So the run goes on with the same data on another number of processes.
+    """
+    if config.data.streams:
+        return config
+    settled = config.copy_and_resolve_references()
+    path = workdir / "config.json"
+    recorded = json.loads(path.read_text())["config"]["data"] if path.exists() else {}
+    settled.data.streams = recorded.get("streams") or sharding.share(mesh)[1]
+    return settled
 
 
 def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -> dict[str, Any]:
