@@ -31,8 +31,8 @@ DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not t
 PROCESSES = flags.DEFINE_integer(
     "processes",
     None,
-    "Processes of one training, with --coordinator (1: alone, even in a cluster); of launch.ablate, "
-    "the runs at a time, 1 by default.",
+    "Processes of one training, with --coordinator (1: alone, even in a cluster). launch.ablate: "
+    "runs at a time, 1 by default.",
 )
 SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
 NAME = flags.DEFINE_string(

@@ -121,8 +121,8 @@ def _check(c: ConfigDict) -> None:
         raise InputError(f"--coordinator={_COORDINATOR.value} is not HOST:PORT")
     if command.PROCESSES.value is None or _PROCESS_ID.value is None:
         raise InputError("--coordinator needs --processes=N and --process_id=I")
-    if not 0 <= _PROCESS_ID.value < command.PROCESSES.value:
+    if not 0 <= _PROCESS_ID.value < (count := command.PROCESSES.value):
         raise InputError(
-            f"--process_id={_PROCESS_ID.value} must be from 0 to {command.PROCESSES.value - 1} with "
-            f"--processes={command.PROCESSES.value}"
+            f"--process_id={_PROCESS_ID.value} must be from 0 to {count - 1} with "
+            f"--processes={count}"
         )

@@ -53,6 +53,15 @@ def final_state(config, workdir):
     return state, position
 
 
+def test_checkpoints_of_given_steps_are_saved_and_stay(corpus, tmp_path):
+    config = tiny.config(data__corpus=corpus, checkpoint__every_steps=3, checkpoint__keep=1)
+    config.checkpoint.update(keep_best=0, at_steps=(2, 4))
+    train(config, tmp_path)
+    kept = Checkpoints(epath.Path(tmp_path) / "checkpoints", print, read_only=True)
+    assert kept.steps() == [2, 4, 6]  # and not 3, which another one has replaced
+    kept.close()
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
     """SIGTERM saves and a second start continues: state, data order and metrics, bit for bit."""
     config = tiny.config(
