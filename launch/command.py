@@ -1,5 +1,6 @@
 """What all commands share: flags, the config, and one clear line for the user's mistakes."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -24,20 +25,24 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs://.")
 PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take instead of a run.")
+JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, nothing else.")
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`; bad input becomes one line and exit code 2."""
+def run(main: Callable[..., None], most: int = 0) -> None:
+    """Parses the flags and calls `main` with the arguments that are no flags, `most` at most.
+
+    Bad input becomes one line and exit code 2.
+    """
 
     def guarded(arguments):
         try:
-            if len(arguments) > 1:
-                raise InputError(f"unknown argument {arguments[1]!r}: flags start with --")
-            main()
+            if len(arguments) > 1 + most:
+                raise InputError(f"unknown argument {arguments[1 + most]!r}: flags start with --")
+            main(*arguments[1:])
         except InputError as error:
             _refuse(str(error))
 
@@ -73,6 +78,18 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Columns aligned: the first to the left, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    ]
+
+
 def _use_huge_pages() -> None:
     """Starts this process anew with huge pages for malloc, where the kernel leaves that to us.
 
@@ -88,6 +105,20 @@ def _use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Within it ml_collections may load a file, by a call that Python has deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def load_config(path: Path, argument: str) -> ConfigDict:
+    """The config of a file of this repository; LookupError for an argument that it lacks."""
+    with _loading():
+        return config_flags.ConfigFileFlagParser("config").parse(f"{path}:{argument}")
+
+
 def _refuse(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(BAD_INPUT)
@@ -95,9 +126,7 @@ def _refuse(message: str) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
     try:
-        with warnings.catch_warnings():
-            # ml_collections loads the file by a call that Python has deprecated.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _loading():
             _check_config(arguments)
             return flags.FLAGS(arguments)
     except InputError as error:

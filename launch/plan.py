@@ -13,7 +13,6 @@ from absl import flags
 from launch import command
 from lm.errors import InputError
 
-_JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, nothing else.")
 _DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Compile the train step for a TPU slice, as v5e:4x4; needs the extra tpu."
@@ -44,15 +43,15 @@ def main() -> None:
     interfaces = plan.compare_interfaces(config, vocab_size, planned.devices)
     widths = plan.compare_widths(run)
     _note_vocabulary(config.data)
-    if not _JSON.value:
+    if not command.JSON.value:
         print("\n".join(_lines(config, planned, interfaces, widths)))
     compiled = None
     if topology:
         command.say(f"compiling the train step for {topology.name}; this may take minutes")
         compiled = ahead.compile_step(run, topology)
-        if not _JSON.value:
+        if not command.JSON.value:
             print("\n".join(["", *_compiled_lines(topology, compiled)]))
-    if _JSON.value:
+    if command.JSON.value:
         record = plan.as_dict(planned)
         record |= {"interfaces": plan.as_dict(interfaces), "widths": plan.as_dict(widths)}
         if compiled:
@@ -92,12 +91,12 @@ def _lines(config: Any, p: Any, interfaces: Any, widths: Any) -> list[str]:
         f"{p.devices:,} device{'s' * (p.devices > 1)}: {mesh}",
         f"vocabulary {p.vocab_size:,}",
         "",
-        *_table(
+        *command.table(
             ["parameters", "", "share"],
             [[name, f"{n:,}", f"{n / p.parameters.total:.1%}"] for name, n in _groups(p)],
         ),
         "",
-        *_table(
+        *command.table(
             ["train state", "in all", "a device"],
             [[name, _size(b.total), _size(b.per_device)] for name, b in p.bytes.items()],
         ),
@@ -107,7 +106,7 @@ def _lines(config: Any, p: Any, interfaces: Any, widths: Any) -> list[str]:
         share = p.unsharded_parameters / p.parameters.total
         rows = [[x.name, " x ".join(map(str, x.shape)), _size(x.bytes)] for x in p.unsharded]
         lines.append(f"whole on every device: {share:.1%} of the parameters; the largest:")
-        lines += ["  " + row for row in _table(["", "", ""], rows)[1:]]
+        lines += ["  " + row for row in command.table(["", "", ""], rows)[1:]]
     return [
         *lines,
         "",
@@ -135,7 +134,7 @@ def _interface_lines(config: Any, interfaces: Any) -> list[str]:
             rows.append([x.embedding + mark, f"{count:,}", f"{x.parameters.total:,}", *sizes])
     head = ["model.embedding", "its own", "parameters", "bytes", "optimizer", "train state"]
     refused = [f"{x.embedding}: not with this config: {x.refused}" for x in interfaces if x.refused]
-    return [*_table(head, rows), *refused]
+    return [*command.table(head, rows), *refused]
 
 
 def _width_lines(config: Any, widths: Any) -> list[str]:
@@ -152,7 +151,7 @@ def _width_lines(config: Any, widths: Any) -> list[str]:
         rows.append([f"{x.bits:g}{mark}", _size(x.bytes), *planned])
     name = config.quantization.quantizer
     head = ["bits", f"weights, {name}", "tokens a byte, S", "optimal fraction", "quantized steps"]
-    return _table(head, rows)
+    return command.table(head, rows)
 
 
 def _compiled_lines(topology: Any, c: Any) -> list[str]:
@@ -163,7 +162,7 @@ def _compiled_lines(topology: Any, c: Any) -> list[str]:
     verdict = "fits" if c.fits else "does not fit"
     parts = c.memory._asdict().items()
     lines += [
-        *_table(["memory", "a device"], [[name, _size(value)] for name, value in parts]),
+        *command.table(["memory", "a device"], [[name, _size(value)] for name, value in parts]),
         f"{verdict}: {share:.1%} of {_size(topology.memory)}",
         "",
         f"FLOPs of a step on a device: {_count(c.model_flops)} by the formula, "
@@ -177,20 +176,8 @@ def _compiled_lines(topology: Any, c: Any) -> list[str]:
     else:
         lines.append("no time estimate: XLA's is negative, or counts the body of a loop once")
     rows = [[kind, f"{x.count:,}", _size(x.bytes)] for kind, x in c.collectives.items()]
-    table = _table(["collectives of a step", "runs", "a device"], rows)
+    table = command.table(["collectives of a step", "runs", "a device"], rows)
     return [*lines, "", *(table if rows else ["no collectives"])]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Columns aligned: the first to the left, numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
-    ]
 
 
 def _size(count: int) -> str:
