@@ -27,8 +27,8 @@ CHOICES = {
     "param_dtype": ("float32", "bfloat16"),
 }
 
-# Layers up to which model.unroll=0 leaves no loop. A step of 4 or 6 layers takes 0.86 x the CPU time
-# of one whose loop stacks what each layer keeps, and compiles as fast.
+# Layers up to which model.unroll=0 leaves no loop: 4 or 6 layers take 0.86 x the CPU time of a loop
+# that stacks what each layer keeps, and compile as fast.
 UNROLLED = 8
 
 # Interfaces that train a vector for each token; only these can be the head as they are.
