@@ -46,8 +46,10 @@ def get_config() -> ConfigDict:
     config.data.vocab_size = 0  # entries of a bpe tokenizer; 0 for all others: their own
     config.data.sequence_length = 256  # tokens a row, T
     config.data.packing = "concat"  # concat (and split) | best_fit (documents stay whole)
+    config.data.corrupted = 0.0  # share of training documents whose words are put in random order
     config.data.shuffle_rows = 1024  # rows of one shuffle window, after packing
     config.data.validation_fraction = 0.05  # share of documents held out, by a hash of their name
+    config.data.streams = 0  # shares of the corpora that a batch is made of; 0 is one a process
     config.data.workers = 0  # processes that prepare batches; 0 is a thread
     config.data.directory = ""  # where corpora are cached; "" is ~/.cache/nibble
 
@@ -61,7 +63,7 @@ def get_config() -> ConfigDict:
     config.train.max_skips = 10  # abort after this many skipped steps in a row
     config.train.log_every = 10  # steps between lines of metrics.jsonl and of the log
     config.train.peak_flops = 0.0  # FLOP/s of one device for the MFU; 0 looks up known accelerators
-    config.train.tensorboard = True  # write TensorBoard event files
+    config.train.tensorboard = True  # TensorBoard event files, in a local work directory
     config.train.wandb_project = ""  # Weights & Biases project; "" is off
 
     config.optimizer = ConfigDict()
@@ -118,6 +120,8 @@ def get_config() -> ConfigDict:
     config.quantization.warmup_steps = 20  # not fused: warmup of the quantized phase
     config.quantization.peak_factor = 1.0  # not fused: its peak learning rate / the first phase's
     config.quantization.reset_optimizer = False  # begin the quantized phase with fresh moments
+    # steps of learned scales are the learning rate times the scale, not the learning rate alone
+    config.quantization.relative_scale_steps = True
     config.quantization["from"] = ""  # a full-precision run whose checkpoint is the first phase
     config.quantization.gptq_batches = 8  # at the switch, calibration of GPTQ to compare; 0 is off
 
@@ -127,11 +131,17 @@ def get_config() -> ConfigDict:
     config.mesh.tensor = 1  # heads, MLP and vocabulary sharded
     config.mesh.sequence = 1  # sequence sharded
 
+    config.distributed = ConfigDict()  # several processes that train together
+    config.distributed.processes = 0  # refuse another number of them; 0 is any
+    config.distributed.join_seconds = 300  # how long to wait for all of them at the start
+    config.distributed.heartbeat_seconds = 100  # silence after which one counts as lost
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 500  # 0 is off; the last step is always saved
     config.checkpoint.every_minutes = 10.0  # 0 is off
     config.checkpoint.keep = 2  # newest checkpoints kept
     config.checkpoint.keep_best = 1  # checkpoints kept for their validation loss
+    config.checkpoint.at_steps = ()  # steps that are saved besides, and never removed
 
     config.evaluation = ConfigDict()
     config.evaluation.every_steps = 250  # 0 is only at the end

@@ -2,12 +2,13 @@
 
 import contextlib
 import difflib
+import keyword
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,34 @@ PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take in
 JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, nothing else.")
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
+DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
 SPLIT = flags.DEFINE_string("split", None, "Split of the corpus: train or validation.")
+NAME = flags.DEFINE_string(
+    "name",
+    "",
+    "launch.pod: of what is launched. launch.score: of the reference that the scores are, "
+    "reference_nll by default, prior_nll without context; or another key of "
+    "objective.references. likelihood is exp(-loss), our reading of frequency_equity's.",
+)
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
 
-def run(main: Callable[..., None], most: int = 0) -> None:
-    """Parses the flags and calls `main` with the arguments that are no flags, `most` at most.
+def run(main: Callable[..., None], actions: Sequence[str] = (), most: int = 0) -> None:
+    """Parses the flags and calls `main`; bad input becomes one line and exit code 2.
 
-    Bad input becomes one line and exit code 2.
+    With `actions` the command takes the name of one, which `main` gets. `most` other arguments that
+    are no flags may follow, and `main` gets them, too.
     """
 
     def guarded(arguments):
         try:
-            if len(arguments) > 1 + most:
-                raise InputError(f"unknown argument {arguments[1 + most]!r}: flags start with --")
-            main(*arguments[1:])
+            taken = 1 + bool(actions) + most
+            given, rest = arguments[1:taken], arguments[taken:]
+            if actions and (not given or given[0] not in actions):
+                raise InputError(f"say what to do, one of: {', '.join(actions)}")
+            if rest:
+                raise InputError(f"unknown argument {rest[0]!r}: flags start with --")
+            main(*given)
         except InputError as error:
             _refuse(str(error))
 
@@ -54,6 +68,25 @@ def run(main: Callable[..., None], most: int = 0) -> None:
 def say(line: str) -> None:
     """Shows a line of progress on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns aligned: the first to the left, the others, which are numbers, to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    ]
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a file that is either whole or as it was."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(content, encoding="utf-8")
+    os.replace(part, path)
 
 
 def split(default: str) -> str:
@@ -76,18 +109,6 @@ def use_compilation_cache() -> None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "nibble" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Columns aligned: the first to the left, numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
-    ]
 
 
 def _use_huge_pages() -> None:
@@ -128,22 +149,55 @@ def _parse(arguments: list[str]) -> list[str]:
     try:
         with _loading():
             _check_config(arguments)
-            return flags.FLAGS(arguments)
+            # ml_collections looks for overrides in sys.argv, not in what it is given.
+            sys.argv[:] = map(_quoted, sys.argv)
+            return flags.FLAGS([_quoted(argument) for argument in arguments])
     except InputError as error:
         _refuse(str(error))
     except (flags.Error, ValueError, TypeError) as error:
         _refuse(" ".join(str(error).split()))
 
 
+def _quoted(argument: str) -> str:
+    """A key such as quantization.from, a word of Python's own, as ml_collections can read it."""
+    flag, equals, value = argument.partition("=")
+    if not flag.startswith("--config."):
+        return argument
+    first, *keys = flag.split(".")
+    quoted = (f'["{key}"]' if keyword.iskeyword(key) else f".{key}" for key in keys)
+    return f"{first}{''.join(quoted)}{equals}{value}"
+
+
+def config_arguments(arguments: Sequence[str] | None = None) -> list[str]:
+    """--config and --config.key=value as they were given, the value always in the same word."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    found = []
+    for i, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if re.fullmatch(r"--?(no)?config([.\[].+)?", flag):
+            whole = equals or i + 1 == len(words) or words[i + 1].startswith("--")
+            word = word if whole else f"{word}={words[i + 1]}"
+            flag, equals, value = word.partition("=")
+            # What `_quoted` has done to sys.argv is undone: another command does it again.
+            found.append(re.sub(r'\["(\w+)"\]', r".\1", flag) + equals + value)
+    return found
+
+
+def config_file() -> str:
+    """The file that --config names, without its argument."""
+    named = [word for word in config_arguments() if re.match(r"--?config=", word)]
+    return named[-1].partition("=")[2].partition(":")[0]
+
+
 def _check_config(arguments: list[str]) -> None:
     """Refuses what ml_collections would refuse with a traceback: file, code and keys."""
     name, keys = None, []
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
+    for argument in config_arguments(arguments[1:]):
+        flag, _, value = argument.partition("=")
         if flag.lstrip("-") == "config":
-            name = value if equals else (arguments[i + 1 : i + 2] or [""])[0]
-        elif match := re.match(r"--?(?:no)?config\.(.+)", flag):
-            keys.append(match[1])
+            name = value
+        else:
+            keys.append(flag.lstrip("-").removeprefix("no").removeprefix("config."))
     if name is None:
         if keys:
             raise InputError(f"--config.{keys[0]} needs --config=FILE.py before it")

@@ -3,7 +3,6 @@
 python -m launch.inspect --workdir=runs/quickstart --text=FILE [--output=inspect.html]
 """
 
-import os
 from pathlib import Path
 
 from absl import flags
@@ -58,7 +57,7 @@ def main() -> None:
         weighting += f", {name} from {Path(c.objective.references[name]).name}"
     source, folder = Path(_TEXT.value).name, Path(command.WORKDIR.value).name
     heading = page.Heading(source, folder, loaded.step, weighting)
-    _write(output, page.render(found, documents, loaded.tokenizer, heading))
+    command.write_text(output, page.render(found, documents, loaded.tokenizer, heading))
     print(f"{found.metrics['targets']:,.0f} targets, {found.metrics['kept_share']:.1%} kept")
     print(f"page: {output}")
 
@@ -75,13 +74,6 @@ def _override(objective: ConfigDict, override: str) -> None:
     except (KeyError, ValueError):
         raise InputError(f"--objective={override}: {value!r} is no {kind.__name__}") from None
     objective.update_from_flattened_dict({key: parsed})
-
-
-def _write(path: Path, content: str) -> None:
-    """Writes a file that is either whole or as it was."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(content, encoding="utf-8")
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

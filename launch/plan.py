@@ -13,7 +13,6 @@ from absl import flags
 from launch import command
 from lm.errors import InputError
 
-_DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Compile the train step for a TPU slice, as v5e:4x4; needs the extra tpu."
 )
@@ -24,18 +23,18 @@ def main() -> None:
     config = command.CONFIG.value
     if config is None:
         raise InputError("--config=FILE.py is missing, for example --config=configs/quickstart.py")
-    if _DEVICES.value is not None and _TOPOLOGY.value:
+    if command.DEVICES.value is not None and _TOPOLOGY.value:
         raise InputError("--devices and --topology both say how many devices there are; give one")
-    if _DEVICES.value is not None and _DEVICES.value < 1:
-        raise InputError(f"--devices={_DEVICES.value} must be at least 1")
-    if _DEVICES.value:  # no need to wake the accelerators at hand
+    if command.DEVICES.value is not None and command.DEVICES.value < 1:
+        raise InputError(f"--devices={command.DEVICES.value} must be at least 1")
+    if command.DEVICES.value:  # no need to wake the accelerators at hand
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if _TOPOLOGY.value:
         _prepare_for_tpu()
     from lm.training import ahead, experiment, plan
 
     topology = ahead.load_topology(_TOPOLOGY.value) if _TOPOLOGY.value else None
-    devices = topology.devices if topology else _DEVICES.value
+    devices = topology.devices if topology else command.DEVICES.value
     vocab_size = plan.vocabulary(config.data)
     config = experiment.resolve(config)
     run = experiment.build(config, vocab_size, devices)

@@ -8,6 +8,7 @@ A run that was trained with quantization is written with its own grids if --bits
 import contextlib
 import functools
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/qu
 _GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
 _GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of granularity group.")
 _BATCHES = flags.DEFINE_integer("calibration_batches", 8, "Training batches for gptq and rsq.")
+_METRICS = flags.DEFINE_string("metrics", None, "Folder whose metrics.jsonl gets the losses, too.")
 
 _METHODS = ("rtn", "gptq", "rsq")
 
@@ -80,6 +82,8 @@ def main() -> None:
         tokenizer=getattr(data.tokenizer, "definition", ""),
         step=loaded.step,
     )
+    if _METRICS.value:
+        _record(Path(_METRICS.value), loaded.step, before, after, size)
     leaves = jax.tree.leaves(trained.params)
     count, whole = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     for name, s in (("before", before), ("after", after)):
@@ -87,6 +91,14 @@ def main() -> None:
     print(f"parameters: {count:,}, {whole:,} bytes")
     print(f"file: {size:,} bytes, {8 * size / count:.2f} bits a weight with scales and header")
     print(f"next: python -m launch.evaluate --packed={command.OUTPUT.value}")
+
+
+def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None:
+    """Writes a metrics.jsonl of one evaluation, as that of a run ends with."""
+    score = after._replace(full_precision_loss=before.loss, quantized_loss=after.loss)
+    line = {"step": step, "kind": "validation", **score._asdict(), "whole": True, "bytes": size}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
 
 def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:

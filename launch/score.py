@@ -13,14 +13,11 @@ from absl import flags
 from launch import command, workdir
 from lm.errors import InputError
 
-_NAME = flags.DEFINE_string(
-    "name",
-    "",
-    "The reference that it is: reference_nll by default, prior_nll without context; or another key "
-    "of objective.references. likelihood is exp(-loss).",
-)
 _AGAINST = flags.DEFINE_string(
     "against", "", "Run of wrong answers: store contrast_probability, --workdir's being the right."
+)
+_FAULTY = flags.DEFINE_string(
+    "faulty", "", "FILE.jsonl of faulty answers: store error_mask and faulty_log_probability."
 )
 _WITHOUT_CONTEXT = flags.DEFINE_bool(
     "without_context", False, "Score only the spans of nonzero weight, without the prompt."
@@ -39,14 +36,14 @@ def main() -> None:
     from lm.data import corpora, scores
     from lm.training import scoring, sharding
 
-    name = _name()
+    names = _names()
     try:
         scores.check_new(output)
     except InputError as error:
         raise InputError(f"--output={error}") from None
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
     c, mesh = loaded.config, loaded.run.mesh
-    trained, compute, origin = _scorer(name, loaded)
+    trained, compute, origin = _scorer(names[0], loaded)
     compute = jax.jit(compute)
     texts = corpora.load(
         command.CORPUS.value or c.data.corpus,
@@ -55,38 +52,49 @@ def main() -> None:
         validation_fraction=c.data.validation_fraction,
     )
     documents = sum(len(corpus.documents) for corpus in texts)
+    score = scoring.score_documents
+    options = {"without_context": _WITHOUT_CONTEXT.value}
+    if _FAULTY.value:
+        score, options = scoring.score_faults, {"faulty": corpora.read(_FAULTY.value)}
     command.say(f"scoring {documents:,} documents at step {loaded.step}")
     with jax.set_mesh(mesh):
-        total = _Total(
-            scoring.score_documents(
+        totals = _Totals(
+            len(names),
+            score(
                 lambda batch: compute(trained, sharding.put_batch(mesh, batch)),
                 texts,
-                loaded.tokenizer,
+                tokenizer=loaded.tokenizer,
                 batch_size=c.train.batch_size // c.train.accumulation,
                 sequence_length=c.data.sequence_length,
-                without_context=_WITHOUT_CONTEXT.value,
-            )
+                **options,
+            ),
         )
-        scores.write(output, texts, loaded.tokenizer.fingerprint, [name], total, origin)
-    mean = total.sum / max(total.count, 1)
-    print(f"{name}: {total.count:,} values of {documents:,} documents, mean {mean:.4f}")
+        scores.write(output, texts, loaded.tokenizer.fingerprint, names, totals, origin)
+    for name, count, total in zip(names, totals.counts, totals.sums, strict=True):
+        mean = total / max(count, 1)
+        print(f"{name}: {count:,} values of {documents:,} documents, mean {mean:.4f}")
     print(f"scores: {output}")
-    print(f"next: python -m launch.train ... --config.objective.references.{name}={output}")
+    keys = (f"--config.objective.references.{name}={output}" for name in names)
+    print(f"next: python -m launch.train ... {' '.join(keys)}")
 
 
-def _name() -> str:
-    """The reference that is stored."""
+def _names() -> list[str]:
+    """The references that are stored."""
     from lm.training import references
 
+    if _FAULTY.value:
+        if command.NAME.value or _AGAINST.value or _WITHOUT_CONTEXT.value:
+            raise InputError("--faulty goes with none of --name, --against, --without_context")
+        return ["error_mask", "faulty_log_probability"]
     default, valid = "reference_nll", (*references.LOSSES, "likelihood")
     if _WITHOUT_CONTEXT.value:
         default = "prior_nll"
     if _AGAINST.value:
         default, valid = "contrast_probability", ("contrast_probability",)
-    name = _NAME.value or default
+    name = command.NAME.value or default
     if name not in valid:
         raise InputError(f"--name={name} is not one of: {', '.join(valid)}")
-    return name
+    return [name]
 
 
 def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any], dict[str, Any]]:
@@ -108,6 +116,8 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
         "sequence_length": c.data.sequence_length,
         "without_context": _WITHOUT_CONTEXT.value,
     }
+    if _FAULTY.value:
+        origin["faulty"] = _FAULTY.value
     if _AGAINST.value:
         other = workdir.load(_AGAINST.value, flag="--against")
         theirs, ours = (
@@ -126,17 +136,18 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
     return plain(loaded), values, origin
 
 
-class _Total:
-    """Passes scores on, and adds them up."""
+class _Totals:
+    """Passes scores on, and adds them up by name."""
 
-    def __init__(self, values: Iterable[np.ndarray]):
+    def __init__(self, names: int, values: Iterable[np.ndarray]):
         self._values = values
-        self.count, self.sum = 0, 0.0
+        self.counts, self.sums = np.zeros(names, int), np.zeros(names)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for one in self._values:
-            self.count += int(np.count_nonzero(~np.isnan(one)))
-            self.sum += float(np.nansum(one, dtype=np.float64))
+            rows = one.reshape(len(self.sums), -1)
+            self.counts += np.count_nonzero(~np.isnan(rows), axis=1)
+            self.sums += np.nansum(rows, axis=1, dtype=np.float64)
             yield one
 
 

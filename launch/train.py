@@ -5,8 +5,14 @@ python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 import sys
 
-from launch import command
+from absl import flags
+
+from launch import command, distributed
 from lm.errors import InputError
+
+_STOPPED = flags.DEFINE_integer(
+    "stopped_code", 0, "Exit code of a run that a signal stopped, for who starts it again."
+)
 
 
 def main() -> None:
@@ -16,18 +22,29 @@ def main() -> None:
     if not command.WORKDIR.value:
         raise InputError("--workdir=FOLDER is missing, for example --workdir=runs/quickstart")
     command.use_compilation_cache()
+    distributed.join(command.CONFIG.value.distributed)
+    distributed.run(_train)
+
+
+def _train() -> None:
+    import jax
+
     from lm.training import loop
 
+    first = jax.process_index() == 0  # All do the same; one of them says so.
+    say = command.say if first else lambda line: None
     try:
-        result = loop.train(command.CONFIG.value, command.WORKDIR.value, command.say)
+        result = loop.train(command.CONFIG.value, command.WORKDIR.value, say)
     except loop.Diverged as error:
-        command.say(f"aborted: {error}")
+        say(f"aborted: {error}")
         sys.exit(1)
     if not result.finished:
-        command.say(
+        say(
             f"stopped by a signal at step {result.step}; saved {result.checkpoint}. "
             "The same command goes on from there."
         )
+        sys.exit(_STOPPED.value)
+    if not first:
         return
     score = result.validation
     print(f"validation: {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte")

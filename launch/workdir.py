@@ -79,10 +79,11 @@ def load(workdir: str | None, step: int | None = None, flag: str = "--workdir") 
         raise InputError(f"{flag}=FOLDER is missing: the folder of a trained run")
     record = runs.read(workdir, flag)
     config = record.config
-    name = config.data.tokenizer
-    if (record.folder / "tokenizer.json").exists():
-        name = str(record.folder / "tokenizer.json")
-    tokenizer = tokenizers.load(name, 0, (), directory=config.data.directory)
+    definition = record.folder / "tokenizer.json"
+    if definition.exists():
+        tokenizer = tokenizers.Subwords(definition.read_text(), str(definition))
+    else:
+        tokenizer = tokenizers.load(config.data.tokenizer, 0, (), directory=config.data.directory)
     run = _build(config, record.vocab_size)
     state = runs.restore(record, run, flag, command.say, step)
     return Loaded(config, run, tokenizer, state, int(state.step))

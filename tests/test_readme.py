@@ -25,6 +25,14 @@ def test_there_are_patches():
     assert len(PATCHES) == 3
 
 
+def test_a_weighting_of_ones_own_is_short():
+    section = README.split("### Add your own weighting\n")[1].split("\n### ")[0]
+    ((patch, command),) = [one for one in PATCHES if one[0] in section]
+    added = re.findall(r"^\+(?!\+\+ )", patch, flags=re.MULTILINE)
+    assert len(added) < 20
+    assert "objective.weighting=with_context" in command
+
+
 @pytest.mark.parametrize("number", range(len(PATCHES)))
 def test_a_patch_applies_and_runs(number, tmp_path):
     patch, command = PATCHES[number]
@@ -66,8 +74,15 @@ def test_every_command_of_the_table_exists():
     here = {p.stem for p in (ROOT / "launch").glob("*.py")} - {
         "__init__",
         "command",
+        "distributed",
         "workdir",
         "page",
+        "document",
+        "figures",
+        "processes",
+        "records",
+        "report",
+        "scaling_report",
     }
     assert commands == here
 

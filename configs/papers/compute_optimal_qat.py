@@ -54,6 +54,7 @@ def get_config(argument: str = "86m") -> ConfigDict:
     if size == "small":
         # S is 4.7 at 4 bits, for which the plan is 8 steps: too few for the decay to run in them.
         config.quantization.fraction = "0.4"
+        config.optimizer.update(name="adamw", peak_learning_rate=5e-3)
         config.evaluation.update(ngram_order=0, sample_tokens=0)
         return config
     layers, width, heads, mlp_width, steps = SIZES[size]

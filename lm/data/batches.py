@@ -11,6 +11,7 @@ positions join the batch as float32 arrays by the names of the references that t
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -44,10 +45,13 @@ def train_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    streams: int = 0,
 ) -> grain.IterDataset:
     """Returns an endless dataset of this process's rows of every training batch.
 
-    Every process reads its own share of each corpus, in an order that is drawn anew each epoch.
+    A batch is put together from streams. Each of them reads its own share of each corpus, in an
+    order that is drawn anew each epoch, and each process has its own streams. With the same number
+    of streams, batches of all processes together are the same for any number of processes.
     One document may fill many rows in a row, so rows are shuffled once more after packing. The
     order depends on every argument but `workers` being 0 or 1; the state of an iterator, which is
     JSON, restores exactly the rest of its stream.
@@ -67,6 +71,8 @@ def train_batches(
         flags to be parsed, as they are in an absl program.
       process_index: which of the processes that train together this one is.
       process_count: how many there are.
+      streams: how many streams there are; 0 is one a process. With more than one, the state of an
+        iterator is {"streams": {number: state}}, with all those of this process.
 
     Returns:
       A Grain dataset of batches with B / process_count rows; with `workers`, close its iterators.
@@ -88,35 +94,84 @@ def train_batches(
             f"data.mixture_weights must be {len(corpora)} positive numbers, one a corpus, or (),"
             f" got {tuple(weights)}"
         )
+    streams = streams or process_count
+    if streams < 0 or streams % process_count or batch_size % streams:
+        raise InputError(
+            f"data.streams must be a multiple of the {process_count} processes and divide"
+            f" train.batch_size {batch_size}, got {streams}"
+        )
     for corpus in corpora:
-        if len(corpus.documents) < process_count:
+        if len(corpus.documents) < streams:
             raise InputError(
                 f"data.corpus {corpus.name!r}: its {len(corpus.documents)} training documents"
-                f" cannot be shared among {process_count} processes; use fewer processes"
+                f" cannot be shared among {streams} processes or streams; use fewer"
             )
     check_enough(corpora, tokenizer, batch_size=batch_size, sequence_length=sequence_length)
 
-    parts = [
-        documents.slice(slice(process_index, None, process_count))
-        .shuffle(seed=_derive_seed(seed, process_index, number))
-        .repeat()
-        .map(encode)
-        for number, (documents, encode) in enumerate(_numbered(corpora, tokenizer, scores or {}))
-    ]
-    # Mixed before to_iter_dataset: a mixture of iterators has the threads of each of them.
-    documents = grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
-    rows = pack(documents.to_iter_dataset(_READ), packing, sequence_length)
-    if shuffle_rows > 1:
-        rows = grain.experimental.WindowShuffleIterDataset(
-            rows,
-            window_size=shuffle_rows,
-            seed=_derive_seed(seed, process_index, len(corpora)),
-        )
-    batches = rows.batch(batch_size // process_count, drop_remainder=True)
+    numbered = list(_numbered(corpora, tokenizer, scores or {}))
+
+    def stream(number: int) -> grain.IterDataset:
+        parts = [
+            documents.slice(slice(number, None, streams))
+            .shuffle(seed=_derive_seed(seed, number, corpus))
+            .repeat()
+            .map(encode)
+            for corpus, (documents, encode) in enumerate(numbered)
+        ]
+        # Mixed before to_iter_dataset: a mixture of iterators has the threads of each of them.
+        documents = grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
+        rows = pack(documents.to_iter_dataset(_READ), packing, sequence_length)
+        if shuffle_rows > 1:
+            rows = grain.experimental.WindowShuffleIterDataset(
+                rows, window_size=shuffle_rows, seed=_derive_seed(seed, number, len(corpora))
+            )
+        batches = rows.batch(batch_size // streams, drop_remainder=True)
+        if workers:
+            options = grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=_WAITING
+            )
+            return batches.mp_prefetch(options)
+        return batches
+
+    own = streams // process_count
+    numbers = range(process_index * own, (process_index + 1) * own)
+    batches = stream(0) if streams == 1 else _Joined({i: stream(i) for i in numbers})
     if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_WAITING)
-        return batches.mp_prefetch(options)
+        return batches
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_WAITING)
+
+
+class _Joined(grain.IterDataset):
+    """Batches of several streams, one below the other; each has its number in the state."""
+
+    def __init__(self, streams: Mapping[int, grain.IterDataset]):
+        super().__init__(list(streams.values()))
+        self._numbers = [str(number) for number in streams]
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _JoinedIterator(self._numbers, [iter(parent) for parent in self._parents])
+
+
+class _JoinedIterator(grain.DatasetIterator):
+    def __init__(self, numbers: list[str], parents: list[grain.DatasetIterator]):
+        super().__init__(parents)
+        self._numbers = numbers
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        parts = [next(parent) for parent in self._parents]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def get_state(self) -> dict[str, Any]:
+        states = (parent.get_state() for parent in self._parents)
+        return {"streams": dict(zip(self._numbers, states, strict=True))}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for number, parent in zip(self._numbers, self._parents, strict=True):
+            parent.set_state(state["streams"][number])
+
+    def close(self) -> None:
+        for parent in self._parents:
+            parent.close()
 
 
 def evaluation_batches(

@@ -3,9 +3,15 @@
 A corpus is a random-access sequence of documents with a fixed split into training and validation.
 """
 
+import contextlib
 import difflib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from etils import epath
 
 from lm.data.documents import Corpus, Document
 from lm.data.files import load_file, load_folder, load_jsonl
@@ -14,7 +20,7 @@ from lm.errors import InputError
 
 __all__ = ["Corpus", "Document", "cache_directory", "load", "read"]
 
-_VALID = "valid are stdlib, tfds:NAME[/config], a folder or a .jsonl file"
+_VALID = "valid are stdlib, tfds:NAME[/config], a folder or a .jsonl file, also gs://"
 
 
 def load(
@@ -26,7 +32,8 @@ def load(
       corpus: `stdlib`, `tfds:NAME[/config]`, a folder or a FILE.jsonl; commas separate several.
         A folder's documents are all its files, at any depth, that have no NUL byte and are not
         hidden. A JSONL line is an object with the string `text`, or `prompt` and `response`;
-        blank lines are skipped. A TFDS dataset has features of these names.
+        blank lines are skipped. A TFDS dataset has features of these names. What is in a bucket,
+        as gs://BUCKET/text.jsonl, is copied into the cache first.
       split: `train` or `validation`.
       directory: where corpora are prepared and cached; "" is `cache_directory("")`, and for
         `tfds:` the environment variable TFDS_DATA_DIR where it is set.
@@ -72,14 +79,22 @@ def read(path: str) -> Corpus:
 
 
 def cache_directory(directory: str) -> Path:
-    """Returns the folder of the cache; "" is `$XDG_CACHE_HOME/nibble`, or `~/.cache/nibble`."""
+    """Returns the folder of the cache; "" is `$XDG_CACHE_HOME/nibble`, or `~/.cache/nibble`.
+
+    Raises:
+      InputError: it is in a bucket.
+    """
+    if "://" in directory:
+        raise InputError(
+            f"data.directory={directory!r} must be a local folder: every machine has its own cache"
+        )
     if directory:
         return Path(directory).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nibble"
 
 
 def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
-    path = Path(name).expanduser()
+    path = _local(name, directory) if "://" in name else Path(name).expanduser()
     if name == "stdlib":
         corpus = load_stdlib(split, cache_directory(directory), fraction)
     elif name.startswith("tfds:"):
@@ -99,6 +114,46 @@ def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
             f" {fraction:g}; it needs more documents, or another fraction"
         )
     return corpus
+
+
+def _local(name: str, directory: str) -> Path:
+    """A copy of a file or folder of a bucket in the cache, where documents are read one by one.
+
+    It is made once: text that has changed needs another name, or an empty cache.
+
+    Raises:
+      InputError: there is nothing at that address, or no way to it.
+    """
+    target = cache_directory(directory) / "buckets" / name.replace("://", "/")
+    if target.exists():
+        return target
+    try:
+        source = epath.Path(name)
+        folder = source.is_dir()
+        files = list(_files(source)) if folder else [source]
+        if not files or not files[0].exists():
+            raise InputError(f"data.corpus {name!r}: does not exist; {_VALID}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent)) / target.name
+        for file in files:
+            copy = scratch / file.relative_to(source) if folder else scratch
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+        with contextlib.suppress(OSError):  # Another process was faster.
+            scratch.rename(target)
+        shutil.rmtree(scratch.parent)
+    except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"data.corpus {name!r}: cannot be read: {reason}") from None
+    return target
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
 
 
 def _has_text(corpus: Corpus) -> bool:

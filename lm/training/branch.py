@@ -1,24 +1,64 @@
 """A run that begins with the full-precision phase of another one."""
 
-import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from lm.errors import InputError
-from lm.training import experiment
-from lm.training.checkpoints import Checkpoints
+from lm.training import experiment, runs
+from lm.training.checkpoints import saved_steps
+from lm.training.second_models import check_tokens
 from lm.training.state import TrainState
+
+_KEY = "quantization.from"
+
+
+class Source(NamedTuple):
+    """The run that `quantization.from` names, and its functions on this run's devices."""
+
+    record: runs.Record
+    run: experiment.Experiment
+
+
+def open_source(run: experiment.Experiment, tokenizer: str) -> Source:
+    """Looks at the other run, and restores nothing.
+
+    Args:
+      run: the run that begins.
+      tokenizer: fingerprint of its tokenizer.
+
+    Raises:
+      InputError: the other run is not a full-precision run of the same model, data and first
+        phase, or has no checkpoint at the switch.
+    """
+    record, switch = runs.read(run.config.quantization["from"], _KEY), run.phases.switch
+    source = f"{_KEY}={record.folder}"
+    check_tokens(
+        source,
+        (record.vocab_size, record.tokenizer),
+        (run.model.config.vocab_size, tokenizer),
+    )
+    other = other_run(run, record.config, source)
+    steps = saved_steps(record.folder / "checkpoints")
+    if switch and switch not in steps:
+        raise InputError(
+            f"{source} has no checkpoint at step {switch}, where the quantized phase of this run "
+            f"begins; it has {steps}. Train it with checkpoint.at_steps=({switch},)"
+        )
+    return Source(record, other)
 
 
 def start(
-    run: experiment.Experiment, iterator: grain.DatasetIterator, say: Callable[[str], None]
+    run: experiment.Experiment,
+    source: Source,
+    iterator: grain.DatasetIterator,
+    say: Callable[[str], None],
 ) -> TrainState:
     """The state that `quantization.from` gives.
 
@@ -29,44 +69,37 @@ def start(
 
     Args:
       run: the run that begins.
+      source: of `open_source`.
       iterator: of its data; moved to where the other run was.
       say: shows a line.
 
     Raises:
-      InputError: the other run is not a full-precision run of the same model, data and first
-        phase, or has no checkpoint at the switch.
+      InputError: the checkpoint cannot be read.
     """
-    source = run.config.quantization["from"]
-    folder, switch = epath.Path(source), run.phases.switch
-    if not (folder / "config.json").exists():
-        raise InputError(f"quantization.from={source} holds no run: there is no config.json in it")
-    config = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
-    other = _other_run(run, config)
-    checkpoints = Checkpoints(folder / "checkpoints", say, read_only=True)
-    try:
-        if switch:
-            restored = checkpoints.restore(other.abstract_state(), iterator, step=switch)
-        else:
-            restored = checkpoints.restore(other.abstract_state())
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise InputError(f"quantization.from={source} holds no checkpoint")
-    old, _ = restored
+    (record, other), switch = source, run.phases.switch
+    if switch:
+        old = runs.restore(record, other, _KEY, say, switch, iterator)
+    else:
+        old = runs.restore(record, other, _KEY, say)
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
     fresh = jax.jit(run.init, out_shardings=shardings)(jax.random.key(run.config.train.seed))
     if switch:
-        say(f"starts with step {switch} of {source}")
+        say(f"starts with step {switch} of {record.folder}")
         return _graft(fresh, old)
-    params = (old.ema if config.train.ema_decay else old.trained).params
-    say(f"starts with the parameters of step {int(old.step)} of {source}")
+    params = (old.ema if record.config.train.ema_decay else old.trained).params
+    say(f"starts with the parameters of step {int(old.step)} of {record.folder}")
     ema = fresh.ema._replace(params=jax.tree.map(jnp.copy, params)) if fresh.ema else ()
     return fresh._replace(trained=fresh.trained._replace(params=params), ema=ema)
 
 
-def _other_run(run: experiment.Experiment, config: ConfigDict) -> experiment.Experiment:
-    """The functions of the other run on this run's devices, checked against this one."""
-    ours, source = run.config, run.config.quantization["from"]
+def other_run(run: experiment.Experiment, config: ConfigDict, source: str) -> experiment.Experiment:
+    """The functions of the other run, which has `config`, on this run's devices.
+
+    Raises:
+      InputError: it is not a full-precision run of the same model, data and first phase; the
+        message opens with `source`.
+    """
+    ours = run.config
     sections = ["model", "data"]
     if run.phases.switch:
         sections += ["train.batch_size", "train.seed", "train.ema_decay", "optimizer", "objective"]
@@ -74,23 +107,24 @@ def _other_run(run: experiment.Experiment, config: ConfigDict) -> experiment.Exp
         for key in _keys(ours, section):
             mine, its = _get(ours, key), _get(config, key)
             if mine != its:
-                raise InputError(
-                    f"quantization.from={source} was trained with {key}={its}, not {mine}"
-                )
+                raise InputError(f"{source} was trained with {key}={its}, not {mine}")
+    config = config.copy_and_resolve_references()
     config.mesh = ours.mesh
+    mesh = run.mesh
+    devices = mesh.size if isinstance(mesh, AbstractMesh) else mesh.devices.ravel()
+    plain = experiment.build(config, run.model.config.vocab_size, devices)
     if not run.phases.switch:
-        return experiment.build(config, run.model.config.vocab_size, run.mesh.devices.ravel())
-    plain = experiment.build(config, run.model.config.vocab_size, run.mesh.devices.ravel())
+        return plain
     if plain.phases.switch < run.phases.switch:
         raise InputError(
-            f"quantization.from={source} is quantized from step {plain.phases.switch} on, before "
+            f"{source} is quantized from step {plain.phases.switch} on, before "
             f"the switch of this run at step {run.phases.switch}"
         )
     steps = np.arange(run.phases.switch)
     rates = (np.array([float(r.schedule(i)) for i in steps]) for r in (run, plain))
     if differing := np.flatnonzero(np.not_equal(*rates)).tolist():
         raise InputError(
-            f"quantization.from={source} has another learning rate from step {differing[0]} on, "
+            f"{source} has another learning rate from step {differing[0]} on, "
             f"before the switch of this run at step {run.phases.switch}: train.steps and the "
             "optimizer section decide it"
         )

@@ -1,14 +1,17 @@
 """Checkpoints: train state, data iterator and metadata as one unit; the only module with Orbax."""
 
+import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lm.errors import InputError
@@ -21,7 +24,7 @@ class Checkpoints:
 
     Saving is asynchronous: the state is copied before `save` returns and written while training
     goes on; a checkpoint gets its final name when it is whole. The newest `keep` are kept and the
-    `keep_best` with the lowest validation loss.
+    `keep_best` with the lowest validation loss; those of the steps `keep_steps` are never removed.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Checkpoints:
         *,
         keep: int = 1,
         keep_best: int = 0,
+        keep_steps: Sequence[int] = (),
         read_only: bool = False,
     ):
         if "://" not in str(directory):
@@ -46,12 +50,12 @@ class Checkpoints:
             n=keep_best,
             keep_checkpoints_without_metrics=False,
         )
+        kept = [policies.LatestN(keep)]
+        kept += [best] * (keep_best > 0) + [policies.CustomSteps(keep_steps)] * bool(keep_steps)
         self._manager = ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep)] + [best] * (keep_best > 0)
-                ),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 async_options=ocp.AsyncOptions(timeout_secs=3600),
@@ -106,19 +110,22 @@ class Checkpoints:
                 "state": ocp.args.StandardRestore(abstract_state),
                 "metadata": ocp.args.JsonRestore(),
             }
-            if iterator is not None:
-                items["data"] = grain.checkpoint.CheckpointRestore(iterator)
             try:
                 restored = self._manager.restore(candidate, args=ocp.args.Composite(**items))
+                if iterator is not None:
+                    _restore_data(self._directory / str(candidate) / "data", iterator)
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 reason = " ".join(str(error).split())[:200]
                 self._say(f"passed over checkpoint {candidate}, which cannot be read: {reason}")
                 broken.append(candidate)
                 continue
             if broken and not self._read_only:
-                for bad in broken:
-                    path = self._directory / str(bad)
-                    path.rename(self._directory / f"unreadable_{bad}_{time.time_ns()}")
+                if jax.process_index() == 0:
+                    for bad in broken:
+                        path = self._directory / str(bad)
+                        path.rename(self._directory / f"unreadable_{bad}_{time.time_ns()}")
+                if jax.process_count() > 1:
+                    multihost_utils.sync_global_devices("unreadable checkpoints are aside")
                 self._manager.reload()
             return restored["state"], restored["metadata"]
         if broken:
@@ -132,6 +139,27 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.close()
+
+
+def _restore_data(folder: epath.Path, iterator: grain.DatasetIterator) -> None:
+    """Sets the iterator to where it was, even if other processes had its streams.
+
+    Grain writes one file a process; of streams, which have numbers in it, any process takes its
+    own. Where there is one stream, all files say the same.
+    """
+    states = [json.loads(path.read_text()) for path in sorted(folder.glob("process_*.json"))]
+    state = states[0]
+    if "streams" in state:
+        state = {"streams": {k: v for each in states for k, v in each["streams"].items()}}
+    iterator.set_state(state)
+    iterator.start_prefetch()
+
+
+def saved_steps(directory: epath.Path) -> list[int]:
+    """Steps of the whole checkpoints in a directory, oldest first, without opening any."""
+    if not directory.exists():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
 
 
 def unfinished(directory: epath.Path) -> list[epath.Path]:

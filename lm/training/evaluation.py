@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from lm.data.tokenizers import Tokenizer
 from lm.model import decoding
 from lm.model.transformer import Model
-from lm.training.sharding import put_batch
+from lm.training.sharding import put_batch, to_host
 from lm.training.state import Trained
 from objectives import losses
 
@@ -57,7 +57,9 @@ def evaluate(
         eval_step(trained, put_batch(mesh, batch)) for batch in itertools.islice(batches, limit)
     ]
     # Each batch is summed in float32 on the device, the batches in float64 here.
-    totals = {name: math.fsum(float(s[name]) for s in sums) for name in sums[0]} if sums else {}
+    totals = (
+        {name: math.fsum(float(to_host(s[name])) for s in sums) for name in sums[0]} if sums else {}
+    )
     weight = totals.get("weight", 0.0)
     if not weight:
         return Evaluation(math.nan, math.nan, math.nan, 0.0)
@@ -106,7 +108,7 @@ def make_sampler(
     def sampler(trained: Trained, prompt: str, seed: int, steps: int) -> str:
         ids, _ = tokenizer.encode(prompt)
         prompt_BP = np.concatenate([[tokenizer.boundary], ids]).astype(np.int32)[None]
-        tokens = np.asarray(generate(trained, prompt_BP, jax.random.key(seed), steps))[0]
+        tokens = to_host(generate(trained, prompt_BP, jax.random.key(seed), steps))[0]
         ends = np.flatnonzero(tokens == tokenizer.boundary)
         return prompt + tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens)
 

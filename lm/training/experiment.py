@@ -11,7 +11,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from lm.data import batches, corpora, scores, tokenizers
+from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.data.layout import BATCH
 from lm.errors import InputError
 from lm.model.config import ModelConfig, check_choice
@@ -290,7 +290,9 @@ def load_data(c: ConfigDict) -> Data:
       InputError: unknown or empty corpus, broken file, unknown tokenizer.
     """
     train, validation = (_load(c, split) for split in ("train", "validation"))
+    # Of the text as it was: runs on more and on less corrupted text have the same tokens.
     tokenizer = tokenizers.load(c.tokenizer, c.vocab_size, train, directory=c.directory)
+    train = tuple(corruption.corrupt(corpus, c.corrupted) for corpus in train)
     return Data(train, validation, tokenizer)
 
 
@@ -323,9 +325,14 @@ def train_batches(
     config: ConfigDict,
     data: Data,
     stored: Mapping[str, Sequence[scores.Stored]] | None = None,
+    mesh: Mesh | None = None,
 ) -> grain.IterDataset:
-    """The endless stream of this process's training rows, with stored references by name."""
+    """The endless stream of this process's training rows, with stored references by name.
+
+    Without a mesh, this process reads all of them.
+    """
     c = config.data
+    index, count = sharding.share(mesh) if mesh else (0, 1)
     return batches.train_batches(
         data.train,
         data.tokenizer,
@@ -337,8 +344,9 @@ def train_batches(
         shuffle_rows=c.shuffle_rows,
         scores=stored,
         workers=c.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
+        streams=c.streams,
     )
 
 
@@ -346,14 +354,19 @@ def evaluation_batches(
     config: ConfigDict,
     texts: tuple[corpora.Corpus, ...],
     tokenizer: tokenizers.Tokenizer,
+    mesh: Mesh | None = None,
 ) -> grain.IterDataset:
-    """Every target of the given corpora once, in order."""
+    """Every target of the given corpora once, in order; of them, this process's rows.
+
+    Without a mesh, those are all.
+    """
+    index, count = sharding.share(mesh) if mesh else (0, 1)
     return batches.evaluation_batches(
         texts,
         tokenizer,
         batch_size=config.train.batch_size // config.train.accumulation,
         sequence_length=config.data.sequence_length,
         packing=config.data.packing,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
     )

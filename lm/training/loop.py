@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import itertools
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,14 +12,17 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm.data import ngram, tokenizers
 from lm.errors import InputError
 from lm.training import branch, evaluation, experiment, metrics, packed, sharding
-from lm.training.checkpoints import Checkpoints
+from lm.training.agreement import Agreement
+from lm.training.checkpoints import Checkpoints, saved_steps
 from lm.training.quantized import FULL_PRECISION
 from lm.training.second_models import open_references
+from objectives.losses.base import softmax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -31,7 +35,6 @@ _FIXED = (
     "train.seed",
     "train.ema_decay",
     "optimizer.name",
-    "objective.loss",
     "objective.tempnet.width",
     "objective.harmonic.distance",
     "quantization",
@@ -85,13 +88,18 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     data = experiment.load_data(config.data)
     config = experiment.resolve(config, data.train)
     built = experiment.build(config, data.tokenizer.vocab_size)
+    config = _settle_streams(config, workdir, built.mesh)
+    built = built._replace(config=config)
     references = open_references(built, data.tokenizer.fingerprint)
     stored = references.stored(data.train, data.tokenizer.fingerprint)
-    stream = experiment.train_batches(config, data, stored)
+    stream = experiment.train_batches(config, data, stored, built.mesh)
     record = resolved(config, data.tokenizer, built)
     before = check_workdir(workdir, record)
     with jax.set_mesh(built.mesh):
         frozen, record["references"] = references.restore(say, before.get("references", {}))
+    source = None
+    if config.quantization["from"] and not saved_steps(workdir / "checkpoints"):
+        source = branch.open_source(built, data.tokenizer.fingerprint)
     replaced = sum(corpus.replaced for corpus in data.train + data.validation)
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
@@ -99,20 +107,26 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(built.mesh), stop_signals() as stopped:
         second_models = {source: one.run.model for source, one in references.models.items()}
-        loop = _Loop(config, workdir, say, built, data, stream, second_models, frozen)
-        (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-        if isinstance(data.tokenizer, tokenizers.Subwords):
-            (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
+        loop = _Loop(config, workdir, say, built, data, stream, second_models, frozen, source)
+        if jax.process_index() == 0:
+            (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+            if isinstance(data.tokenizer, tokenizers.Subwords):
+                (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
+        lost = False
         try:
             return loop.run(stopped)
+        except jax.errors.JaxRuntimeError:
+            lost = jax.process_count() > 1  # To close would be to wait for the others.
+            raise
         finally:
-            loop.close()
+            if not lost:
+                loop.close()
 
 
 class _Loop:
     """The state of `train`: what is compiled, what is open, and what has been shown."""
 
-    def __init__(self, config, workdir, say, built, data, stream, second_models, frozen):
+    def __init__(self, config, workdir, say, built, data, stream, second_models, frozen, source):
         self.config, self.workdir, self.say = config, workdir, say
         self.built, self.data = built, data
         self.second_models, self.frozen = second_models, frozen
@@ -122,23 +136,24 @@ class _Loop:
             say,
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
+            keep_steps=config.checkpoint.at_steps,
         )
         abstract = built.abstract_state()
         try:
             restored = self.checkpoints.restore(abstract, self.iterator)
+            if restored is None and source:
+                restored = branch.start(built, source, self.iterator, say), {}
         except InputError:
             self.iterator.close()
             self.checkpoints.close()
             raise
-        if restored is None and config.quantization["from"]:
-            self.state, metadata = branch.start(built, self.iterator, say), {}
-        elif restored is None:
+        if restored is None:
             init = jax.jit(built.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
             self.state, metadata = init(jax.random.key(config.train.seed)), {}
         else:
             self.state, metadata = restored
         self.step = int(self.state.step)
-        if self.step:
+        if self.step and not source:
             say(f"resumed at step {self.step}")
         self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = metrics.Writer(workdir, config, self.step)
@@ -147,6 +162,7 @@ class _Loop:
             built.model, data.tokenizer, loss=built.loss, temperature=0.8
         )
         self.peak = metrics.peak_flops(config.train.peak_flops)
+        self.agree, self.time_is_up = Agreement(built.mesh), False
         self.pending = None  # (step, metrics on the device) of the step before this one
         self.logged = (self.step, self.watch.read())
         self.saved_at = self.watch.read()
@@ -162,7 +178,7 @@ class _Loop:
     def run(self, stopped: Callable[[], bool]) -> Result:
         c, steps = self.config, self.config.train.steps
         switch, train_step = self.built.phases.switch, None
-        while self.step < steps and not stopped():
+        while self.step < steps and not self.shall_stop(stopped()):
             batch = sharding.put_batch(self.built.mesh, next(self.iterator))
             before = self.watch.read()
             # A checkpoint of the step before the switch is one of the first phase, so that a run
@@ -201,8 +217,14 @@ class _Loop:
             self.pack()
         baseline = self.baseline()
         if jax.process_index() == 0:
+            self.writer.flush()
             metrics.plot_curves(self.workdir)
         return Result(self.step, True, validation, self.newest(), baseline)
+
+    def shall_stop(self, signalled: bool) -> bool:
+        """Whether to end before the next step; also agrees on whether it is time to save."""
+        stop, self.time_is_up = self.agree(signalled, self.minutes_are_over())
+        return stop
 
     def begin_quantized(self) -> None:
         self.report()
@@ -250,12 +272,22 @@ class _Loop:
     @contextlib.contextmanager
     def validation_batches(self) -> Iterator[Any]:
         texts, tokenizer = self.data.validation, self.data.tokenizer
-        batches = iter(experiment.evaluation_batches(self.config, texts, tokenizer))
+        mesh = self.built.mesh
+        batches = iter(experiment.evaluation_batches(self.config, texts, tokenizer, mesh))
         with contextlib.closing(batches):
             yield batches
 
     def recorded_end(self) -> evaluation.Evaluation | None:
-        """The last evaluation of a run that was finished before this start."""
+        """The last evaluation of a run that was finished before this start.
+
+        Process 0 has written it, and may be the only one that sees it.
+        """
+        found = self.written_end() if jax.process_index() == 0 else None
+        if sharding.agreed(found is not None):
+            return found or evaluation.Evaluation(math.nan, math.nan, math.nan, 0.0)
+        return None
+
+    def written_end(self) -> evaluation.Evaluation | None:
         for line in reversed(metrics.read_metrics(self.workdir)):
             if line["kind"] == "validation" and line["whole"] and line["step"] == self.step:
                 known = {f: line[f] for f in evaluation.Evaluation._fields if f in line}
@@ -343,12 +375,17 @@ class _Loop:
 
     def due_save(self) -> bool:
         c = self.config.checkpoint
-        if c.every_steps and self.step % c.every_steps == 0:
+        if self.step in c.at_steps or (c.every_steps and self.step % c.every_steps == 0):
             return True
-        return bool(c.every_minutes) and self.watch.read() - self.saved_at >= 60 * c.every_minutes
+        return self.minutes_are_over() if jax.process_count() == 1 else self.time_is_up
+
+    def minutes_are_over(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return bool(minutes) and self.watch.read() - self.saved_at >= 60 * minutes
 
     def save(self, validation: evaluation.Evaluation | None) -> None:
         self.report()  # a line of metrics.jsonl is written before the checkpoint that skips it
+        self.writer.flush()
         before = self.watch.read()
         self.checkpoints.save(
             self.step,
@@ -359,6 +396,7 @@ class _Loop:
         )
         self.watch.exclude(before)
         self.saved_at = self.watch.read()
+        self.agree.forget()
 
     def score(self, validation: evaluation.Evaluation) -> float:
         """What the best checkpoint has least of: the same loss in both phases."""
@@ -391,7 +429,7 @@ class _Loop:
     def baseline(self) -> float | None:
         """Bits per byte of the n-gram model, computed once a work directory."""
         order = self.config.evaluation.ngram_order
-        if not order:
+        if not order or jax.process_index():
             return None
         for line in metrics.read_metrics(self.workdir):
             if line.get("event") == f"{order}-gram":
@@ -412,6 +450,20 @@ class _Loop:
             self.progress.close()
 
 
+def _settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> ConfigDict:
+    """The config with its number of data streams: that of the run in `workdir`, else one a share.
+
+    So the run goes on with the same data on another number of processes.
+    """
+    if config.data.streams:
+        return config
+    settled = config.copy_and_resolve_references()
+    path = workdir / "config.json"
+    recorded = json.loads(path.read_text())["config"]["data"] if path.exists() else {}
+    settled.data.streams = recorded.get("streams") or sharding.share(mesh)[1]
+    return settled
+
+
 def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -> dict[str, Any]:
     """What config.json holds: the config, its vocabulary, and the packages that ran."""
     carried = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", built.abstract_state().weighting)
@@ -420,6 +472,7 @@ def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.fingerprint,
         "weighting_state": str(carried),
+        "prediction": "softmax" if built.loss.predict is softmax else config.objective.loss,
         "versions": {
             "python": ".".join(map(str, sys.version_info[:3])),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -450,6 +503,9 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]
             and old.get(key) != new.get(key)
         ):
             raise InputError(_other(workdir, key, old, new))
+    # Losses whose head is the same can be exchanged: a trained run may go on to forget.
+    if old.get("prediction", "softmax") != new["prediction"]:
+        raise InputError(_other(workdir, "config.objective.loss", old, new))
     # Weightings that carry nothing can be exchanged; the state of others is in the checkpoints.
     carries = "weighting_state"
     if old.get(carries, "()") != new[carries]:

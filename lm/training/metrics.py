@@ -80,6 +80,8 @@ class Stopwatch:
 class Writer:
     """metrics.jsonl always; TensorBoard and Weights & Biases as configured; on process 0 only.
 
+    TensorBoard's files are written in local work directories only.
+
     Opening it for a run that resumes at `step` drops the lines of later steps, which will be
     written again.
     """
@@ -93,8 +95,8 @@ class Writer:
         scratch = workdir / "metrics.jsonl.new"
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
         scratch.replace(path)
-        self._file = path.open("a")
-        if config.train.tensorboard:
+        self._file = _Lines(path)
+        if config.train.tensorboard and not _is_bucket(workdir):
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
@@ -103,7 +105,7 @@ class Writer:
 
             self._wandb = wandb.init(
                 project=config.train.wandb_project,
-                dir=str(workdir),
+                dir=None if _is_bucket(workdir) else str(workdir),
                 id=workdir.name,
                 resume="allow",
                 config=config.to_dict(),
@@ -113,14 +115,18 @@ class Writer:
         """Adds one line of the given kind: train, validation or event."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
+        self._file.add(json.dumps({"step": step, "kind": kind, **values}))
         numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
         if self._board:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(numbers, step=step)
+
+    def flush(self) -> None:
+        """Returns when all lines are where they will be read from."""
+        if self._file:
+            self._file.flush()
 
     def close(self) -> None:
         """Flushes and closes all."""
@@ -129,6 +135,44 @@ class Writer:
                 sink.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _is_bucket(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+class _Lines:
+    """A text file that grows by lines. In a bucket, where no file grows, it is written anew.
+
+    That is done at most every `_UPLOAD_SECONDS`, and by `flush`.
+    """
+
+    _UPLOAD_SECONDS = 30
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        self._local = None if _is_bucket(path) else path.open("a")
+        self._text = "" if self._local else path.read_text()
+        self._uploaded, self._length = time.monotonic(), len(self._text)
+
+    def add(self, line: str) -> None:
+        if self._local:
+            self._local.write(line + "\n")
+            self._local.flush()
+            return
+        self._text += line + "\n"
+        if time.monotonic() - self._uploaded >= self._UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._local and len(self._text) > self._length:
+            self._path.write_text(self._text)
+            self._uploaded, self._length = time.monotonic(), len(self._text)
+
+    def close(self) -> None:
+        self.flush()
+        if self._local:
+            self._local.close()
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -53,6 +53,7 @@ def make_optimizer(
 
     Clipping by global norm, then AdamW, Lion or Muon (Muon for matrices, AdamW for the rest), with
     decoupled weight decay on all but vectors (norm scales, biases, all that is no model parameter).
+    The step of a quantizer's scale is that times the scale, with quantization.relative_scale_steps.
     Parameters of the loss have the schedule with `loss_learning_rate` as its peak, if it is not 0.
 
     Returns:
@@ -97,4 +98,22 @@ def make_optimizer(
         rates["learning_rate"] = make_phase_schedule(config, phases, loss_learning_rate)
         transforms["loss"] = rule(**rates, weight_decay=0.0)
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
-    return optax.chain(clip, optax.partition(transforms, groups)), schedule
+    optimizer = optax.chain(clip, optax.partition(transforms, groups))
+    if config.quantization.relative_scale_steps:
+        optimizer = _relative_scales(optimizer)
+    return optimizer, schedule
+
+
+def _relative_scales(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Makes the update u of a quantizer's scale relative: u * |scale|.
+
+    Adam and Lion take no notice of the size of a gradient, and so not of the gradient factor of LSQ
+    either: their step is the learning rate, which may be more than a tenth of a scale.
+    """
+
+    def update(grads, state, trained):
+        updates, state = optimizer.update(grads, state, trained)
+        scales = jax.tree.map(lambda u, scale: u * abs(scale), updates.scales, trained.scales)
+        return updates._replace(scales=scales), state
+
+    return optax.GradientTransformation(optimizer.init, update)

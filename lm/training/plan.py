@@ -198,6 +198,16 @@ def compare_widths(run: experiment.Experiment) -> list[Width]:
     return rows
 
 
+def weight_bytes(section: ConfigDict, shapes: Any) -> int:
+    """Bytes of parameters of these shapes under a `quantization` section, codes packed.
+
+    Raises:
+      InputError: a width that the quantizer lacks, a group that does not divide a matrix.
+    """
+    quantized = make_quantized(section, shapes)
+    return _packed_bytes(shapes, quantized) if quantized else count_bytes(shapes).total
+
+
 def _packed_bytes(shapes: Any, quantized: Quantized) -> int:
     def of_leaf(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from lm.errors import InputError
 from lm.model.config import check_choice
 from lm.model.transformer import project
+from lm.training.sharding import to_host
 from lm.training.state import Trained
 from objectives.quantization import (
     QUANTIZERS,
@@ -65,7 +66,7 @@ class Quantized(NamedTuple):
                 "outside_clip_range": outside_clip_range(*trained[:2], self.rules),
             }
         )(trained)
-        return jax.tree.map(lambda x: x.tolist(), jax.device_get(measured))
+        return jax.tree.map(lambda x: to_host(x).tolist(), measured)
 
     def on_grid(self, trained: Trained) -> Any:
         """All parameters on their grids: a second copy of the model."""

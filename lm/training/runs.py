@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import NamedTuple
 
+import grain
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -42,9 +43,14 @@ def read(folder: str, key: str) -> Record:
 
 
 def restore(
-    record: Record, run: Experiment, key: str, say: Callable[[str], None], step: int | None = None
+    record: Record,
+    run: Experiment,
+    key: str,
+    say: Callable[[str], None],
+    step: int | None = None,
+    iterator: grain.DatasetIterator | None = None,
 ) -> TrainState:
-    """The state of the newest checkpoint, or of that of `step`.
+    """The state of the newest checkpoint, or of that of `step`; an iterator is set to where it was.
 
     Arrays get the shardings of `run`, which is the run's own experiment on the devices at hand.
 
@@ -53,7 +59,7 @@ def restore(
     """
     checkpoints = Checkpoints(record.folder / "checkpoints", say, read_only=True)
     try:
-        restored = checkpoints.restore(run.abstract_state(), step=step)
+        restored = checkpoints.restore(run.abstract_state(), iterator, step)
     finally:
         checkpoints.close()
     if restored is None:

@@ -3,6 +3,7 @@
 B rows, T tokens, D width, V vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ import numpy as np
 from lm.data.documents import Corpus, Document
 from lm.data.layout import encode_document, make_row
 from lm.data.tokenizers import Tokenizer
+from lm.errors import InputError
 from lm.model.transformer import Model
 from lm.training.step import make_forward
 from objectives.weighting.critical_token import contrast_probability
+from objectives.weighting.fait import error_mask
 
 # Positions whose logits are there at the same time, two models and V entries each.
 _CHUNK = 128
@@ -88,6 +91,64 @@ def score_documents(
             yield values.pop(number)
         done = max(values)
     yield from values.values()
+
+
+def score_faults(
+    compute: Callable[[dict[str, np.ndarray]], Any],
+    corpora: Sequence[Corpus],
+    faulty: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    sequence_length: int,
+) -> Iterator[np.ndarray]:
+    """Yields what `fait` compares every document with, in order, float32 [2, positions].
+
+    That is the mask of the targets which the faulty answer to the same prompt lacks, and the mean
+    log-probability of the tokens which it has instead, the same number at all positions: of all its
+    tokens where it has nothing instead.
+
+    Args:
+      compute: batch -> losses [B, T].
+      corpora: right answers.
+      faulty: an answer to each of their prompts, in any order; held in memory.
+      tokenizer: turns text into ids.
+      batch_size: B.
+      sequence_length: T.
+
+    Raises:
+      InputError: a document has no prompt, or its prompt no faulty answer.
+    """
+    answers = {_prompt(one): one for one in faulty.documents}
+
+    def pair(document):
+        prompt = _prompt(document)
+        if not prompt or prompt not in answers:
+            raise InputError(
+                f"{faulty.name} has no answer to the prompt {prompt[:80]!r} of document "
+                f"{document.name}; it needs one to each prompt of the corpus"
+            )
+        return document, answers[prompt]
+
+    pairs, others = itertools.tee(pair(one) for corpus in corpora for one in corpus.documents)
+    losses = score_documents(
+        compute,
+        [faulty._replace(documents=(other for _, other in others))],
+        tokenizer,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+    )
+    for one, nll in zip(pairs, losses, strict=True):
+        right, wrong = (encode_document(document, tokenizer) for document in one)
+        lacks = error_mask(right["targets"], wrong["targets"]) & (right["weights"] != 0)
+        answer = wrong["weights"] != 0
+        instead = error_mask(wrong["targets"], right["targets"]) & answer
+        log_p = -np.mean(nll[instead if instead.any() else answer])
+        yield np.stack([lacks, np.full(len(right), log_p)]).astype(np.float32)
+
+
+def _prompt(document: Document) -> str:
+    return "".join(text for text, weight in document.spans if not weight)
 
 
 class _Piece(NamedTuple):

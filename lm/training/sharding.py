@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import InputError
@@ -118,9 +119,69 @@ def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
     return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis))
 
 
+def share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of the rows of a batch this process reads, and how many shares there are.
+
+    Processes whose devices hold the same rows, as they do where a tensor or sequence axis spans
+    processes, have the same share.
+
+    Raises:
+      InputError: a process has rows of parts of two shares.
+    """
+    if jax.process_count() == 1:
+        return 0, 1
+    blocks = _blocks(mesh)
+    shares = sorted(set(blocks.values()))
+    size = len(shares[0])
+    if any(list(one) != list(range(i * size, (i + 1) * size)) for i, one in enumerate(shares)):
+        raise InputError(
+            "mesh.data and mesh.fsdp do not share rows evenly among the processes: let their "
+            f"product be a multiple of the {jax.process_count()} processes, or divide it"
+        )
+    return shares.index(blocks[jax.process_index()]), len(shares)
+
+
+def _blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """Process -> blocks of rows that its devices hold, of as many as the mesh cuts a batch in."""
+    blocks = {}
+    fsdp = mesh.shape["fsdp"]
+    for (data, shard, *_), device in np.ndenumerate(mesh.devices):
+        blocks.setdefault(device.process_index, set()).add(data * fsdp + shard)
+    return {process: tuple(sorted(found)) for process, found in blocks.items()}
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from the rows that this process has read."""
+    """Global arrays from the rows of this process's `share`."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    if jax.process_count() == 1:
+        return {
+            name: jax.make_array_from_process_local_data(sharding, rows)
+            for name, rows in batch.items()
+        }
+    index, count = share(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        shape = (len(rows) * count, *rows.shape[1:])
+        first = index * len(rows)
+
+        def piece(where):
+            start, stop, _ = where[0].indices(shape[0])
+            return rows[(slice(start - first, stop - first), *where[1:])]
+
+        return jax.make_array_from_callback(shape, sharding, piece)
+
+    return {name: put(rows) for name, rows in batch.items()}
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole array, on every process; all of them have to ask."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def agreed(value: bool) -> bool:
+    """What process 0 says; all of them have to ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))

@@ -15,8 +15,9 @@ def frequency_equity(eta: float = 1.0, gamma: float = 5.0) -> Weighting:
     """w = d * (eta + (1 - q)^gamma) / (eta + 1), q the likelihood of the token's kind in the data.
 
     The generalised focal loss of DatasetEquity (arXiv 2308.09878, and its released code), where q
-    is the share of a sample's cluster; for text it may be the frequency of the token, or of a
-    cluster of documents. eta = 1 and gamma = 5 are its defaults. gamma = 0 is cross-entropy.
+    is the share of a sample's cluster of images. eta = 1 and gamma = 5 are its defaults. gamma = 0
+    is cross-entropy. What q is for text is ours: the frequency of the token, the share of a cluster
+    of documents, or, as `launch.score --name=likelihood` stores it, exp(-loss) of a trained run.
 
     Needs the reference "likelihood": q in [0, 1], [B, T].
 

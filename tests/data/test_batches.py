@@ -335,6 +335,45 @@ def test_the_packers_own_state_restores_at_every_row():
     assert list(restored) == []
 
 
+def test_the_same_streams_are_the_same_batches_on_any_number_of_processes():
+    """And what one number of processes has saved, another goes on from."""
+    corpora = [_corpus(_letters(40)), _corpus(_letters(12, seed=1), "other")]
+
+    def start(count):
+        options = {"streams": 4, "batch_size": 8, "shuffle_rows": 3, "process_count": count}
+        return [iter(_train(corpora, process_index=i, **options)) for i in range(count)]
+
+    def take(iterators, batches):
+        for _ in range(batches):
+            parts = [next(iterator) for iterator in iterators]
+            yield {name: np.concatenate([part[name] for part in parts]) for name in _TYPES}
+
+    def stop(iterators):
+        for iterator in iterators:
+            iterator.close()
+
+    one = start(1)
+    whole = list(take(one, 7))
+    stop(one)
+    assert whole[0]["tokens"].shape == (8, 16)
+    for before, after in ((2, 4), (4, 1)):
+        first = start(before)
+        np.testing.assert_equal(list(take(first, 3)), whole[:3])
+        states = json.loads(json.dumps([iterator.get_state() for iterator in first]))
+        stop(first)
+        merged = {k: v for state in states for k, v in state["streams"].items()}
+        assert sorted(merged) == ["0", "1", "2", "3"]
+        second = start(after)
+        for iterator in second:
+            iterator.set_state({"streams": merged})
+        np.testing.assert_equal(list(take(second, 4)), whole[3:])
+        stop(second)
+    # Negative control: other streams are other batches.
+    other = iter(_train(corpora, streams=2, batch_size=8, shuffle_rows=3))
+    assert not np.array_equal(next(other)["tokens"], whole[0]["tokens"])
+    other.close()
+
+
 def test_mixtures_follow_their_weights():
     corpora = [_corpus(["a" * 7] * 30, "a"), _corpus(["b" * 7] * 10, "b")]
 
@@ -440,6 +479,8 @@ def test_a_large_corpus_is_not_read_to_see_that_it_is_large():
         ({"mixture_weights": (1, 2)}, r"data\.mixture_weights must be 1 positive numbers"),
         ({"mixture_weights": (0,)}, r"data\.mixture_weights must be 1 positive numbers"),
         ({"process_count": 3}, r"train\.batch_size must be a multiple of the 3 processes"),
+        ({"streams": 3}, r"data\.streams must be a multiple of the 1 processes and divide"),
+        ({"streams": 3, "process_count": 2}, r"data\.streams must be a multiple of the 2 proc"),
         ({"process_count": 50, "batch_size": 50}, r"data\.corpus 'fake'.*40 training documents"),
     ],
 )

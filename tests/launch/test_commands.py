@@ -186,6 +186,10 @@ BAD = {
     "tfds corpus": (["--config.data.corpus=tfds:no_such_set"], "tfds:no_such_set"),
     "tokenizer": (["--config.data.tokenizer=byte"], "'bytes'"),
     "weighting": (["--config.objective.weighting=unifrm"], "did you mean 'uniform'"),
+    "keep": (
+        ["--config.objective.weighting=rho1", "--config.objective.rho1.keep=0.0"],
+        "objective.rho1.keep=0.0 must be above 0 and at most 1",
+    ),
     "accumulation": (["--config.train.accumulation=3"], "train.accumulation=3"),
     "devices": (["--config.mesh.data=8"], "does not match 1 device"),
     "mesh": (["--config.mesh.tensor=0"], "mesh.tensor=0"),
@@ -194,6 +198,15 @@ BAD = {
     "packing": (["--config.data.packing=bestfit"], "did you mean 'best_fit'"),
     "too small": (["--config.train.batch_size=4096"], "data.corpus"),
     "schedule": (["--config.optimizer.schedule=linear"], "optimizer.schedule"),
+    "bits": (["--config.quantization.bits=9"], "quantization.bits=9"),
+    "from": (
+        [
+            "--config.quantization.bits=4",
+            "--config.quantization.fraction=1",
+            "--config.quantization.from=x",
+        ],
+        "x holds no run",
+    ),
     "log_every": (["--config.train.log_every=0"], "train.log_every=0"),
 }
 
@@ -283,6 +296,8 @@ def test_no_readable_checkpoint_is_an_error_and_not_a_new_start(trained, corpus,
         ("score", ["--workdir=WORKDIR", "--output=x", "--name=nll"], "--name=nll is not one of"),
         ("score", ["--workdir=WORKDIR", "--output=x", "--against=launch"], "--against=launch"),
         ("score", ["--workdir=WORKDIR", "--output=gs://b/x"], "not a local folder"),
+        ("score", ["--workdir=WORKDIR", "--output=x", "--faulty=launch/no"], "launch/no: no such"),
+        ("score", ["--workdir=WORKDIR", "--output=x", "--faulty=y", "--name=z"], "goes with none"),
         ("generate", ["--workdir=WORKDIR", "--top_p=0"], "--top_p=0"),
         ("generate", ["--workdir=WORKDIR", "--tokens=0"], "--tokens=0"),
     ],

@@ -1,12 +1,15 @@
 """The attention of the last layer to the prompt, as `ss_token` takes it from a run's own step."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 
-from lm.training import experiment, sharding
+from lm.training import experiment, loop, metrics, sharding
 from lm.training.state import Trained
 from lm.training.step import (
     make_forward,
@@ -128,6 +131,34 @@ def test_eight_devices_and_micro_batches_take_the_steps_of_one():
     )
     close(other, metrics, 1e-3)
     close(other_state.trained, state.trained, 1e-2)
+
+
+def test_a_run_takes_it_from_its_config_and_its_prompts(tmp_path):
+    """Through the loop; by attention alone it needs no other reference."""
+    lines = [{"prompt": f"{i} + {i} =", "response": f" {2 * i}, is it not?"} for i in range(80)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def run(name, gamma, **overrides):
+        config = tiny.config(
+            data__corpus=str(tmp_path / "corpus.jsonl"),
+            data__packing="best_fit",
+            model__layers=1,
+            objective__weighting="ss_token",
+            objective__ss_token__keep=0.5,
+            objective__ss_token__gamma=gamma,
+            train__steps=3,
+            **overrides,
+        )
+        assert loop.train(config, str(tmp_path / name), lambda line: None).finished
+        found = metrics.read_metrics(epath.Path(tmp_path / name))
+        return [line for line in found if line["kind"] == "train"]
+
+    both = run("both", 0.5, objective__references__history_nll="ema", train__ema_decay=0.9)
+    attention = run("attention", 0.0)
+    for line in both + attention:
+        assert line["skipped_steps"] == 0
+        assert 0.45 < line["kept_share"] < 0.65
+    assert both[-1]["loss"] != attention[-1]["loss"]
 
 
 def test_a_step_grows_by_the_queries_and_keys_of_one_layer():

@@ -215,6 +215,48 @@ def test_stops_rather_than_start_anew_when_no_checkpoint_can_be_read(corpus, tmp
         train(config, tmp_path)
 
 
+def test_batches_without_targets_and_unknown_samples_end_a_run(corpus, tmp_path):
+    """Skipped one by one with a line each, and never a loss of 0 that looks like success."""
+    prompts = tmp_path / "prompts.jsonl"
+    one = {"prompt": "x" * 30_000, "response": "y"}
+    prompts.write_text(
+        "\n".join(json.dumps(one | {"prompt": one["prompt"] + str(i)}) for i in range(20))
+    )
+    masked = {"data__corpus": str(prompts), "train__max_skips": 3}
+    unknown = {
+        "data__corpus": corpus,
+        "objective__weighting": "glow",
+        "objective__glow__samples": 1,
+        "train__max_skips": 3,
+    }
+    for name, change, shown in (("masked", masked, "weight 0"), ("unknown", unknown, "loss nan")):
+        said = []
+        with pytest.raises(loop.Diverged, match="3 steps in a row"):
+            loop.train(tiny.config(model__layers=1, **change), str(tmp_path / name), said.append)
+        assert (
+            sum(f"skipped step {i}: " in line and shown in line for i in (1, 2, 3) for line in said)
+            == 3
+        )
+
+
+def test_a_run_goes_on_with_another_loss_of_the_same_head(corpus, tmp_path):
+    """A trained run may forget; a loss with a head of its own needs a run of its own."""
+    config = tiny.config(
+        data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1, model__layers=1
+    )
+    train(config, tmp_path)
+    config.train.steps = 6
+    config.objective.loss = "harmonic"
+    with pytest.raises(InputError, match=r"with objective\.loss=cross_entropy, not harmonic"):
+        train(config, tmp_path)
+    config.objective.loss = "inverted_hinge"
+    _, said = train(config, tmp_path)
+    assert "resumed at step 3" in said
+    # What is minimised is no longer the negative log-likelihood.
+    assert ["nll" in line for line in lines(tmp_path, "train")] == [False] * 3 + [True] * 3
+    assert all(line["loss"] <= 2 < line["nll"] for line in lines(tmp_path, "train")[3:])
+
+
 def test_gives_up_after_too_many_skipped_steps(corpus, tmp_path):
     config = tiny.config(
         data__corpus=corpus,

@@ -121,3 +121,21 @@ def test_schedules():
 def test_refuses(overrides, names):
     with pytest.raises(InputError, match=names):
         optimizer(params_and_grads()[0], **overrides)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_the_step_of_a_scale_is_a_share_of_it(name):
+    """Whatever the scale and its gradient are; of a weight, and with the key off, it is not."""
+    params, grads = params_and_grads()
+    scales = {"head": {"kernel": jnp.asarray([[0.01, 0.04, 2.0]])}}
+    slopes = {"head": {"kernel": jnp.asarray([[3.0, -1e-3, 5.0]])}}
+    trained, g = Trained(params, scales), Trained(grads, slopes)
+    shares = {}
+    for relative in (True, False):
+        c = tiny.config(optimizer__name=name, optimizer__warmup_steps=0, optimizer__clip_norm=0.0)
+        c.quantization.relative_scale_steps = relative
+        tx, _ = make_optimizer(c, Phases(10, 10), trained)
+        updates, _ = jax.jit(tx.update)(g, tx.init(trained), trained)
+        shares[relative] = updates.scales["head"]["kernel"] / scales["head"]["kernel"]
+    np.testing.assert_allclose(shares[True], [[-2e-3, 2e-3, -2e-3]], rtol=1e-4)
+    assert abs(shares[False]).max() > 10 * 2e-3

@@ -1,13 +1,17 @@
 """What is counted before a run, against closed forms; and the reader of compiled programs."""
 
 import json
+import math
 
 import jax
+import numpy as np
 import pytest
 import tiny
 
+from configs.papers import compute_optimal_qat
 from lm.errors import InputError
-from lm.training import ahead, experiment, metrics, plan
+from lm.training import ahead, experiment, metrics, packed, plan
+from objectives.quantization import packed_size
 
 LAYERS, WIDTH, MLP, VOCAB = 3, 64, 256, 512
 MATRICES = LAYERS * 12 * WIDTH**2  # four of D x D and two of D x 4 D a layer
@@ -254,3 +258,56 @@ def test_every_chip_has_a_peak():
     kinds = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
     assert kinds.keys() == ahead.CHIPS.keys()
     assert all(kind in metrics.PEAK_FLOPS for kind in kinds.values())
+
+
+def test_widths_are_planned_with_bytes_and_the_optimal_split():
+    config = tiny.config(
+        model__width=64,
+        train__steps=4000,
+        optimizer__schedule="wsd",
+        optimizer__decay_fraction=0.1,
+        quantization__bits=4.0,
+        quantization__fraction="optimal",
+    )
+    run = experiment.build(config, tiny.VOCAB, 1)
+    widths = {w.bits: w for w in plan.compare_widths(run)}
+    assert set(widths) == set(plan.WIDTHS)
+    assert widths[7.0].refused == ""
+    count = sum(x.size for x in jax.tree.leaves(run.abstract_state().trained.params))
+    four, full = widths[4.0], widths[16.0]
+    assert full.bytes == 4 * count
+    tokens = 4000 * 8 * 32
+    np.testing.assert_allclose(four.tokens_per_byte, tokens / (count / 2))
+    expected = np.exp(-6.7297 / np.log(four.tokens_per_byte))
+    np.testing.assert_allclose(four.optimal_fraction, expected)
+    assert four.switch == round((1 - expected) * 4000)
+    assert widths[2.0].switch is None
+
+    # What is counted is what is written, tensor by tensor.
+    trained = jax.jit(run.init)(jax.random.key(0)).trained
+    leaves = packed.code_leaves(trained.params, trained.scales, run.quantized.rules)
+    written = 0
+    for _, leaf in leaves:
+        if isinstance(leaf, packed.Coded):
+            written += packed_size(leaf.codes.size, leaf.quantizer.bits) + leaf.grid.scale.nbytes
+        else:
+            written += leaf.nbytes
+    assert four.bytes == written
+    assert four.bytes < widths[5.0].bytes < full.bytes / 4
+
+
+def test_a_width_that_the_quantizer_lacks_says_so():
+    config = tiny.config(quantization__quantizer="mxfp4", quantization__granularity="group")
+    widths = {w.bits: w for w in plan.compare_widths(experiment.build(config, tiny.VOCAB, 1))}
+    assert "4 bits" in widths[3.0].refused
+
+
+@pytest.mark.parametrize(("size", "count"), [("86m", 86e6), ("396m", 396e6), ("759m", 759e6)])
+def test_the_sizes_of_the_paper_on_quantization(size, count):
+    config = compute_optimal_qat.get_config(size)
+    run = experiment.build(config, config.data.vocab_size, 8)
+    found = sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state().trained.params))
+    assert abs(found / count - 1) < 0.01
+    assert config.train.steps * 512 * 1024 == pytest.approx(20 * found, rel=0.01)
+    assert 0 < run.phases.fraction < 0.2  # 0.161 by the sheet, at 20 tokens a parameter and 4 bits
+    np.testing.assert_allclose(run.phases.fraction, 0.1613, atol=2e-3)

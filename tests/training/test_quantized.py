@@ -118,6 +118,36 @@ def test_devices_and_micro_batches_change_nothing():
     assert abs(plain[0]["loss"] - metrics[0]["loss"]) > 1e-3
 
 
+def test_another_loss_and_a_weighting_are_of_the_quantized_model():
+    """The quantized step against the plain step of a model that is on its grids already."""
+    options = {
+        "objective__loss": "inverted_hinge",
+        "objective__weighting": "dft*uskd",
+        "optimizer__clip_norm": 0.0,
+        "mesh__data": 1,
+    }
+    quantized = {"quantization__bits": 2.0, "quantization__fraction": "1"}
+    run, plain = build(**options, **quantized), build(**options)
+    b = [tiny.batch(rows=8)]
+    state, (metrics,) = steps_of(run, b, True)
+    with jax.set_mesh(run.mesh):
+        first = run.begin_quantized()(jax.jit(run.init)(jax.random.key(0)))
+        on_grid = Trained(jax.jit(run.quantized.on_grid)(first.trained))
+        begun = jax.jit(plain.init)(jax.random.key(0))._replace(trained=on_grid)
+        _, expected = plain.train_step()(begun, sharding.put_batch(plain.mesh, b[0]))
+    for name in ("loss", "nll", "weight_sum", "weight_entropy"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.trained))
+    # Negative controls: without quantization, and with cross-entropy, the numbers are others.
+    _, (full,) = steps_of(plain, b, False)
+    assert abs(full["weight_sum"] - metrics["weight_sum"]) > 1e-4 * metrics["weight_sum"]
+    _, (other,) = steps_of(
+        build(**options | {"objective__loss": "cross_entropy"}, **quantized), b, True
+    )
+    assert abs(other["loss"] - metrics["loss"]) > 0.1
+    np.testing.assert_allclose(other["weight_sum"], metrics["weight_sum"], rtol=1e-5)
+
+
 def test_scales_are_trained_and_do_not_decay():
     run = build(quantization__bits=2.0, quantization__fraction="1", mesh__data=1)
     state, _ = steps_of(run, [tiny.batch(rows=8)], True)
@@ -157,8 +187,9 @@ def test_the_scan_over_layers_keeps_no_second_copy_of_the_weights():
         return jax.tree.map(lambda x: np.zeros(x.shape[1:], np.float32), layers)
 
     (few, layer), (many, _) = temporaries(2, True), temporaries(10, True)
-    plain = temporaries(10, False)[0] - temporaries(2, False)[0]
-    assert many - few < plain + 8 * 0.2 * layer
+    plain = temporaries(10, False)[0]
+    assert many - few < plain - temporaries(2, False)[0] + 8 * 0.2 * layer
+    assert many < 1.15 * plain
 
 
 def test_the_phase_arithmetic():
@@ -399,14 +430,15 @@ def test_runs_share_a_full_precision_phase(whole, corpus, tmp_path):
     for key, value, names in (
         ("model.width", 64, r"model\.width=32, not 64"),
         ("train.seed", 7, r"train\.seed=0, not 7"),
-        ("train.steps", 12, "another learning rate|no checkpoint 6"),
-        ("quantization.fraction", "0.375", "no checkpoint 5"),
+        ("train.steps", 12, "another learning rate|no checkpoint at step 6"),
+        ("quantization.fraction", "0.375", "no checkpoint at step 5"),
         ("quantization.from", str(tmp_path), "holds no run"),
     ):
         other = second.copy_and_resolve_references()
         other.update_from_flattened_dict({key: value})
         with pytest.raises(InputError, match=names):
             train(other, tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
 
     # The parameters alone, for a run that is quantized from its first step on.
     tuned = second.copy_and_resolve_references()

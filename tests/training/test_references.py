@@ -331,6 +331,13 @@ def other_scores_tokenizer(source, folder):
     return {"reference_nll": str(copy)}, "made with the tokenizer abc, not bytes"
 
 
+def lost_records(source, folder):
+    copy = folder / "copy"
+    shutil.copytree(source["reference_nll"], copy)
+    (copy / "0.array_record").write_bytes((copy / "0.array_record").read_bytes()[:1000])
+    return {"reference_nll": str(copy)}, "reference_nll: .*copy (is damaged|holds no scores)"
+
+
 def other_corpus(source, folder):
     file = folder / "other.jsonl"
     file.write_text("\n".join(json.dumps({"text": f"text {i} " * 9}) for i in range(60)))
@@ -354,6 +361,7 @@ def average_that_is_not_kept(source, folder):
         other_vocabulary,
         no_checkpoint,
         other_scores_tokenizer,
+        lost_records,
         other_corpus,
         average_that_is_not_kept,
     ],

@@ -9,9 +9,10 @@ import tiny
 from lm.data.documents import Corpus, Document
 from lm.data.layout import encode_document, make_row
 from lm.data.tokenizers import Bytes
+from lm.errors import InputError
 from lm.model.config import ModelConfig
 from lm.model.transformer import make_model
-from lm.training.scoring import make_contrast, score_documents
+from lm.training.scoring import make_contrast, score_documents, score_faults
 from lm.training.state import Trained
 from lm.training.step import make_statistics
 
@@ -89,6 +90,41 @@ def test_without_context_the_response_is_scored_alone_and_keeps_its_places(compu
             np.testing.assert_allclose(values[live], expected[: live.sum()], rtol=2e-5)
             differs += not np.allclose(values[live], alone(compute, positions)[live], rtol=1e-3)
     assert differs >= 6  # Negative control: the prompt matters.
+
+
+def test_faults_are_what_a_wrong_answer_has_instead(compute):
+    """Pairs are found by their prompts, in whatever order; the mean is over what differs."""
+
+    def answers(*responses):
+        pairs = enumerate(responses)
+        return [document(i, (f"{i}+{i}=", 0.0), (text, 1.0)) for i, text in pairs]
+
+    right, wrong = answers("1205", "7", "42", "99"), answers("1305", "8", "4", "99")
+    found = list(
+        score_faults(
+            compute,
+            [Corpus("r", right[:2], "r", 0), Corpus("s", right[2:], "s", 0)],
+            Corpus("w", wrong[::-1], "w", 0),
+            Bytes(),
+            batch_size=2,
+            sequence_length=LENGTH,
+        )
+    )
+    # After the prompt's four bytes: 2 for 3; 7 for 8; 2 for nothing; nothing for nothing.
+    masks = ["0100" + "0", "1" + "0", "01" + "0", "00" + "0"]
+    instead = [[5], [4], [4, 5], [4, 5, 6]]  # The last two: all of a wrong answer, and its end.
+    for i, values in enumerate(found):
+        np.testing.assert_array_equal(values[0], [0] * 4 + [int(c) for c in masks[i]])
+        losses = alone(compute, encode_document(wrong[i], Bytes()))
+        np.testing.assert_allclose(values[1], -losses[instead[i]].mean(), rtol=2e-5)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("spans", [(("5+5=", 0.0), ("10", 1.0)), (("no prompt", 1.0),)])
+def test_a_prompt_without_a_faulty_answer_is_named(spans, compute):
+    corpora, faulty = [Corpus("c", [document(3, *spans)], "c", 0)], Corpus("wrong", [], "w", 0)
+    with pytest.raises(InputError, match=r"^wrong has no answer to the prompt .* of document 3;"):
+        next(score_faults(compute, corpora, faulty, Bytes(), batch_size=2, sequence_length=LENGTH))
 
 
 def test_memory_holds_the_documents_of_one_batch(compute):

@@ -217,9 +217,9 @@ BAD = {
         {"weighting": "critical_token", "references__contrast_probability": "ema"},
         "references.contrast_probability='ema' is not possible; valid: a folder of launch.score$",
     ),
-    "attention": (
-        {"weighting": "ss_token", "ss_token__gamma": 0.0},
-        "'ss_token' needs the reference attention, which no run can provide",
+    "history": (
+        {"weighting": "ss_token", "ss_token__gamma": 0.5},
+        "'ss_token' needs objective.references.history_nll; valid: 'ema' with",
     ),
     "table": ({"weighting": "glow"}, "objective.glow.samples=0 must be at least 1"),
     "normalisation": ({"normalisation": "keep"}, "did you mean 'kept'"),

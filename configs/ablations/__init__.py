@@ -1,0 +1,1 @@
+"""Controlled comparisons for launch.ablate, one file each, in the form of configs/ablation.py."""

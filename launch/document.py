@@ -1,0 +1,95 @@
+"""A report as blocks, written as Markdown and as one HTML page that loads nothing."""
+
+import html
+import importlib.resources
+import re
+import string
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Heading(NamedTuple):
+    """The title of a section."""
+
+    text: str
+
+
+class Paragraph(NamedTuple):
+    """Text, with `code` between backquotes."""
+
+    text: str
+
+
+class Items(NamedTuple):
+    """A list; an item that has the words better or worse as its verdict is coloured."""
+
+    texts: Sequence[str]
+
+
+class Table(NamedTuple):
+    """Cells; the first column is text, the others are numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Figure(NamedTuple):
+    """An SVG and what it shows; not in Markdown."""
+
+    svg: str
+    caption: str
+
+
+Block = Heading | Paragraph | Items | Table | Figure
+
+
+def markdown(blocks: Sequence[Block], title: str = "") -> str:
+    """The blocks as Markdown."""
+    parts = [f"# {title}"] if title else []
+    for block in blocks:
+        match block:
+            case Heading(text):
+                parts.append(f"## {text}")
+            case Paragraph(text):
+                parts.append(text)
+            case Items(texts):
+                parts.append("\n".join(f"- {text}" for text in texts))
+            case Table(head, rows):
+                lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+                escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+                parts.append("\n".join(f"| {' | '.join(line)} |" for line in escaped))
+    return "\n\n".join(parts) + "\n"
+
+
+def page(blocks: Sequence[Block], title: str) -> str:
+    """The blocks as a page, readable on light and on dark."""
+    body = "\n".join([f"<h1>{_text(title)}</h1>", *map(_element, blocks)])
+    frame = importlib.resources.files("launch").joinpath("report.html").read_text("utf-8")
+    return string.Template(frame).substitute(title=html.escape(title), body=body)
+
+
+def _element(block: Block) -> str:
+    match block:
+        case Heading(text):
+            return f"<h2>{_text(text)}</h2>"
+        case Paragraph(text):
+            return f"<p>{_text(text)}</p>"
+        case Items(texts):
+            return f"<ul>{''.join(f'<li>{_verdict(_text(text))}</li>' for text in texts)}</ul>"
+        case Table(head, rows):
+            cells = [f"<tr>{''.join(f'<th>{_text(c)}</th>' for c in head)}</tr>"]
+            cells += [
+                f"<tr>{''.join(f'<td>{_verdict(_text(c))}</td>' for c in row)}</tr>" for row in rows
+            ]
+            return f'<div class="scroll"><table>{"".join(cells)}</table></div>'
+        case Figure(svg, caption):
+            return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _text(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
+
+
+def _verdict(text: str) -> str:
+    """Colours the verdict of a sentence `NAME: better, ...`, or of a cell that is one word."""
+    return re.sub(r"(^|: )(better|worse)(?=,|$)", r'\1<span class="\2">\2</span>', text, count=1)

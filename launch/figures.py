@@ -1,0 +1,133 @@
+"""The plots of reports, as SVG that takes its ink from the page and so can be read on dark, too."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lm.training.outcomes import Outcome
+
+# Stand-ins that become the page's own colours.
+_INK, _LINE = "#123456", "#654321"
+# Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, and of
+# middle brightness, for light and dark pages.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c8c8c")
+_STYLES = ("-", "--", ":", "-.")
+
+Curves = Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]
+
+
+def differences(outcomes: Sequence[Outcome], seeds: Mapping[str, Sequence[float]]) -> str:
+    """Differences to the baseline with their intervals; `seeds` has those of each seed."""
+    shown = [o for o in outcomes if o.comparison and o.comparison.seeds]
+    figure, axes = _figure(0.42 * len(shown) + 0.9)
+    for y, outcome in enumerate(shown):
+        c = outcome.comparison
+        colour = {"better": "#009e73", "worse": "#d55e00"}.get(c.verdict, "#8c8c8c")
+        if math.isfinite(c.low):
+            axes.plot([c.low, c.high], [y, y], color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot(c.difference, y, "o", color=colour, markersize=7)
+        values = seeds[outcome.variant]
+        axes.plot(values, [y - 0.28] * len(values), "|", color=_INK, markersize=6)
+    axes.axvline(0, color=_INK, linewidth=1)
+    axes.set_yticks(range(len(shown)), [o.variant for o in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.7)
+    axes.set_xlabel("bits per byte minus the baseline's; left is better")
+    return _svg(figure, "differences")
+
+
+def curves(found: Curves, xlabel: str, ylabel: str, name: str, variants: Sequence[str]) -> str:
+    """Means over seeds, with a band of one standard error, at the points that all seeds have.
+
+    `found` is variant -> seed -> points (x, y); the place in `variants` decides the colour.
+    """
+    figure, axes = _figure(3.6)
+    for variant, by_seed in found.items():
+        i = variants.index(variant)
+        tables = [dict(points) for points in by_seed.values() if points]
+        if not tables:
+            continue
+        x = sorted(set.intersection(*map(set, tables)))
+        y = np.array([[table[at] for at in x] for table in tables])
+        colour, style = _COLOURS[i % 8], _STYLES[i // 8 % 4]
+        mean = y.mean(axis=0)
+        axes.plot(x, mean, style, color=colour, label=variant, marker="o", markersize=3)
+        if len(tables) > 1:
+            error = y.std(axis=0, ddof=1) / math.sqrt(len(tables))
+            axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(fontsize=8, labelcolor=_INK, frameon=False)
+    return _svg(figure, name)
+
+
+def predictions(
+    measured: Sequence[float],
+    predicted: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    held_out: Sequence[bool],
+    name: str,
+) -> str:
+    """Predicted against measured losses, with bands; filled points were held out."""
+    figure, axes = _figure(4.2)
+    held = np.asarray(held_out, bool)
+    x, y = np.asarray(measured), np.asarray(predicted)
+    bars = np.maximum(0, [y - np.asarray(low), np.asarray(high) - y])
+    for chosen, colour, fill, label in (
+        (~held, _COLOURS[0], "none", "fitted"),
+        (held, _COLOURS[1], _COLOURS[1], "held out"),
+    ):
+        if chosen.any():
+            axes.errorbar(
+                x[chosen],
+                y[chosen],
+                bars[:, chosen],
+                fmt="o",
+                color=colour,
+                markerfacecolor=fill,
+                label=label,
+                linewidth=1,
+            )
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    axes.plot(ends, ends, color=_LINE, linewidth=1, zorder=0)
+    axes.set(xlabel="measured loss, nats per token", ylabel="predicted")
+    axes.legend(fontsize=8, labelcolor=_INK, frameon=False)
+    return _svg(figure, name)
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
+    axes.tick_params(colors=_INK, labelsize=9)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    axes.grid(color=_LINE, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_LINE)
+    return figure, axes
+
+
+def _svg(figure: Any, name: str) -> str:
+    """The figure as an element of HTML; the same figure gives the same text."""
+    from matplotlib import pyplot as plt
+
+    file = io.StringIO()
+    # Text stays text; ids of one figure must not be those of another on the page.
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    content = file.getvalue()
+    content = content[content.index("<svg") :]
+    content = re.sub(r"<metadata>.*?</metadata>", "", content, flags=re.DOTALL)
+    content = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", content, count=1)
+    content = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", content, count=1)
+    return content.replace(_INK, "var(--ink)").replace(_LINE, "var(--line)")

@@ -1,0 +1,148 @@
+"""What paired runs say of a difference: intervals, verdicts, and how many seeds would resolve it.
+
+Losses are those of variants of one experiment. Runs of one seed have the same initialisation and
+the same order of data, so that the difference to the baseline is taken seed by seed, and what the
+seed does to both cancels. Pure functions of NumPy and scipy.
+
+    S  seeds that both variants have
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Summary(NamedTuple):
+    """Mean over seeds and its standard error, s / sqrt(S) with S - 1 in s; NaN for one seed."""
+
+    mean: float
+    standard_error: float
+    seeds: int
+
+
+class Comparison(NamedTuple):
+    """A variant against the baseline.
+
+    Attributes:
+      difference: mean of the variant's losses minus the baseline's, over the seeds of both.
+      standard_error: of the difference.
+      low: lower end of the simultaneous interval.
+      high: its upper end.
+      seeds: number of seeds that both have.
+      verdict: "better" (the whole interval is below 0), "worse" (above), or "not resolved".
+      seeds_needed: seeds that would resolve a difference as large as this one, see
+        `seeds_to_resolve`; None where it cannot be said.
+    """
+
+    difference: float
+    standard_error: float
+    low: float
+    high: float
+    seeds: int
+    verdict: str
+    seeds_needed: int | None
+
+
+def summarise(losses: Sequence[float]) -> Summary:
+    """Mean and standard error of [S] losses; NaN without any."""
+    losses = np.asarray(losses, np.float64)
+    mean = float(losses.mean()) if losses.size else math.nan
+    return Summary(mean, _standard_error(losses), losses.size)
+
+
+def compare(
+    baseline: Mapping[int, float],
+    variant: Mapping[int, float],
+    comparisons: int,
+    confidence: float = 0.95,
+    power: float = 0.8,
+) -> Comparison:
+    """Compares the losses (by seed) of a variant with those of the baseline.
+
+    The interval is Student's of the S paired differences, mean +- t se with S - 1 degrees of
+    freedom, at the level 1 - (1 - confidence) / comparisons (Bonferroni): with probability at least
+    `confidence` all intervals of an ablation hold their true differences at once, whatever the
+    dependence between them; variants that share a baseline are dependent. It takes differences to
+    be normal, which few seeds cannot check.
+
+    Args:
+      baseline: seed -> loss.
+      variant: seed -> loss. Losses that are not finite leave their seed out.
+      comparisons: number of variants that are compared with this baseline, the baseline not among
+        them.
+      confidence: of all intervals together.
+      power: see `seeds_to_resolve`.
+    """
+    seeds = [
+        seed
+        for seed in sorted(baseline.keys() & variant.keys())
+        if math.isfinite(baseline[seed]) and math.isfinite(variant[seed])
+    ]
+    differences = np.array([variant[seed] - baseline[seed] for seed in seeds])
+    mean, error, count = summarise(differences)
+    if count < 2:
+        return Comparison(mean, error, -math.inf, math.inf, count, "not resolved", None)
+    half = _critical(count, comparisons, confidence) * error
+    low, high = mean - half, mean + half
+    verdict = "better" if high < 0 else "worse" if low > 0 else "not resolved"
+    needed = seeds_to_resolve(mean, error * math.sqrt(count), comparisons, confidence, power)
+    return Comparison(mean, error, low, high, count, verdict, needed)
+
+
+def seeds_to_resolve(
+    difference: float,
+    deviation: float,
+    comparisons: int,
+    confidence: float = 0.95,
+    power: float = 0.8,
+    most: int = 100_000,
+) -> int | None:
+    """The fewest seeds S whose interval excludes 0, on its own side, with probability `power`.
+
+    For normal differences with this mean and standard deviation the ratio of mean to standard
+    error has the noncentral t distribution with S - 1 degrees of freedom and noncentrality
+    sqrt(S) |difference| / deviation; the power is its mass beyond the critical value of `compare`.
+    The true difference and deviation are not known: put in as observed at a few seeds, they make
+    this a rough guide, and where the observed difference is far too large, a flattering one.
+
+    Returns:
+      None for a difference of 0, which no number resolves, or where it would be above `most`.
+    """
+    from scipy import special
+
+    if not difference or not math.isfinite(difference) or not math.isfinite(deviation):
+        return None
+    if not deviation:
+        return 2
+    effect = abs(difference) / deviation
+
+    def resolves(seeds: int) -> bool:
+        critical = _critical(seeds, comparisons, confidence)
+        missed = special.nctdtr(seeds - 1, math.sqrt(seeds) * effect, critical)
+        # scipy's noncentral t is NaN for large noncentralities; there the power is 1.
+        return not missed > 1 - power
+
+    low, high = 1, 2
+    while not resolves(high):
+        low, high = high, 2 * high
+        if high > most:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if resolves(middle) else (middle, high)
+    return high
+
+
+def _critical(seeds: int, comparisons: int, confidence: float) -> float:
+    """Student's t beyond which lies half of the error probability of one interval."""
+    from scipy import special
+
+    return -float(special.stdtrit(seeds - 1, (1 - confidence) / (2 * comparisons)))
+
+
+def _standard_error(values: np.ndarray) -> float:
+    if values.size < 2:
+        return math.nan
+    return float(values.std(ddof=1) / math.sqrt(values.size))

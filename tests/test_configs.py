@@ -1,0 +1,190 @@
+"""Every config can be built, does what it says, and runs after the commands of its docstring."""
+
+import ast
+import importlib
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from lm.data.documents import Corpus
+from lm.training import experiment, loop
+from objectives.losses import LOSSES
+from objectives.weighting import WEIGHTINGS
+
+ROOT = Path(__file__).parent.parent
+METHODS = [
+    str(path.relative_to(ROOT))
+    for folder in ("weightings", "losses")
+    for path in sorted((ROOT / "configs" / folder).glob("*.py"))
+    if path.stem != "__init__"
+]
+OTHERS = ["configs/base.py", "configs/quickstart.py", "configs/answers.py"] + [
+    str(path.relative_to(ROOT))
+    for path in sorted((ROOT / "configs" / "papers").glob("*.py"))
+    if path.stem != "__init__"
+]
+# Of the configs -> of their toys.
+STEPS = {200: 2, 600: 3, 620: 4}
+# A run whose references are where the config looks for them has these commands before it.
+MAKERS = re.compile(r"--(?:workdir|output)=(\S+)")
+
+
+def docstring(name):
+    return ast.get_docstring(ast.parse((ROOT / name).read_text()))
+
+
+def commands(name):
+    """The commands of a docstring, each a list of a command's name and its arguments."""
+    joined = re.sub(r"\n +(?=--)", " ", docstring(name))
+    found = re.findall(r"python -m launch\.(\w+) (.*)", joined)
+    # [--optional=argument] of a command that is a form to be filled in.
+    return [
+        [command, *shlex.split(arguments.translate({91: "", 93: ""}))]
+        for command, arguments in found
+    ]
+
+
+def arguments_of(name):
+    """NAME, or NAME:ARGUMENT for each argument that the docstring names."""
+    sentence = re.search(r"The argument is ([^.]*)", docstring(name))
+    given = re.findall(r"`(\w+)`", sentence[1]) if sentence else []
+    given += re.findall(rf"--config={name}:(\w+)", docstring(name))
+    return [f"{name}:{argument}" for argument in dict.fromkeys(given)] or [name]
+
+
+def load(arguments):
+    """The config that --config=FILE and its overrides make; unknown keys and types are errors."""
+    mine = [a for a in arguments if a.startswith("--config")]
+    mine = [a.replace("--config=configs", f"--config={ROOT}/configs") for a in mine]
+    values = flags.FlagValues()
+    argv = ["train", *mine]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        values(argv)
+    return holder.value
+
+
+def build(config):
+    corpus = Corpus("stub", [None] * 7, "stub", 0)
+    config = experiment.resolve(config, [corpus])
+    return experiment.build(config, config.data.vocab_size or 257, jax.devices()[:1])
+
+
+@pytest.mark.parametrize("name", [*METHODS, *OTHERS])
+def test_a_config_and_the_commands_of_its_docstring_are_sound(name):
+    of_train = [arguments for command, *arguments in commands(name) if command == "train"]
+    assert any(f"--config={name}" in argument for a in of_train for argument in a)
+    for argument in arguments_of(name) if name in METHODS else ():
+        build(load([f"--config={argument}"]))
+    for command, *arguments in commands(name):
+        module = importlib.import_module(f"launch.{command}")
+        by_module = flags.FLAGS.flags_by_module_dict()
+        known = {f.name for m in ("launch.command", module.__name__) for f in by_module.get(m, ())}
+        given = {a.lstrip("-").partition("=")[0] for a in arguments}
+        assert {g for g in given if not g.startswith("config.")} <= known
+        if "config" in given:
+            build(load(arguments))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_docstring_says_what_a_reader_needs(name):
+    text = docstring(name)
+    for word in ("Command:", "Against:", "Cost:", "Claim:", "arXiv"):
+        assert word in text
+    assert "not been checked" in text or "UNCONFIRMED" in text or re.search(r"\d%|\d\.\d", text)
+    made = set(MAKERS.findall(text))
+    references = load([f"--config={name}"]).objective.references.to_dict().values()
+    assert {source for source in references if source not in ("", "ema")} <= made
+
+
+def test_every_weighting_and_every_loss_has_a_config():
+    weightings, losses = set(), set()
+    for name in [*METHODS, "configs/quickstart.py"]:
+        for argument in arguments_of(name):
+            config = load([f"--config={argument}"])
+            weightings |= set(experiment.weighting_names(config))
+            losses.add(config.objective.loss)
+    assert weightings == set(WEIGHTINGS)
+    assert losses == set(LOSSES)
+
+
+def shrink(config):
+    """The same experiment as a toy of two or three steps, and one more where a run goes on."""
+    steps = STEPS[config.train.steps]
+    config.model.update(layers=1, width=32, heads=2, kv_heads=2, mlp_width=32, unroll=1)
+    if config.data.corpus == "stdlib":
+        config.data.update(corpus="text", tokenizer="bytes", vocab_size=0, sequence_length=32)
+        config.data.validation_fraction = 0.3
+    config.data.shuffle_rows = 8
+    config.train.update(steps=steps, batch_size=8, log_every=1, tensorboard=False)
+    config.optimizer.warmup_steps = 1
+    config.evaluation.update(every_steps=0, batches=1, sample_tokens=0, ngram_order=0)
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where commands are run: with the data of configs/answers.py, and some text."""
+    path = tmp_path_factory.mktemp("repository")
+    tiny.write_corpus(path / "text")
+    script = re.search(r"^mkdir.*?^\"$", docstring("configs/answers.py"), re.DOTALL | re.MULTILINE)
+    script = script[0].replace("python -c", f"{sys.executable} -c").replace("5000", "500")
+    subprocess.run(["bash", "-c", script], cwd=path, check=True)
+    return path
+
+
+def run(folder, command, arguments):
+    if command == "train":
+        (workdir,) = (a.removeprefix("--workdir=") for a in arguments if "--workdir=" in a)
+        config = shrink(load(arguments))
+        result = loop.train(config, workdir, lambda line: None)
+        assert result.step == config.train.steps
+        last = [json.loads(x) for x in Path(workdir, "metrics.jsonl").read_text().splitlines()]
+        last = [line for line in last if line["kind"] == "train"][-1]
+        assert math.isfinite(last["loss"])
+        assert last["skipped_steps"] == 0
+        return
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    arguments = [a.replace("--step=600", f"--step={STEPS[600]}") for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", f"launch.{command}", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_the_commands_of_a_docstring_run_after_each_other(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    if "the data of configs/answers.py" not in docstring(name):
+        assert "answers" not in docstring(name)
+    for command, *arguments in commands(name):
+        # What another docstring has made is there.
+        made = [a.partition("=")[2] for a in arguments if a.startswith(("--workdir=", "--output="))]
+        goes_on = f"--config={name}" in arguments
+        if command == "evaluate" or goes_on or not all(Path(one).exists() for one in made):
+            run(folder, command, arguments)
+    for argument in arguments_of(name):
+        given = any(f"--config={argument}" in a for _, *a in commands(name))
+        if not given and argument != f"{name}:{Path(name).stem}":
+            stem = argument.replace(":", "_").replace("/", "_")
+            run(folder, "train", [f"--config={argument}", f"--workdir=runs/{stem}"])

@@ -1,0 +1,89 @@
+"""What has no weight or no number, through the train step, under every weighting and every loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+import weightings
+from test_losses import METHODS as OF_LOSSES
+
+from lm.training.state import Trained, make_init
+from lm.training.step import make_train_step
+from objectives.losses import CROSS_ENTROPY, LOSSES
+from objectives.weighting import uniform
+
+
+def bigram_model():
+    """A model of two matrices, which compiles in no time."""
+
+    def apply(params, tokens, positions, segment_ids, attention_to=None, blocks=None):
+        hidden = params["embedding"][tokens]
+        return hidden if attention_to is None else (hidden, jnp.zeros(tokens.shape))
+
+    return tiny.model(width=8)._replace(
+        init=lambda key: weightings.bigram(), apply=apply, head=lambda params: params["head"]
+    )
+
+
+def step_of(weighting, loss=CROSS_ENTROPY, accumulation=1):
+    """A fresh state, and (batch, frozen) -> the state after a step and its metrics."""
+    model, optimizer = bigram_model(), optax.sgd(0.1)
+    config = tiny.config(train__accumulation=accumulation, objective__references__teacher="run")
+    init = make_init(model, optimizer, weighting, False, None, loss)
+    state = init(jax.random.key(0))._replace(weighting=weightings.state(weighting))
+    schedule = optax.constant_schedule(0.1)
+    step = jax.jit(
+        make_train_step(
+            model, optimizer, schedule, weighting, config, None, {"run": model}, loss=loss
+        )
+    )
+    return state, lambda batch, frozen: step(state, batch, {"run": Trained(frozen)})
+
+
+def check_skipped(before, after, metrics):
+    assert metrics["skipped_steps"] == 1
+    assert after.skipped == 1
+    for name in ("trained", "optimizer", "weighting"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+
+
+def check_taken(before, after, metrics):
+    assert metrics["skipped_steps"] == 0
+    assert np.isfinite(metrics["loss"])
+    assert np.any(after.trained.params["head"] != before.trained.params["head"])
+
+
+@pytest.mark.parametrize("name", weightings.METHODS)
+def test_a_weighting_skips_what_it_cannot_weigh(name):
+    weighting, b, frozen = weightings.make(name), weightings.batch(), weightings.bigram(9)
+    before, run = step_of(weighting, accumulation=2 if name in ("rho1", "glow") else 1)
+    check_taken(before, *run(b, frozen))
+    empty = {**b, "weights": jnp.zeros_like(b["weights"])}
+    after, metrics = run(empty, frozen)
+    check_skipped(before, after, metrics)
+    assert metrics["weight_sum"] == 0  # Which the log of a skipped step shows.
+    live = tuple(np.argwhere(b["weights"])[0])
+    for key in weighting.references:
+        where = live if key != "attention" else live[0]
+        broken = {**b, key: b[key].at[where].set(jnp.nan)}
+        after, metrics = run(broken, frozen)
+        check_skipped(before, after, metrics)
+        assert np.isnan(metrics["loss"])
+    for sample in (-1, weightings.SAMPLES) if "sample_ids" in weighting.batch_keys else ():
+        after, metrics = run({**b, "sample_ids": b["sample_ids"].at[live].set(sample)}, frozen)
+        check_skipped(before, after, metrics)
+        assert np.isnan(metrics["loss"])
+
+
+@pytest.mark.parametrize("name", OF_LOSSES)
+def test_a_loss_skips_a_batch_without_targets(name):
+    loss, b, frozen = LOSSES[name](**OF_LOSSES[name]), weightings.batch(), weightings.bigram(9)
+    before, run = step_of(uniform(), loss)
+    check_taken(before, *run(b, frozen))
+    after, metrics = run({**b, "weights": jnp.zeros_like(b["weights"])}, frozen)
+    check_skipped(before, after, metrics)
+    assert metrics["weight_sum"] == 0
+    if loss.teacher:
+        check_skipped(before, *run(b, jax.tree.map(lambda x: x * jnp.nan, frozen)))
