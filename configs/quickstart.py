@@ -14,7 +14,7 @@ from configs import base
 def get_config() -> ConfigDict:
     """Returns the config."""
     config = base.get_config()
-    config.model.update(activation="relu2", unroll=4)
+    config.model.update(activation="relu2")
     config.data.update(tokenizer="bpe", vocab_size=1024, shuffle_rows=4096)
     config.train.update(steps=600)
     config.optimizer.update(name="muon", peak_learning_rate=2e-2, adam_learning_rate=5e-3)

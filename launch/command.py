@@ -1,5 +1,6 @@
 """What all commands share: flags, the config, and one clear line for the user's mistakes."""
 
+import contextlib
 import difflib
 import keyword
 import os
@@ -25,6 +26,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs://.")
 PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take instead of a run.")
+JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, nothing else.")
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
@@ -45,15 +47,17 @@ NAME = flags.DEFINE_string(
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
 
-def run(main: Callable[..., None], actions: Sequence[str] = ()) -> None:
+def run(main: Callable[..., None], actions: Sequence[str] = (), most: int = 0) -> None:
     """Parses the flags and calls `main`; bad input becomes one line and exit code 2.
 
-    With `actions` the command takes the name of one, which `main` gets.
+    With `actions` the command takes the name of one, which `main` gets. `most` other arguments that
+    are no flags may follow, and `main` gets them, too.
     """
 
     def guarded(arguments):
         try:
-            given, rest = arguments[1 : 1 + bool(actions)], arguments[1 + bool(actions) :]
+            taken = 1 + bool(actions) + most
+            given, rest = arguments[1:taken], arguments[taken:]
             if actions and (not given or given[0] not in actions):
                 raise InputError(f"say what to do, one of: {', '.join(actions)}")
             if rest:
@@ -128,6 +132,20 @@ def _use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Within it ml_collections may load a file, by a call that Python has deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def load_config(path: Path, argument: str) -> ConfigDict:
+    """The config of a file of this repository; LookupError for an argument that it lacks."""
+    with _loading():
+        return config_flags.ConfigFileFlagParser("config").parse(f"{path}:{argument}")
+
+
 def _refuse(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(BAD_INPUT)
@@ -135,9 +153,7 @@ def _refuse(message: str) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
     try:
-        with warnings.catch_warnings():
-            # ml_collections loads the file by a call that Python has deprecated.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _loading():
             _check_config(arguments)
             # ml_collections looks for overrides in sys.argv, not in what it is given.
             sys.argv[:] = map(_quoted, sys.argv)

@@ -13,7 +13,6 @@ from absl import flags
 from launch import command
 from lm.errors import InputError
 
-_JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, nothing else.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Compile the train step for a TPU slice, as v5e:4x4; needs the extra tpu."
 )
@@ -43,15 +42,15 @@ def main() -> None:
     interfaces = plan.compare_interfaces(config, vocab_size, planned.devices)
     widths = plan.compare_widths(run)
     _note_vocabulary(config.data)
-    if not _JSON.value:
+    if not command.JSON.value:
         print("\n".join(_lines(config, planned, interfaces, widths)))
     compiled = None
     if topology:
         command.say(f"compiling the train step for {topology.name}; this may take minutes")
         compiled = ahead.compile_step(run, topology)
-        if not _JSON.value:
+        if not command.JSON.value:
             print("\n".join(["", *_compiled_lines(topology, compiled)]))
-    if _JSON.value:
+    if command.JSON.value:
         record = plan.as_dict(planned)
         record |= {"interfaces": plan.as_dict(interfaces), "widths": plan.as_dict(widths)}
         if compiled:

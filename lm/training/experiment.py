@@ -2,7 +2,7 @@
 anything is compiled or written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -20,14 +20,25 @@ from lm.training import metrics, sharding
 from lm.training.optimizers import make_optimizer
 from lm.training.quantized import Phases, Quantized, make_quantized, plan_phases
 from lm.training.references import check_sources, with_sources
-from lm.training.state import Trained, init_loss, make_init, parameter_shapes, state_shardings
+from lm.training.state import (
+    Trained,
+    TrainState,
+    init_loss,
+    make_init,
+    parameter_shapes,
+    state_shardings,
+)
 from lm.training.step import TEACHER, make_begin_quantized, make_eval_step, make_train_step
 from objectives.losses import LOSSES, Loss
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
 
 
 class Experiment(NamedTuple):
-    """What a config means, without its data."""
+    """What a config means, without its data.
+
+    `init` makes a fresh train state from a random key. Jit it. It is one function, not a method, so
+    that it is traced once however often its shapes are asked for.
+    """
 
     config: ConfigDict
     mesh: Mesh | AbstractMesh
@@ -38,12 +49,7 @@ class Experiment(NamedTuple):
     quantized: Quantized | None
     phases: Phases
     loss: Loss
-
-    def init(self, key: jax.Array) -> Any:
-        """A fresh train state. Jit it."""
-        ema = self.config.train.ema_decay > 0
-        scales = self.quantized.first_scales if self.quantized else None
-        return make_init(self.model, self.optimizer, self.weighting, ema, scales, self.loss)(key)
+    init: Callable[[jax.Array], TrainState]
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the train state, without allocating it."""
@@ -142,7 +148,12 @@ def build(
     optimizer, schedule = make_optimizer(
         config, phases, Trained(shapes, scales, of_loss), loss.learning_rate
     )
-    return Experiment(config, mesh, model, optimizer, schedule, weighting, quantized, phases, loss)
+    first_scales = quantized.first_scales if quantized else None
+    ema = config.train.ema_decay > 0
+    init = make_init(model, optimizer, weighting, ema, first_scales, loss)
+    return Experiment(
+        config, mesh, model, optimizer, schedule, weighting, quantized, phases, loss, init
+    )
 
 
 # Key -> smallest valid value, for the keys that no other module checks.

@@ -1,5 +1,6 @@
 """Everything that a run carries from step to step, and that a checkpoint holds."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class TrainState(NamedTuple):
     norm_mean: jax.Array
 
 
+@functools.cache
 def parameter_shapes(model: Model) -> Any:
     """Shapes of the parameters, without allocating anything."""
     return jax.eval_shape(model.init, jax.random.key(0))

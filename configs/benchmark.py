@@ -1,0 +1,45 @@
+"""The shapes that launch.benchmark times; the argument is one of `SHAPES`.
+
+Command: python -m launch.benchmark --shapes=tiny,small
+Cost:    tiny and small, with either vocabulary, fit a CPU; 350m and 1.3b want an accelerator with
+         80 GB and were not run on one.
+
+Batches are random tokens, so data.vocab_size may be any; launch.train takes the same sizes with a
+tokenizer of so many entries.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+# layers, width, heads, vocabulary, sequence length, batch size
+SHAPES = {
+    "tiny": (4, 128, 4, 256, 256, 16),
+    "small": (6, 384, 6, 256, 256, 8),
+    "tiny_50k": (4, 128, 4, 50_304, 256, 16),
+    "small_50k": (6, 384, 6, 50_304, 256, 8),
+    "350m": (24, 1024, 16, 50_304, 2048, 16),
+    "1.3b": (24, 2048, 16, 50_304, 2048, 8),
+}
+
+
+def get_config(shape: str = "tiny") -> ConfigDict:
+    """Returns the config of a shape.
+
+    Raises:
+      LookupError: another argument.
+    """
+    if shape not in SHAPES:
+        # ml_collections would show a ValueError with its traceback.
+        raise LookupError(f"argument {shape!r} is not one of: {', '.join(SHAPES)}")
+    config = base.get_config()
+    layers, width, heads, vocabulary, length, rows = SHAPES[shape]
+    config.model.update(layers=layers, width=width, heads=heads, kv_heads=heads)
+    config.model.update(mlp_width=4 * width)
+    config.data.update(vocab_size=vocabulary, sequence_length=length)
+    config.train.update(batch_size=rows)
+    config.evaluation.update(every_steps=0)
+    config.checkpoint.update(every_steps=0)
+    if shape in ("350m", "1.3b"):
+        config.model.update(embedding="binary", dtype="bfloat16", remat="dots")
+    return config
