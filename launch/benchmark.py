@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -150,11 +151,13 @@ def _first_step(name: str, options: list[str], folder: Path) -> tuple[float, int
             first = time.perf_counter() - start
         if line.startswith(f"step {_SETTLED}/"):
             break
-    child.kill()
+    # Not child.kill(), which would collect a child that has ended, and its usage with it.
+    os.kill(child.pid, signal.SIGKILL)
     usage = os.wait4(child.pid, 0)[2]
-    child.returncode = 0  # it is gone, and wait4 has said so
+    child.returncode = 0
+    child.stderr.close()
     if first is None:
-        raise InputError(f"launch.train of {name} ended before its first step: {said[-1].strip()}")
+        raise InputError(f"launch.train of {name} ended before its first step: {said[-1:]}")
     return first, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
