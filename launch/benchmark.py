@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -150,11 +151,13 @@ def _first_step(name: str, options: list[str], folder: Path) -> tuple[float, int
             first = time.perf_counter() - start
         if line.startswith(f"step {_SETTLED}/"):
             break
-    child.kill()
+    # Not child.kill(), which would collect a child that has ended, and its usage with it.
+    os.kill(child.pid, signal.SIGKILL)
     usage = os.wait4(child.pid, 0)[2]
-    child.returncode = 0  # it is gone, and wait4 has said so
+    child.returncode = 0
+    child.stderr.close()
     if first is None:
-        raise InputError(f"launch.train of {name} ended before its first step: {said[-1].strip()}")
+        raise InputError(f"launch.train of {name} ended before its first step: {said[-1:]}")
     return first, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -162,27 +165,18 @@ def _tokenizer_options(entries: int, path: Path) -> list[str]:
     """Flags of a real tokenizer of so many entries, the bytes and pairs of bytes."""
     if entries <= 257:
         return ["--config.data.vocab_size=0"]
-    from tokenizers import pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [(a, b) for a in letters for b in letters][: entries - len(letters) - 1]
     if len(letters) + len(pairs) + 1 < entries:
         raise InputError(f"no start-up of {entries} entries: 257 and pairs of bytes are fewer")
-    end = "<|endoftext|>"
-    tokens = [*letters, *("".join(pair) for pair in pairs), end]
-    added = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    definition = {
-        "version": "1.0",
-        "added_tokens": [{"id": entries - 1, "content": end, "special": True, **added}],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
-        "decoder": {"type": "ByteLevel"},
-        "model": {
-            "type": "BPE",
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": pairs,
-        },
-    }
-    path.write_text(json.dumps(definition))
+    tokens = [*letters, *("".join(pair) for pair in pairs)]
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<|endoftext|>"])
+    path.write_text(made.to_str())
     return [f"--config.data.tokenizer={path}"]
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 from test_commands import command
 
-from launch.benchmark import compare
+from launch.benchmark import _first_step, _tokenizer_options, compare
+from lm.data import tokenizers
+from lm.errors import InputError
 
 
 def record(**items):
@@ -90,3 +92,18 @@ def test_bad_input_is_one_line_and_exit_code_2(name):
     assert err.startswith("error: ")
     assert expected in err
     assert len(err.splitlines()) == 1
+
+
+def test_the_tokenizer_of_a_start_up_has_as_many_entries_as_asked(tmp_path):
+    (option,) = _tokenizer_options(50_304, tmp_path / "tokenizer.json")
+    made = tokenizers.load(option.partition("=")[2], 0, (), directory="")
+    assert made.vocab_size == 50_304
+    ids, num_bytes = made.encode("a start-up")
+    assert num_bytes.sum() == 10
+    assert made.decode(ids) == "a start-up"
+    assert _tokenizer_options(256, tmp_path / "none") == ["--config.data.vocab_size=0"]
+
+
+def test_a_child_that_ends_before_its_first_step_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"before its first step: .*data.vocab_size 256"):
+        _first_step("tiny", [], tmp_path)
