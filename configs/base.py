@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.model.logit_softcap = 0.0  # logits become cap * tanh(logits / cap); 0 is off
     config.model.attention = "auto"  # auto | einsum | xla | cudnn
     config.model.remat = "none"  # none | full | dots: what the backward pass recomputes
-    config.model.unroll = 0  # layers in one turn of the loop over them; 0: all of up to 8, else 1
+    config.model.unroll = 0  # layers in one turn of the loop; 0: up to 8 without remat, else 1
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16
     config.model.param_dtype = "float32"  # storage dtype of parameters: float32 | bfloat16
 

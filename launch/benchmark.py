@@ -29,7 +29,7 @@ _SHAPES = flags.DEFINE_list(
 _PIECES = flags.DEFINE_list("pieces", None, "Pieces to time; all by default, none if empty.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timings of each item.")
 _START_UP = flags.DEFINE_bool("start_up", True, "Time launch.train to its first step, too.")
-_TRACE = flags.DEFINE_string("trace", None, "Folder for a profiler trace of one run of each item.")
+_PROFILE = flags.DEFINE_string("profile", None, "Folder for a profiler's trace of each item.")
 _COMPARE = flags.DEFINE_string("compare", None, "A.json B.json: what changed from A to B.")
 
 _ROOT = Path(__file__).parent.parent
@@ -80,8 +80,8 @@ def _measure() -> dict[str, Any]:
         command.say(f"timing {len(everything)} items, {_REPEATS.value} times each")
         seconds = benchmark.measure(everything, _REPEATS.value)
         limits = benchmark.limits(reference, seconds)
-        if _TRACE.value:
-            with jax.profiler.trace(_TRACE.value):
+        if _PROFILE.value:
+            with jax.profiler.trace(_PROFILE.value):
                 for item in items:
                     with jax.profiler.TraceAnnotation(item.name):
                         jax.block_until_ready(item.run())

@@ -206,7 +206,10 @@ class ModelConfig:
     @property
     def unrolled(self) -> int:
         """Layers in one turn of the loop over layers."""
-        return self.unroll or (self.layers if self.layers <= UNROLLED else 1)
+        # Recomputing in the backward pass needs the loop: without one, XLA finds that it has the
+        # values already.
+        few = self.layers <= UNROLLED and self.remat == "none"
+        return self.unroll or (self.layers if few else 1)
 
     @property
     def head_width(self) -> int:

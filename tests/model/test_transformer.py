@@ -114,7 +114,7 @@ def test_the_attention_of_the_last_layer_equals_a_dense_float64_reference(made):
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_allclose(run(params, np.ones_like(to))[1], 1, atol=1e-6)
     plain = model.apply(params, b["tokens"], b["positions"], b["segment_ids"])
-    np.testing.assert_allclose(hidden, plain, atol=1e-6)
+    np.testing.assert_allclose(hidden, plain, atol=5e-6)
     upside_down = {**params, "layers": jax.tree.map(lambda x: x[::-1], params["layers"])}
     assert np.abs(run(upside_down, to)[1] - expected).max() > 0.01
 
@@ -160,7 +160,7 @@ def test_the_attention_is_a_constant_to_gradients(change):
 def test_the_attention_costs_queries_and_keys_of_one_layer_and_no_square():
     """FLOPs and memory of the compiled program."""
     rows, length = 4, 512
-    model, b = tiny.model(), tiny.batch(rows, length)
+    model, b = tiny.model(unroll=1), tiny.batch(rows, length)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
 
     def cost(function):

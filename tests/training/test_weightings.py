@@ -160,10 +160,10 @@ def test_the_moving_average_is_a_reference_however_the_batch_is_split():
 
 
 def test_a_skipped_step_keeps_the_table_of_losses():
-    weighting = WEIGHTINGS["glow"](samples=8)
-    config = tiny.config(data__sequence_length=16, mesh__data=1)
-    run = experiment.build(config, tiny.VOCAB, jax.devices()[:1])._replace(weighting=weighting)
-    step = jax.jit(make_train_step(run.model, run.optimizer, run.schedule, weighting, config))
+    options = {"objective__weighting": "glow", "objective__glow__samples": 8}
+    config = tiny.config(data__sequence_length=16, mesh__data=1, **options)
+    run = experiment.build(config, tiny.VOCAB, jax.devices()[:1])
+    step = jax.jit(make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config))
     b = tiny.batch(rows=8) | {"sample_ids": jnp.arange(8, dtype=jnp.int32)[:, None].repeat(16, 1)}
     first, values = step(jax.jit(run.init)(jax.random.key(0)), b)
     assert np.isfinite(first.weighting).all()
