@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.model.rope_base = 10_000.0  # longest wavelength of the rotary positions is 2 pi base
     config.model.qk_norm = False  # RMSNorm on each query and key head
     config.model.logit_softcap = 0.0  # logits become cap * tanh(logits / cap); 0 is off
-    config.model.attention = "auto"  # auto | einsum | xla | cudnn
+    config.model.attention = "auto"  # auto | einsum | xla | cudnn | splash (TPU)
     config.model.remat = "none"  # none | full | dots: what the backward pass recomputes
     config.model.unroll = 0  # layers in one turn of the loop; 0: up to 8 without remat, else 1
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16

@@ -13,7 +13,16 @@ MESHES = {"v5e": {"accumulation": 4}, "v5p": {}, "h100": {"accumulation": 64, "t
 
 def get_config(argument: str = "v5p") -> ConfigDict:
     """Returns the config for one of the three kinds of hardware."""
-    config = scale.make(argument, MESHES, layers=80, width=8192, heads=64, kv_heads=8, mlp_width=28672, activation="swiglu")
+    config = scale.make(
+        argument,
+        MESHES,
+        layers=80,
+        width=8192,
+        heads=64,
+        kv_heads=8,
+        mlp_width=28672,
+        activation="swiglu",
+    )
     config.data.vocab_size = 131_072
     config.data.sequence_length = 4096
     config.train.update(steps=330000, batch_size=1024)

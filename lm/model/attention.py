@@ -6,6 +6,9 @@ B batch, T queries, S keys, N query heads, K key-value heads, G = N / K, H head 
 import jax
 import jax.numpy as jnp
 
+from lm.errors import InputError
+from lm.model import splash
+
 # Large enough to vanish in the softmax, small enough to stay finite in float32: a row of padding
 # sees itself only, so no row is ever fully masked.
 _MASKED = -1e30
@@ -41,13 +44,23 @@ def attend(
       query_segments_BT, key_segments_BS: int32; tokens of different segments do not meet.
       offset: index of the first query among the keys; must be 0 when T = S.
       blocks_BT: int32, of queries and keys alike (T = S); see `block_ids`. None is no blocks.
-      implementation: "einsum"; "xla" or "cudnn" through `jax.nn.dot_product_attention`; "auto" is
-        "cudnn" for half precision on GPU and "einsum" elsewhere.
+      implementation: "einsum"; "xla" or "cudnn" through `jax.nn.dot_product_attention`; "splash",
+        a kernel for TPUs, and "einsum" for what it cannot have, such as decoding; "auto" is "cudnn"
+        for half precision on GPU, "splash" on TPU where it can be, and "einsum" elsewhere.
+
+    Raises:
+      InputError: "splash" with blocks.
     """
+    if implementation == "splash" and blocks_BT is not None:
+        raise InputError(
+            "model.attention=splash has no blocks of tokens, which the objective asks for; "
+            "valid: auto, einsum"
+        )
     if implementation == "auto":
-        half = query_BNTH.dtype in (jnp.bfloat16, jnp.float16)
-        implementation = "cudnn" if half and jax.default_backend() == "gpu" else "einsum"
-    if implementation == "einsum":
+        implementation = _best(query_BNTH, key_BKSH, blocks_BT)
+    if implementation == "splash" and _can_splash(query_BNTH, key_BKSH):
+        return splash.splash_attention(query_BNTH, key_BKSH, value_BKSH, query_segments_BT)
+    if implementation in ("einsum", "splash"):
         return _einsum_attention(
             query_BNTH, key_BKSH, value_BKSH, query_segments_BT, key_segments_BS, offset, blocks_BT
         )
@@ -58,6 +71,27 @@ def attend(
         implementation=implementation,
     )
     return jnp.swapaxes(out_BTNH, 1, 2)
+
+
+def _best(query_BNTH, key_BKSH, blocks_BT) -> str:
+    """What "auto" means for these arrays, on the devices of the mesh or else the default ones."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    # Ahead of time, a program is compiled for devices that are not the default ones.
+    platform = device.platform if device else jax.default_backend()
+    half = query_BNTH.dtype in (jnp.bfloat16, jnp.float16)
+    if platform in ("gpu", "cuda", "rocm"):
+        return "cudnn" if half else "einsum"
+    if platform == "tpu" and blocks_BT is None and _can_splash(query_BNTH, key_BKSH):
+        return "splash"
+    return "einsum"
+
+
+def _can_splash(query_BNTH, key_BKSH) -> bool:
+    b, n, t, h = query_BNTH.shape
+    k, s = key_BKSH.shape[1:3]
+    mesh = dict(jax.sharding.get_abstract_mesh().shape)
+    rows = mesh.get("data", 1) * mesh.get("fsdp", 1)
+    return t == s and b % rows == 0 and not splash.refusal(t, n, k, h, mesh)
 
 
 def visible(

@@ -21,7 +21,7 @@ CHOICES = {
     "code_values": tuple(codes.VALUES),
     "code_layout": ("tile", "interleave"),
     "code_signs": ("none", "alternate", "random"),
-    "attention": ("auto", "einsum", "xla", "cudnn"),
+    "attention": ("auto", "einsum", "xla", "cudnn", "splash"),
     "remat": ("none", "full", "dots"),
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.data.layout import BATCH
 from lm.errors import InputError
+from lm.model import splash
 from lm.model.config import ModelConfig, check_choice
 from lm.model.transformer import Model, make_model
 from lm.training import metrics, sharding
@@ -139,6 +140,8 @@ def build(
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
     weighting = make_weighting(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
+    if config.model.attention == "splash":
+        _check_splash(model.config, mesh, config.data.sequence_length)
     shapes = parameter_shapes(model)
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
@@ -154,6 +157,16 @@ def build(
     return Experiment(
         config, mesh, model, optimizer, schedule, weighting, quantized, phases, loss, init
     )
+
+
+def _check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:
+    """Raises InputError where the kernel cannot be had."""
+    reason = splash.refusal(length, model.heads, model.kv_heads, model.head_width, dict(mesh.shape))
+    device = mesh.abstract_mesh.abstract_device if isinstance(mesh, Mesh) else None
+    if device and device.platform != "tpu":
+        reason = "it runs on TPUs only"
+    if reason:
+        raise InputError(f"model.attention=splash: {reason}; model.attention=auto finds its way")
 
 
 # Key -> smallest valid value, for the keys that no other module checks.
