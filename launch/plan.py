@@ -170,13 +170,30 @@ def _compiled_lines(topology: Any, c: Any) -> list[str]:
     if c.loops:
         turns = collections.Counter(c.loops).items()
         lines.append("loops: " + ", ".join(f"{n} of {turn} turns" for turn, n in turns))
-    if c.optimal_seconds:
-        lines.append(f"XLA's estimate: {c.optimal_seconds:.4g} s a step, MFU {c.mfu:.1%}")
-    else:
-        lines.append("no time estimate: XLA's is negative, or counts the body of a loop once")
-    rows = [[kind, f"{x.count:,}", _size(x.bytes)] for kind, x in c.collectives.items()]
-    table = command.table(["collectives of a step", "runs", "a device"], rows)
-    return [*lines, "", *(table if rows else ["no collectives"])]
+    lines += ["", *_estimate_lines(c.estimate), ""]
+    rows = [
+        [kind, axes, f"{x.count:,}", _size(x.bytes), _size(x.received)]
+        for kind, by_axes in c.collectives.items()
+        for axes, x in by_axes.items()
+    ]
+    table = command.table(["collectives of a step", "over", "runs", "bytes", "received"], rows)
+    return [*lines, *(table if rows else ["no collectives"])]
+
+
+def _estimate_lines(e: Any) -> list[str]:
+    if e is None:
+        return ["no time estimate: XLA has given no instruction any cycles"]
+    seconds = {
+        "computation, by XLA's cycles": e.compute_seconds,
+        "attention kernels, at least": e.kernel_seconds,
+        "communication, at least": e.communication_seconds,
+    }
+    rows = [[name, f"{value:.4g} s"] for name, value in seconds.items() if value]
+    return [
+        *command.table(["estimate of a step", ""], rows),
+        f"MFU {e.overlapped_mfu:.1%} if all communication is overlapped, "
+        f"{e.sequential_mfu:.1%} if none is",
+    ]
 
 
 def _size(count: int) -> str:

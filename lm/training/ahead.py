@@ -3,7 +3,7 @@
 The compiler for TPUs comes with the package libtpu and needs no TPU.
 """
 
-import collections
+import functools
 import importlib.util
 import math
 import re
@@ -17,26 +17,40 @@ import jax.numpy as jnp
 from lm.data.layout import BATCH
 from lm.errors import InputError
 from lm.training import experiment, metrics, sharding
+from lm.training.program import Collective, Program, read_program
 from lm.training.second_models import open_references
 
 GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """A TPU: memory in bytes, number of torus dimensions, chips of the largest slice."""
+    """A TPU.
+
+    Attributes:
+      memory: bytes.
+      dimensions: of the torus.
+      largest: chips of the largest slice.
+      interconnect: bytes that it can receive from other chips in a second, all links together.
+      network: the same from other slices, over the network of the data centre; None is unknown.
+    """
 
     memory: int
     dimensions: int
     largest: int
+    interconnect: float
+    network: float | None
 
 
 # From the maker's data sheets (cloud.google.com/tpu/docs, "system architecture" of each version),
-# whose GB are 2^30 bytes: of the 16 GB of a v5e, XLA leaves a program 15.75 GiB. A v4 is missing:
-# without one, libtpu shows each of its chips as two devices, of which JAX makes no mesh.
+# whose GB are 2^30 bytes: of the 16 GB of a v5e, XLA leaves a program 15.75 GiB. Interconnects are
+# 1,600, 4,800 and 3,200 Gbit/s, and of v5e and v5p the pages say as well 400 and 1,200 GB/s both
+# ways. The network of a v5p is 50 Gbit/s a chip, that of others is given for a whole pod: 6.4 and
+# 25.6 Tbit/s. A v4 is missing: without one, libtpu shows each of its chips as two devices, of which
+# JAX makes no mesh.
 CHIPS = {
-    "v5e": Chip(16 * GIB, 2, 256),
-    "v5p": Chip(95 * GIB, 3, 8960),
-    "v6e": Chip(32 * GIB, 2, 256),
+    "v5e": Chip(16 * GIB, 2, 256, 1600e9 / 8, 6.4e12 / 256 / 8),
+    "v5p": Chip(95 * GIB, 3, 8960, 4800e9 / 8, 50e9 / 8),
+    "v6e": Chip(32 * GIB, 2, 256, 3200e9 / 8, 25.6e12 / 256 / 8),
 }
 
 
@@ -49,6 +63,7 @@ class Topology(NamedTuple):
       devices: JAX devices to compile for, one a chip.
       memory: bytes of one chip.
       peak_flops: dense bfloat16 FLOP/s of one chip.
+      interconnect: bytes that a chip receives in a second; see `Chip`.
     """
 
     name: str
@@ -56,6 +71,7 @@ class Topology(NamedTuple):
     devices: list[jax.Device]
     memory: int
     peak_flops: float
+    interconnect: float
 
 
 def load_topology(name: str) -> Topology:
@@ -87,7 +103,7 @@ def load_topology(name: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"--topology={name}: {_one_line(error)}") from None
     peak = metrics.PEAK_FLOPS[devices[0].device_kind]
-    return Topology(name, len(devices), devices, chip.memory, peak)
+    return Topology(name, len(devices), devices, chip.memory, peak, chip.interconnect)
 
 
 class Memory(NamedTuple):
@@ -110,11 +126,26 @@ class Memory(NamedTuple):
     total: int
 
 
-class Collective(NamedTuple):
-    """How often a step runs collectives of one kind, and the bytes of their results on a device."""
+class Estimate(NamedTuple):
+    """How long a step takes: XLA's model of a device, and a lower bound of what it waits for.
 
-    count: int
-    bytes: int
+    Attributes:
+      compute_seconds: XLA's cycles of all instructions, loops counted as often as they run, made
+        seconds by `flops_per_cycle`.
+      kernel_seconds: of kernels, of which XLA knows nothing: their FLOPs at the peak, which is a
+        lower bound.
+      communication_seconds: bytes that a device cannot do without receiving, over the bandwidth of
+        all its links together, a lower bound.
+      overlapped_mfu: model FLOPs over those at the peak, in as long as computation and kernels
+        take or communication, whichever is longer.
+      sequential_mfu: the same in the sum of the three.
+    """
+
+    compute_seconds: float
+    kernel_seconds: float
+    communication_seconds: float
+    overlapped_mfu: float
+    sequential_mfu: float
 
 
 class Compilation(NamedTuple):
@@ -130,9 +161,8 @@ class Compilation(NamedTuple):
         With remat it includes what is recomputed.
       loops: how often each loop of the program runs (layers, blocks of the vocabulary,
         micro-batches, and XLA's own); empty when all are unrolled.
-      collectives: by kind, loops counted as often as they run.
-      optimal_seconds: XLA's estimate of a step; None when it has none, see `estimated_seconds`.
-      mfu: model_flops / (optimal_seconds x peak FLOP/s), or None.
+      collectives: by kind and mesh axes, see `program.Program`.
+      estimate: of its time; None when XLA has estimated no instruction.
     """
 
     seconds: float
@@ -142,9 +172,8 @@ class Compilation(NamedTuple):
     model_flops: float | None = None
     counted_flops: float | None = None
     loops: tuple[int, ...] | None = None
-    collectives: dict[str, Collective] | None = None
-    optimal_seconds: float | None = None
-    mfu: float | None = None
+    collectives: dict[str, dict[str, Collective]] | None = None
+    estimate: Estimate | None = None
 
 
 def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
@@ -183,21 +212,74 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
         + sizes.temp_size_in_bytes
         + sizes.generated_code_size_in_bytes,
     )
-    c, costs = run.config, compiled.cost_analysis()
+    c = run.config
     tokens = c.train.batch_size * c.data.sequence_length
     flops = run.flops_per_token() * tokens / run.mesh.size
-    loops, collectives = read_program(compiled.as_text())
-    estimate = estimated_seconds(costs.get("optimal_seconds"), loops)
+    program = read_program(compiled.as_text(), run.mesh.shape)
     return Compilation(
         seconds,
         memory.total <= topology.memory,
         memory=memory,
         model_flops=flops,
-        counted_flops=costs["flops"],
-        loops=loops,
-        collectives=collectives,
-        optimal_seconds=estimate,
-        mfu=flops / (estimate * topology.peak_flops) if estimate else None,
+        counted_flops=compiled.cost_analysis()["flops"],
+        loops=program.loops,
+        collectives=program.collectives,
+        estimate=estimate(
+            program,
+            topology,
+            model_flops=flops,
+            kernel_flops=kernel_flops(run, program.kernels),
+            per_cycle=flops_per_cycle(topology.devices[0]),
+        ),
+    )
+
+
+def kernel_flops(run: experiment.Experiment, kernels: int) -> float:
+    """FLOPs of the attention kernels of a step on one device, T T / 2 pairs of tokens a row.
+
+    A forward kernel multiplies twice. The two kernels of a backward pass multiply three times (for
+    the queries) and four times (keys and values), for both compute the probabilities again: of
+    three kernels nine products, and each forward pass more is two more.
+    """
+    c = run.config
+    if not kernels:
+        return 0.0
+    times = c.model.layers * c.train.accumulation
+    rows = c.train.batch_size / c.train.accumulation / (run.mesh.size / run.mesh.shape["tensor"])
+    heads = c.model.width / run.mesh.shape["tensor"]
+    return (3 * times + 2 * kernels) * rows * c.data.sequence_length**2 * heads
+
+
+def estimate(
+    program: Program,
+    topology: Topology,
+    *,
+    model_flops: float,
+    kernel_flops: float,
+    per_cycle: float,
+) -> Estimate | None:
+    """The time of a program on each device of a topology; None without cycles to count.
+
+    Args:
+      program: what was compiled.
+      topology: gives the peak and the interconnect.
+      model_flops: of a step, on one device.
+      kernel_flops: of the kernels in it.
+      per_cycle: see `flops_per_cycle`.
+    """
+    if not program.cycles:
+        return None
+    compute = program.cycles * per_cycle / topology.peak_flops
+    kernels = kernel_flops / topology.peak_flops
+    received = sum(one.received for axes in program.collectives.values() for one in axes.values())
+    communication = received / topology.interconnect
+    ideal = model_flops / topology.peak_flops
+    return Estimate(
+        compute,
+        kernels,
+        communication,
+        ideal / max(compute + kernels, communication),
+        ideal / (compute + kernels + communication),
     )
 
 
@@ -216,97 +298,28 @@ def abstract_batch(
     return {n: jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for n, dtype in dtypes.items()}
 
 
-def estimated_seconds(optimal_seconds: float | None, loops: tuple[int, ...]) -> float | None:
-    """XLA's `optimal_seconds` where it means something, else None.
+@functools.cache
+def flops_per_cycle(device: jax.Device) -> float:
+    """The most FLOPs that XLA estimates for a cycle of a device, in a product of large matrices.
 
-    It counts the body of a loop once, however often it runs. And it seems to take an instruction
-    that it cannot estimate for -1 s: small steps on v5e came out at -7.999 to -12.998 s, on v5p
-    and v6e at the fraction alone (libtpu 0.0.42). A step of many seconds could hide one.
+    It relates XLA's cycles to time without a clock, which the data sheets do not give: a cycle is
+    as long as so many FLOPs at the peak. On v5e and v5p it is 0.98 of what the matrix units of a
+    chip do in a cycle by their number and size (4 and 8 of 128 x 128), so that estimates are by so
+    much too long (libtpu 0.0.42).
     """
-    usable = optimal_seconds is not None and optimal_seconds > 0 and max(loops, default=1) == 1
-    return optimal_seconds if usable else None
+    place = jax.sharding.SingleDeviceSharding(device)
+
+    def rate(inner: int, outer: int) -> float:
+        a = jax.ShapeDtypeStruct((outer, inner), jnp.bfloat16, sharding=place)
+        b = jax.ShapeDtypeStruct((inner, outer), jnp.bfloat16, sharding=place)
+        text = jax.jit(jnp.matmul).lower(a, b).compile().as_text()
+        return 2 * inner * outer**2 / read_program(text).cycles
+
+    return max(rate(inner, outer) for inner, outer in _PRODUCTS)
 
 
-_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
-_COLLECTIVE = re.compile(rf" = (.*?) ({_KINDS})(-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%([^ ,)]+)")
-_BRANCHES = re.compile(r"(?:called_computations|branch_computations)=\{([^}]*)\}")
-
-
-def read_program(text: str) -> tuple[tuple[int, ...], dict[str, Collective]]:
-    """Loops and collectives of an optimized HLO module, followed from its entry.
-
-    A collective inside a loop counts as often as the loop runs. On TPU, one that runs beside
-    other work appears in every fusion that moves it on; it counts where it starts. A fusion that
-    XLA has named all-reduce-scatter is a reduce-scatter, with the bytes that go into it.
-
-    Args:
-      text: `compiled.as_text()`.
-
-    Returns:
-      How often each loop runs, with a loop inside another one once; and collectives by kind.
-    """
-    bodies, entry = _computations(text)
-    loops: dict[str, int] = {}
-    counts: collections.Counter[str] = collections.Counter()
-    sizes: collections.Counter[str] = collections.Counter()
-
-    def visit(name: str, times: int) -> None:
-        for line in bodies.get(name, ()):
-            found = _COLLECTIVE.search(line)
-            if found and not re.search(r'"flag_start":"\d', line):
-                kind = "reduce-scatter" if "all-reduce-scatter" in name else found[2]
-                arrays = [_array_bytes(*array) for array in _ARRAY.findall(found[1])]
-                # The result of a start is a tuple of operand and result.
-                pair = found[3] and kind in ("all-gather", "collective-permute")
-                counts[kind] += times
-                sizes[kind] += times * (max(arrays) if pair else sum(arrays))
-            if " while(" in line:
-                body = re.search(r"body=%([^ ,]+)", line)[1]
-                loops[body] = _trips(line, bodies)
-                visit(body, times * loops[body])
-            else:
-                for called in _callees(line):
-                    visit(called, times)
-
-    visit(entry, 1)
-    return tuple(loops.values()), {
-        kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)
-    }
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    bodies: dict[str, list[str]] = {}
-    entry, lines = "", None
-    for line in text.splitlines():
-        if head := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
-            lines = bodies[head[2]] = []
-            entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            lines = None
-        elif lines is not None:
-            lines.append(line)
-    return bodies, entry
-
-
-def _callees(line: str) -> list[str]:
-    several = [name.strip(" %") for names in _BRANCHES.findall(line) for name in names.split(",")]
-    return _CALLED.findall(line) + several
-
-
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: as XLA says, or the one number that its condition compares with."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
-        return int(known[1])
-    condition = "\n".join(bodies[re.search(r"condition=%([^ ,]+)", line)[1]])
-    limits = re.findall(r" constant\((\d+)\)", condition)
-    return int(limits[0]) if len(limits) == 1 else 1
-
-
-def _array_bytes(dtype: str, sizes: str) -> int:
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-    return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+# Inner and outer sizes of products, of which the best is nearly the best of all that were tried.
+_PRODUCTS = ((4096, 4096), (2048, 8192))
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,224 @@
+"""What an optimized HLO module says: loops, collectives by mesh axis, and estimated cycles.
+
+The text is `compiled.as_text()`; everything inside a loop counts as often as the loop runs.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Collective(NamedTuple):
+    """Collectives of one kind over the same mesh axes, on one device, in one step.
+
+    Attributes:
+      count: how often they run.
+      bytes: of the whole array: the result of an all-gather, what goes into a reduce-scatter;
+        of the others both are alike.
+      received: bytes that a device cannot do without receiving. Of an array of b bytes and groups
+        of n devices, b (n - 1) / n in an all-gather, a reduce-scatter or an all-to-all, twice that
+        in an all-reduce, b in a permute.
+    """
+
+    count: int
+    bytes: int
+    received: int
+
+
+class Program(NamedTuple):
+    """What `read_program` finds.
+
+    Attributes:
+      loops: how often each loop runs; a loop inside another one once.
+      collectives: kind -> axes, as "fsdp" or "data+fsdp" -> Collective. Axes of which a group has
+        only a part are followed by "(part)"; without a mesh all of it is under "".
+      cycles: XLA's estimate of all instructions that have one.
+      kernels: how often kernels run, written in Pallas, of which XLA has no estimate.
+    """
+
+    loops: tuple[int, ...]
+    collectives: dict[str, dict[str, Collective]]
+    cycles: int
+    kernels: int
+
+
+PART = " (part)"
+
+_KINDS = "all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute"
+_COLLECTIVE = re.compile(rf" = (.*?) ({_KINDS})(-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%([^ ,)]+)")
+_BRANCHES = re.compile(r"(?:called_computations|branch_computations)=\{([^}]*)\}")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+
+def read_program(text: str, mesh: Mapping[str, int] | None = None) -> Program:
+    """Follows an optimized HLO module from its entry.
+
+    On TPU, a collective that runs beside other work appears in every fusion that moves it on; it
+    counts where it starts. A fusion that XLA has named all-reduce-scatter is a reduce-scatter. Of
+    a conditional all branches count.
+
+    Args:
+      text: `compiled.as_text()`.
+      mesh: size of each axis, in the order in which devices were given to the compiler.
+    """
+    bodies, entry = _computations(text)
+    loops: dict[str, int] = {}
+    found: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+    totals: collections.Counter[str] = collections.Counter()
+
+    def visit(name: str, times: int, fused: bool) -> None:
+        for line in bodies.get(name, ()):
+            if one := _collective(line, name, mesh):
+                for i, value in enumerate((1, one.bytes, one.received)):
+                    found[one.kind, one.axes][i] += times * value
+            if not fused and (cycles := _CYCLES.search(line)):
+                totals["cycles"] += times * int(cycles[1])
+            if 'custom_call_target="tpu_custom_call"' in line:
+                totals["kernels"] += times
+            if " while(" in line:
+                body = re.search(r"body=%([^ ,]+)", line)[1]
+                loops[body] = _trips(line, bodies)
+                visit(body, times * loops[body], fused)
+            else:
+                for called in _callees(line):
+                    visit(called, times, fused or " fusion(" in line)
+
+    visit(entry, 1, False)
+    by_kind: dict[str, dict[str, Collective]] = {}
+    for (kind, axes), numbers in sorted(found.items()):
+        by_kind.setdefault(kind, {})[axes] = Collective(*numbers)
+    return Program(tuple(loops.values()), by_kind, totals["cycles"], totals["kernels"])
+
+
+class _Found(NamedTuple):
+    kind: str
+    axes: str
+    bytes: int
+    received: int
+
+
+def _collective(line: str, computation: str, mesh: Mapping[str, int] | None) -> _Found | None:
+    match = _COLLECTIVE.search(line)
+    if not match or re.search(r'"flag_start":"\d', line):
+        return None
+    result, kind, start = match.groups()
+    arrays = [_array_bytes(*array) for array in _ARRAY.findall(result)]
+    # The result of a start is a tuple of operand and result.
+    pair = start and kind in ("all-gather", "collective-permute")
+    size = max(arrays) if pair else sum(arrays)
+    groups = device_groups(line, math.prod(mesh.values())) if mesh else None
+    axes = name_axes(groups, mesh) if mesh else ""
+    if kind == "collective-permute":
+        return _Found(kind, axes.removesuffix(PART), size, size)
+    group = 1 if groups is None else groups.shape[1]
+    if kind == "reduce-scatter":
+        size *= group
+    fused = "all-reduce-scatter" in computation
+    kind = "reduce-scatter" if fused and kind == "all-reduce" else kind
+    passes = 2 if kind == "all-reduce" else 1
+    return _Found(kind, axes, size, passes * size * (group - 1) // group)
+
+
+_LISTS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[^=]*?\})\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
+_MESH_AXIS = re.compile(r"'([^']+)'=(\d+)")
+_MESH_PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+
+
+def device_groups(line: str, count: int) -> np.ndarray:
+    """The devices of each group of a collective, or each (source, target): [groups, members].
+
+    Args:
+      line: an instruction with replica_groups or source_target_pairs, in any of the three forms
+        of HLO: lists, `[4,2]<=[2,4]T(1,0)`, or a mesh with the names of the axes that are summed.
+      count: number of devices, which are one group where nothing is said.
+    """
+    if found := _LISTS.search(line):
+        lists = re.findall(r"\{([\d,]*)\}", found[1])
+        return np.array([[int(x) for x in one.split(",")] for one in lists])
+    if found := _IOTA.search(line):
+        return _iota(found[2], found[3]).reshape(_integers(found[1]))
+    if found := _MESH.search(line):
+        sizes = {name: int(size) for name, size in _MESH_AXIS.findall(found[1])}
+        devices = _iota(found[2] or str(count), found[3])
+        parts = {name: (pre, size) for name, pre, size in _MESH_PART.findall(found[4])}
+        shape, summed = [], []
+        for name, size in sizes.items():
+            if name in parts:
+                # "(2)4" is the 4 in the middle of an axis that is cut as 2 x 4 x the rest.
+                before = int(parts[name][0] or 1)
+                middle = int(parts[name][1] or size)
+                summed.append(len(shape) + 1)
+                shape += [before, middle, size // before // middle]
+            else:
+                shape.append(size)
+        kept = [axis for axis in range(len(shape)) if axis not in summed]
+        members = math.prod(shape[axis] for axis in summed)
+        return devices.reshape(shape).transpose(kept + summed).reshape(-1, members)
+    return np.arange(count)[None]
+
+
+def name_axes(groups: np.ndarray, mesh: Mapping[str, int]) -> str:
+    """The axes along which the members of a group differ, joined by "+".
+
+    "(part)" after them says that a group is not all devices along these axes.
+    """
+    coordinates = np.unravel_index(groups, tuple(mesh.values()))
+    varying = [
+        axis for axis, where in zip(mesh, coordinates, strict=True) if (where != where[:, :1]).any()
+    ]
+    whole = groups.shape[1] == math.prod(mesh[axis] for axis in varying)
+    return "+".join(varying) + PART * (not whole)
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    sizes = _integers(shape)
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    return (devices.transpose(_integers(order)) if order else devices).reshape(-1)
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", None
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
+            lines = bodies[head[2]] = []
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            lines = None
+        elif lines is not None:
+            lines.append(line)
+    return bodies, entry
+
+
+def _callees(line: str) -> list[str]:
+    several = [name.strip(" %") for names in _BRANCHES.findall(line) for name in names.split(",")]
+    return _CALLED.findall(line) + several
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: as XLA says, or the one number that its condition compares with."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
+    condition = "\n".join(bodies[re.search(r"condition=%([^ ,]+)", line)[1]])
+    limits = re.findall(r" constant\((\d+)\)", condition)
+    return int(limits[0]) if len(limits) == 1 else 1
+
+
+def _array_bytes(dtype: str, sizes: str) -> int:
+    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
