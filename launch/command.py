@@ -30,6 +30,9 @@ JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, not
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
+SLICES = flags.DEFINE_integer(
+    "slices", 1, "launch.pod (tpu, gke), launch.plan: slices that train together."
+)
 PROCESSES = flags.DEFINE_integer(
     "processes",
     None,

@@ -16,27 +16,35 @@ from lm.errors import InputError
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Compile the train step for a TPU slice, as v5e:4x4; needs the extra tpu."
 )
+_SEARCH = flags.DEFINE_bool(
+    "search",
+    False,
+    "Try remat, micro-batches and meshes on --topology; list what fits, best first.",
+)
+_SEARCH_MINUTES = flags.DEFINE_float(
+    "search_minutes", 10.0, "No candidate of --search is begun that would end after so long."
+)
 
 
 def main() -> None:
     """Prints the plan."""
     config = command.CONFIG.value
-    if config is None:
-        raise InputError("--config=FILE.py is missing, for example --config=configs/quickstart.py")
-    if command.DEVICES.value is not None and _TOPOLOGY.value:
-        raise InputError("--devices and --topology both say how many devices there are; give one")
-    if command.DEVICES.value is not None and command.DEVICES.value < 1:
-        raise InputError(f"--devices={command.DEVICES.value} must be at least 1")
+    _check_flags()
     if command.DEVICES.value:  # no need to wake the accelerators at hand
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if _TOPOLOGY.value:
-        _prepare_for_tpu()
+        prepare_for_tpu()
     from lm.training import ahead, experiment, plan
 
-    topology = ahead.load_topology(_TOPOLOGY.value) if _TOPOLOGY.value else None
+    topology = None
+    if _TOPOLOGY.value:
+        topology = ahead.load_topology(_TOPOLOGY.value, command.SLICES.value)
     devices = topology.devices if topology else command.DEVICES.value
     vocab_size = plan.vocabulary(config.data)
     config = experiment.resolve(config)
+    if _SEARCH.value:
+        _search(config, vocab_size, topology)
+        return
     run = experiment.build(config, vocab_size, devices)
     planned = plan.make_plan(run)
     interfaces = plan.compare_interfaces(config, vocab_size, planned.devices)
@@ -54,13 +62,62 @@ def main() -> None:
         record = plan.as_dict(planned)
         record |= {"interfaces": plan.as_dict(interfaces), "widths": plan.as_dict(widths)}
         if compiled:
-            facts = {name: getattr(topology, name) for name in ("name", "chips", "memory")}
-            record["topology"] = facts | {"peak_flops": topology.peak_flops}
+            record["topology"] = _facts(topology)
             record["compiled"] = plan.as_dict(compiled)
         print(json.dumps(record))
 
 
-def _prepare_for_tpu() -> None:
+def _check_flags() -> None:
+    """Raises InputError for flags that do not go together."""
+    if command.CONFIG.value is None:
+        raise InputError("--config=FILE.py is missing, for example --config=configs/quickstart.py")
+    if command.DEVICES.value is not None and _TOPOLOGY.value:
+        raise InputError("--devices and --topology both say how many devices there are; give one")
+    if command.DEVICES.value is not None and command.DEVICES.value < 1:
+        raise InputError(f"--devices={command.DEVICES.value} must be at least 1")
+    if _SEARCH.value and not _TOPOLOGY.value:
+        raise InputError("--search needs --topology, for example --topology=v5e:4x4")
+    if command.SLICES.value != 1 and not _TOPOLOGY.value:
+        raise InputError("--slices needs --topology, which is that of one slice")
+    if _SEARCH_MINUTES.value <= 0:
+        raise InputError(f"--search_minutes={_SEARCH_MINUTES.value} must be above 0")
+
+
+def _search(config: Any, vocab_size: int, topology: Any) -> None:
+    from lm.training import ahead, experiment, plan, search
+
+    def compile_step(changed):
+        run = experiment.build(changed, vocab_size, topology.devices)
+        return ahead.compile_step(run, topology)
+
+    candidates = search.propose(config, vocab_size, topology)
+    minutes = _SEARCH_MINUTES.value
+    command.say(f"{len(candidates)} candidates for {topology.name}, {minutes:g} minutes")
+    found = search.search(candidates, compile_step, 60 * minutes, command.say)
+    if command.JSON.value:
+        print(json.dumps({"topology": _facts(topology), "search": plan.as_dict(found)}))
+    elif not found:
+        print(f"nothing that was tried fits on {topology.name}")
+    else:
+        print("\n".join(_found_lines(topology, found, search.flags)))
+
+
+def _found_lines(topology: Any, found: Any, flags_of: Any) -> list[str]:
+    rows = []
+    for one in found:
+        e, memory = one.compilation.estimate, one.compilation.memory.total
+        mfu = f"{e.sequential_mfu:.1%}", f"{e.overlapped_mfu:.1%}"
+        rows.append([flags_of(one.changes), _size(memory), f"{memory / topology.memory:.0%}", *mfu])
+    head = [f"fits on {topology.name}", "a chip", "of it", "MFU, nothing overlapped", "all"]
+    return command.table(head, rows)
+
+
+def _facts(topology: Any) -> dict[str, Any]:
+    names = ("name", "chips", "memory", "peak_flops", "interconnect", "network", "slices")
+    return {name: getattr(topology, name) for name in names}
+
+
+def prepare_for_tpu() -> None:
     """Keeps libtpu from looking for TPUs, which it does when JAX is imported.
 
     Planning must neither take the chips of the machine that it runs on, nor ask a metadata server

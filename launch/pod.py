@@ -25,7 +25,6 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print every command instead of r
 _ZONE = flags.DEFINE_string("zone", None, "tpu, gke: Google Cloud zone.")
 _PROJECT = flags.DEFINE_string("project", "", "tpu, gke: Google Cloud project; gcloud's own.")
 _ACCELERATOR = flags.DEFINE_string("accelerator", None, "tpu, gke: type of a slice, as v5e-256.")
-_SLICES = flags.DEFINE_integer("slices", 1, "tpu, gke: slices that train together.")
 _SPOT = flags.DEFINE_bool("spot", False, "tpu, gke: cheaper capacity that may be taken away.")
 _RUNTIME = flags.DEFINE_string("runtime_version", "", "tpu: VM software; by generation.")
 _CLUSTER = flags.DEFINE_string("cluster", None, "gke: name of the cluster.")
@@ -71,13 +70,13 @@ def _tpu(action: str, programs: Programs) -> Callable[[], None]:
         _ZONE.value,
         _PROJECT.value,
         kind,
-        _SLICES.value,
+        command.SLICES.value,
         _SPOT.value,
         _RUNTIME.value,
     )
     tpu = cloud_tpu.CloudTpu(programs, slices, _POLL.value)
     if action == "run":
-        _check_run(cloud_tpu.chips(kind) * _SLICES.value)
+        _check_run(cloud_tpu.chips(kind) * command.SLICES.value)
         workdir, wandb = _bucket(), bool(command.CONFIG.value.train.wandb_project)
         arguments = command.config_arguments()
         training = cloud_tpu.Training(arguments, workdir, wandb, _ENV_FILE.value)
@@ -129,7 +128,7 @@ def _gke(action: str, programs: Programs) -> Callable[[], None]:
     kind, workdir, wandb = "", "", False
     if action == "run":
         kind = _kind()
-        _check_run(cloud_tpu.chips(kind) * _SLICES.value)
+        _check_run(cloud_tpu.chips(kind) * command.SLICES.value)
         workdir, wandb = _bucket(), bool(command.CONFIG.value.train.wandb_project)
     workload = gke.Workload(
         name=command.NAME.value,
@@ -137,7 +136,7 @@ def _gke(action: str, programs: Programs) -> Callable[[], None]:
         zone=_ZONE.value,
         project=_PROJECT.value,
         kind=kind,
-        slices=_SLICES.value,
+        slices=command.SLICES.value,
         spot=_SPOT.value,
         image=_IMAGE.value,
         restarts=_RESTARTS.value,
@@ -152,8 +151,8 @@ def _gke(action: str, programs: Programs) -> Callable[[], None]:
 def _kind() -> str:
     """--accelerator in Google's spelling, with --slices checked."""
     _need("accelerator", _ACCELERATOR.value, "v5e-256")
-    if _SLICES.value < 1:
-        raise InputError(f"--slices={_SLICES.value} must be at least 1")
+    if command.SLICES.value < 1:
+        raise InputError(f"--slices={command.SLICES.value} must be at least 1")
     return cloud_tpu.accelerator(_ACCELERATOR.value)
 
 

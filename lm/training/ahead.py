@@ -31,14 +31,14 @@ class Chip(NamedTuple):
       dimensions: of the torus.
       largest: chips of the largest slice.
       interconnect: bytes that it can receive from other chips in a second, all links together.
-      network: the same from other slices, over the network of the data centre; None is unknown.
+      network: the same from other slices, over the network of the data centre.
     """
 
     memory: int
     dimensions: int
     largest: int
     interconnect: float
-    network: float | None
+    network: float
 
 
 # From the maker's data sheets (cloud.google.com/tpu/docs, "system architecture" of each version),
@@ -64,6 +64,8 @@ class Topology(NamedTuple):
       memory: bytes of one chip.
       peak_flops: dense bfloat16 FLOP/s of one chip.
       interconnect: bytes that a chip receives in a second; see `Chip`.
+      network: the same between slices.
+      slices: number of slices, of `chips` in all.
     """
 
     name: str
@@ -72,14 +74,18 @@ class Topology(NamedTuple):
     memory: int
     peak_flops: float
     interconnect: float
+    network: float
+    slices: int = 1
 
 
-def load_topology(name: str) -> Topology:
-    """The slice of a name such as v5e:16x16 or v5p:8x8x8.
+def load_topology(name: str, slices: int = 1) -> Topology:
+    """The slice of a name such as v5e:16x16 or v5p:8x8x8, or several of them.
 
     Raises:
       InputError: no such slice, or libtpu is not installed.
     """
+    if slices < 1:
+        raise InputError(f"--slices={slices} must be at least 1")
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     kinds = ", ".join(CHIPS)
     if not match or match[1] not in CHIPS:
@@ -99,11 +105,24 @@ def load_topology(name: str) -> Topology:
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        options = {"num_slices": slices} if slices > 1 else {}
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **options
+        ).devices
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"--topology={name}: {_one_line(error)}") from None
     peak = metrics.PEAK_FLOPS[devices[0].device_kind]
-    return Topology(name, len(devices), devices, chip.memory, peak, chip.interconnect)
+    name = f"{slices} x {name}" if slices > 1 else name
+    return Topology(
+        name,
+        len(devices),
+        devices,
+        chip.memory,
+        peak,
+        chip.interconnect,
+        chip.network,
+        slices,
+    )
 
 
 class Memory(NamedTuple):
@@ -135,7 +154,8 @@ class Estimate(NamedTuple):
       kernel_seconds: of kernels, of which XLA knows nothing: their FLOPs at the peak, which is a
         lower bound.
       communication_seconds: bytes that a device cannot do without receiving, over the bandwidth of
-        all its links together, a lower bound.
+        all its links together, or those from other slices over the network, whichever takes longer:
+        a lower bound.
       overlapped_mfu: model FLOPs over those at the peak, in as long as computation and kernels
         take or communication, whichever is longer.
       sequential_mfu: the same in the sum of the three.
@@ -215,7 +235,8 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     c = run.config
     tokens = c.train.batch_size * c.data.sequence_length
     flops = run.flops_per_token() * tokens / run.mesh.size
-    program = read_program(compiled.as_text(), run.mesh.shape)
+    slices = [getattr(device, "slice_index", 0) or 0 for device in run.mesh.devices.flat]
+    program = read_program(compiled.as_text(), run.mesh.shape, slices)
     return Compilation(
         seconds,
         memory.total <= topology.memory,
@@ -271,8 +292,11 @@ def estimate(
         return None
     compute = program.cycles * per_cycle / topology.peak_flops
     kernels = kernel_flops / topology.peak_flops
-    received = sum(one.received for axes in program.collectives.values() for one in axes.values())
-    communication = received / topology.interconnect
+    runs = [one for axes in program.collectives.values() for one in axes.values()]
+    communication = max(
+        sum(one.received for one in runs) / topology.interconnect,
+        sum(one.across for one in runs) / topology.network,
+    )
     ideal = model_flops / topology.peak_flops
     return Estimate(
         compute,

@@ -6,7 +6,7 @@ The text is `compiled.as_text()`; everything inside a loop counts as often as th
 import collections
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +22,14 @@ class Collective(NamedTuple):
       received: bytes that a device cannot do without receiving. Of an array of b bytes and groups
         of n devices, b (n - 1) / n in an all-gather, a reduce-scatter or an all-to-all, twice that
         in an all-reduce, b in a permute.
+      across: those of them that must come from other slices, when the devices of a group in one
+        slice share them out: of groups in s slices, b / (n / s) in place of b and s in place of n.
     """
 
     count: int
     bytes: int
     received: int
+    across: int = 0
 
 
 class Program(NamedTuple):
@@ -56,7 +59,9 @@ _BRANCHES = re.compile(r"(?:called_computations|branch_computations)=\{([^}]*)\}
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
-def read_program(text: str, mesh: Mapping[str, int] | None = None) -> Program:
+def read_program(
+    text: str, mesh: Mapping[str, int] | None = None, slices: Sequence[int] | None = None
+) -> Program:
     """Follows an optimized HLO module from its entry.
 
     On TPU, a collective that runs beside other work appears in every fusion that moves it on; it
@@ -66,16 +71,17 @@ def read_program(text: str, mesh: Mapping[str, int] | None = None) -> Program:
     Args:
       text: `compiled.as_text()`.
       mesh: size of each axis, in the order in which devices were given to the compiler.
+      slices: the slice of each device, in the same order; all in one by default.
     """
     bodies, entry = _computations(text)
     loops: dict[str, int] = {}
-    found: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+    found: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
     totals: collections.Counter[str] = collections.Counter()
 
     def visit(name: str, times: int, fused: bool) -> None:
         for line in bodies.get(name, ()):
-            if one := _collective(line, name, mesh):
-                for i, value in enumerate((1, one.bytes, one.received)):
+            if one := _collective(line, name, mesh, slices):
+                for i, value in enumerate((1, one.bytes, one.received, one.across)):
                     found[one.kind, one.axes][i] += times * value
             if not fused and (cycles := _CYCLES.search(line)):
                 totals["cycles"] += times * int(cycles[1])
@@ -101,9 +107,15 @@ class _Found(NamedTuple):
     axes: str
     bytes: int
     received: int
+    across: int
 
 
-def _collective(line: str, computation: str, mesh: Mapping[str, int] | None) -> _Found | None:
+def _collective(
+    line: str,
+    computation: str,
+    mesh: Mapping[str, int] | None,
+    slices: Sequence[int] | None,
+) -> _Found | None:
     match = _COLLECTIVE.search(line)
     if not match or re.search(r'"flag_start":"\d', line):
         return None
@@ -114,15 +126,20 @@ def _collective(line: str, computation: str, mesh: Mapping[str, int] | None) -> 
     size = max(arrays) if pair else sum(arrays)
     groups = device_groups(line, math.prod(mesh.values())) if mesh else None
     axes = name_axes(groups, mesh) if mesh else ""
+    group, parts = 1, 1
+    if groups is not None:
+        group = groups.shape[1]
+        parts = 1 if slices is None else len(set(np.asarray(slices)[groups[0]].tolist()))
     if kind == "collective-permute":
-        return _Found(kind, axes.removesuffix(PART), size, size)
-    group = 1 if groups is None else groups.shape[1]
+        return _Found(kind, axes.removesuffix(PART), size, size, size * (parts > 1))
     if kind == "reduce-scatter":
         size *= group
     fused = "all-reduce-scatter" in computation
     kind = "reduce-scatter" if fused and kind == "all-reduce" else kind
     passes = 2 if kind == "all-reduce" else 1
-    return _Found(kind, axes, size, passes * size * (group - 1) // group)
+    received = passes * size * (group - 1) // group
+    across = passes * size * (parts - 1) // group
+    return _Found(kind, axes, size, received, across)
 
 
 _LISTS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[^=]*?\})\}")

@@ -143,7 +143,7 @@ def test_no_collectives_are_none():
     assert compiled(jnp.sin, jax.P("data")) == program.Program((), {}, 0, 0)
 
 
-CHIP = ahead.Topology("v5e:2x4", 8, [], 2**34, peak_flops=100.0, interconnect=10.0)
+CHIP = ahead.Topology("v5e:2x4", 8, [], 2**34, peak_flops=100.0, interconnect=10.0, network=1.0)
 
 
 def test_the_estimate_is_of_cycles_and_of_bytes_received():
@@ -166,3 +166,17 @@ def test_flops_of_kernels_are_those_of_causal_attention():
     assert ahead.kernel_flops(run, 0) == 0
     np.testing.assert_allclose(ahead.kernel_flops(run, 3 * 3), 3 * 9 * pair)
     np.testing.assert_allclose(ahead.kernel_flops(run, 3 * 4), 3 * 11 * pair)
+
+
+def test_bytes_between_slices_are_those_that_the_devices_of_a_slice_share_out():
+    line = "  %r = f32[100]{0} all-reduce(%x), replica_groups=GROUPS, to_apply=%add"
+    text = f"ENTRY %main (x: f32[100]) -> f32[100] {{\n{line}\n}}\n"
+    slices = [0, 0, 0, 0, 1, 1, 1, 1]
+
+    def across(groups):
+        found = read_program(text.replace("GROUPS", groups), MESH, slices)
+        return next(iter(found.collectives["all-reduce"].values())).across
+
+    assert across("{{0,1},{2,3},{4,5},{6,7}}") == 0
+    assert across("{{0,4},{1,5},{2,6},{3,7}}") == 2 * 400 // 2
+    assert across("[1,8]<=[8]") == 2 * 400 // 8
