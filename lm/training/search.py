@@ -101,6 +101,7 @@ def propose(config: ConfigDict, vocab_size: int, topology: Topology) -> list[Can
         leaves = jax.tree.leaves(state.trained.params)
         held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
         certain = count_bytes(state).per_device + 4 * held
+        parameters = sum(math.prod(leaf.shape) for leaf in leaves)
         rows = config.train.batch_size // (run.mesh.shape["data"] * run.mesh.shape["fsdp"])
         times = {2**i for i in range(rows.bit_length())} | {config.train.accumulation}
         for accumulation in sorted(n for n in times if rows % n == 0):
@@ -108,7 +109,7 @@ def propose(config: ConfigDict, vocab_size: int, topology: Topology) -> list[Can
                 continue
             for remat in _REMAT:
                 changes = {"model.remat": remat, "train.accumulation": accumulation, **mesh}
-                seconds = rough_seconds(run, topology, remat, accumulation)
+                seconds = rough_seconds(run, topology, parameters, remat, accumulation)
                 found.append(Candidate(changes, _changed(config, changes), seconds))
     return sorted(found, key=lambda one: one.rough_seconds)
 
@@ -135,7 +136,7 @@ def _changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 
 def rough_seconds(
-    run: experiment.Experiment, topology: Topology, remat: str, accumulation: int
+    run: experiment.Experiment, topology: Topology, parameters: int, remat: str, accumulation: int
 ) -> float:
     """A step by formulas alone: FLOPs at the peak, recomputed ones included, and bytes received.
 
@@ -146,10 +147,9 @@ def rough_seconds(
     c, mesh = run.config, run.mesh.shape
     tokens = c.train.batch_size * c.data.sequence_length
     flops = run.flops_per_token() * tokens / run.mesh.size * _REMAT[remat]
-    leaves = jax.tree.leaves(run.abstract_state().trained.params)
-    parameters = sum(math.prod(leaf.shape) for leaf in leaves) / mesh["tensor"]
-    received = accumulation * _GATHERED_BYTES * parameters * (1 - 1 / mesh["fsdp"])
-    received += 2 * 4 * parameters / mesh["fsdp"] * (1 - 1 / mesh["data"])
+    share = parameters / mesh["tensor"]
+    received = accumulation * _GATHERED_BYTES * share * (1 - 1 / mesh["fsdp"])
+    received += 2 * 4 * share / mesh["fsdp"] * (1 - 1 / mesh["data"])
     sums = 4 + 2 * (remat != "none")
     received += 2 * sums * accumulation * _kept(run, accumulation) * (1 - 1 / mesh["tensor"])
     return flops / topology.peak_flops + received / topology.interconnect
