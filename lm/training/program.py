@@ -215,10 +215,12 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         if head := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
             lines = bodies[head[2]] = []
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":
             lines = None
-        elif lines is not None:
+        elif lines is not None and line.startswith("  "):
             lines.append(line)
+        elif lines:  # what a kernel says of itself has lines of its own
+            lines[-1] += line
     return bodies, entry
 
 

@@ -15,6 +15,7 @@ from lm.errors import InputError
 from lm.training import experiment
 from lm.training.ahead import Compilation, Topology
 from lm.training.plan import count_bytes
+from lm.training.state import parameter_shapes
 
 # Policies of model.remat, and how often a model's FLOPs are computed under each: everything twice
 # that was forward, or only what is not a product of matrices.
@@ -97,11 +98,8 @@ def propose(config: ConfigDict, vocab_size: int, topology: Topology) -> list[Can
             run = experiment.build(one, vocab_size, topology.chips)
         except InputError:
             continue
-        state = run.abstract_state()
-        leaves = jax.tree.leaves(state.trained.params)
-        held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-        certain = count_bytes(state).per_device + 4 * held
-        parameters = sum(math.prod(leaf.shape) for leaf in leaves)
+        certain = _certain_bytes(run)
+        parameters = sum(x.size for x in jax.tree.leaves(parameter_shapes(run.model)))
         rows = config.train.batch_size // (run.mesh.shape["data"] * run.mesh.shape["fsdp"])
         times = {2**i for i in range(rows.bit_length())} | {config.train.accumulation}
         for accumulation in sorted(n for n in times if rows % n == 0):
@@ -153,6 +151,21 @@ def rough_seconds(
     sums = 4 + 2 * (remat != "none")
     received += 2 * sums * accumulation * _kept(run, accumulation) * (1 - 1 / mesh["tensor"])
     return flops / topology.peak_flops + received / topology.interconnect
+
+
+def least_bytes(run: experiment.Experiment, accumulation: int) -> int:
+    """What a device certainly holds during a step.
+
+    Train state, gradients in float32, and the input of every layer for one micro-batch.
+    """
+    return _certain_bytes(run) + int(_kept(run, accumulation))
+
+
+def _certain_bytes(run: experiment.Experiment) -> int:
+    state = run.abstract_state()
+    leaves = jax.tree.leaves(state.trained.params)
+    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+    return count_bytes(state).per_device + 4 * held
 
 
 def _kept(run: experiment.Experiment, accumulation: int) -> float:

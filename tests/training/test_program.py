@@ -19,7 +19,10 @@ PROGRAM = """HloModule jit_step
   %all-reduce.1 = f32[8,4]{1,0:T(8,128)S(1)} all-reduce(%x), channel_id=1, to_apply=%add
   %fusion.1 = f32[8,4]{1,0} fusion(%x), kind=kCustom, calls=%start, backend={"estimated_cycles":"7"}
   %fusion.2 = f32[8,4]{1,0} fusion(%x), kind=kCustom, calls=%middle
-  %kernel = f32[8,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"
+  %kernel = f32[8,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", about={
+"block":"512"
+}}, metadata={op_name="kernel"}, backend={"estimated_cycles":"2"}
+  %after = f32[8,4]{1,0} add(%x), backend={"estimated_cycles":"3"}
 }
 
 %start (p.1: bf16[4,4]) -> bf16[8,4] {
@@ -61,7 +64,7 @@ def test_all_counts_as_often_as_it_runs():
         "reduce-scatter": {everywhere: Collective(1, scattered, scattered * 7 // 8)},
     }
     # Not what is inside of a fusion, whose own estimate has it.
-    assert found.cycles == 5 * 7 + 100
+    assert found.cycles == 5 * (7 + 2 + 3) + 100
     assert found.kernels == 5
     assert read_program(PROGRAM).collectives["all-reduce"][""].bytes == 5 * 128
 
