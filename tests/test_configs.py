@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -35,6 +36,7 @@ OTHERS = ["configs/base.py", "configs/quickstart.py", "configs/answers.py"] + [
     for path in sorted((ROOT / "configs" / "papers").glob("*.py"))
     if path.stem != "__init__"
 ]
+SCALE = [f"configs/scale/{size}.py" for size in ("125m", "350m", "1.3b", "7b", "70b")]
 # Of the configs -> of their toys.
 STEPS = {200: 2, 600: 3, 620: 4}
 # A run whose references are where the config looks for them has these commands before it.
@@ -97,6 +99,32 @@ def test_a_config_and_the_commands_of_its_docstring_are_sound(name):
         assert {g for g in given if not g.startswith("config.")} <= known
         if "config" in given:
             build(load(arguments))
+
+
+@pytest.mark.parametrize("name", SCALE)
+def test_a_size_and_its_meshes_are_sound_on_all_their_hardware(name):
+    topologies = runpy.run_path(str(ROOT / name))["TOPOLOGIES"]
+    assert arguments_of(name) == [f"{name}:{hardware}" for hardware in topologies]
+    (train,), (planned,) = (
+        [arguments for command, *arguments in commands(name) if command == wanted]
+        for wanted in ("train", "plan")
+    )
+    assert train[0] == planned[0] == f"--config={name}:v5p"
+    assert planned[1] == f"--topology={topologies['v5p']}"
+    sizes = set()
+    for hardware, topology in topologies.items():
+        config = load([f"--config={name}:{hardware}"])
+        chips = [int(size) for size in topology.partition(":")[2].split("x") if size]
+        run = experiment.build(config, config.data.vocab_size, math.prod(chips) if chips else 8)
+        shapes = run.abstract_state().trained.params
+        sizes.add(sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)))
+        tokens = config.train.steps * config.train.batch_size * config.data.sequence_length
+        assert tokens == pytest.approx(20 * max(sizes), rel=0.01)
+    (parameters,) = sizes
+    number, unit = re.search(r"(\d+\.?\d*) (m|b)illion parameters", docstring(name)).groups()
+    assert parameters == pytest.approx(float(number) * {"m": 1e6, "b": 1e9}[unit], rel=0.02)
+    with pytest.raises(LookupError, match="v5e, v5p, h100"):
+        runpy.run_path(str(ROOT / name))["get_config"]("v4")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -37,7 +37,7 @@ def make(hardware: str, meshes: dict[str, dict[str, int]], **model: int | str) -
     config.model.update(**model)
     config.data.update(corpus="", tokenizer="bpe", vocab_size=32_768)
     config.optimizer.update(warmup_steps=1000, beta2=0.95)
-    config.mesh.update(data=1, fsdp=-1)
+    config.mesh.update(data=-1)
     sizes = dict(meshes[hardware])
     config.train.accumulation = sizes.pop("accumulation", 1)
     config.mesh.update(sizes)
