@@ -51,6 +51,8 @@ BAD = {
     "devices": ([*TINY, "--devices=0"], "--devices=0 must be at least 1"),
     "both": ([*TINY, "--devices=4", "--topology=v5e:2x2"], "give one"),
     "mesh": ([*TINY, "--devices=4", "--config.mesh.fsdp=3"], "does not match 4 devices"),
+    "search": ([*TINY, "--search"], "--search needs --topology"),
+    "slices": ([*TINY, "--slices=2"], "--slices needs --topology"),
     "topology": ([*TINY, "--topology=v9:2x2"], "--topology=v9:2x2"),
 }
 
@@ -99,3 +101,19 @@ def test_a_step_that_does_not_fit_a_tpu_says_so():
     assert not compiled["fits"]
     assert "HBM" in compiled["refused"] or "hbm" in compiled["refused"]
     assert compiled["memory"] is None
+
+
+@pytest.mark.slow
+def test_a_search_names_what_fits_with_the_flags_that_make_it():
+    pytest.importorskip("libtpu")
+    asked = [*TINY, "--topology=v5e:2x2", "--search", "--json"]
+    out, err = command("plan", *asked, "--search_minutes=0.01")
+    record = json.loads(out)
+    (found,) = record["search"]  # after the first one the time is over
+    assert found["compilation"]["fits"]
+    assert found["compilation"]["estimate"]["overlapped_mfu"] > 0
+    named = [f"--config.{key}={value}" for key, value in found["changes"].items()]
+    assert " ".join(named) in err
+    assert "not tried" in err
+    compiled, _ = command("plan", *TINY, "--topology=v5e:2x2", "--json", *named)
+    assert json.loads(compiled)["compiled"]["memory"] == found["compilation"]["memory"]
