@@ -2,7 +2,7 @@
 
 Command: python -m launch.ablate --config=configs/ablations/scaling.py --workdir=runs/scaling
 Fit:     python -m launch.ablate --fit=runs/scaling/results.csv --output=scaling.html
-Cost:    24 runs of 10 seconds to 6 minutes on 2 CPU cores.
+Cost:    24 runs of 15 to 100 seconds on one CPU core.
 """
 
 from ml_collections import ConfigDict

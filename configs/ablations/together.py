@@ -1,7 +1,7 @@
 """Codes, quantization and weighting together: do their effects add up?
 
 Command: python -m launch.ablate --config=configs/ablations/together.py --workdir=DIR
-Cost:    27 runs of 1 to 3 minutes on 2 CPU cores.
+Cost:    27 runs of up to a minute on one CPU core.
 
 All eight combinations, on text of which 30% of the documents are corrupted. The quantized runs
 begin with the first 60% of those that are not.
