@@ -19,7 +19,7 @@ from configs import scale
 TOPOLOGIES = {"v5e": "v5e:16x16", "v5p": "v5p:8x8x8", "h100": ""}
 MESHES = {
     "v5e": {"fsdp": 256, "accumulation": 4},
-    "v5p": {"fsdp": 64, "tensor": 8},
+    "v5p": {"fsdp": 64, "tensor": 8, "accumulation": 2},
     "h100": {"tensor": 8, "accumulation": 64},
 }
 

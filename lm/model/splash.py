@@ -8,7 +8,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
 # The kernel works on tiles of so many queries and keys; of larger ones, those of 512 are the
 # smallest with which a tile's products outweigh what is done once a tile.
@@ -63,6 +62,9 @@ def splash_attention(
 
 
 def _attend(query_BNTH, key_BKTH, value_BKTH, segments_BT, interpret):
+    # Only here: what is experimental may move, and nobody without a TPU needs it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
     _, n, t, h = query_BNTH.shape
     tile = next(size for size in _TILES if t % size == 0)
     sizes = kernels.BlockSizes(*8 * (tile,))
