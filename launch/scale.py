@@ -3,15 +3,16 @@
 python -m launch.scale --output=docs/scale.md
 
 Every row for TPUs is the train step compiled ahead of time, minutes each; it needs the extra tpu.
-What was found is kept beside the table, in docs/scale.json, and only rows whose config or versions
-of packages have changed are compiled again, or were not yet when the command was cut. Rows for
-GPUs, for which nothing can be compiled here, count bytes by formula.
+What was found is kept beside the table, in docs/scale.json: rows whose config or packages have not
+changed since are not compiled again, so that the command can be cut and goes on where it was. Rows
+for GPUs, for which nothing is compiled, count bytes by formula.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import runpy
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from launch.plan import prepare_for_tpu
 from lm.errors import InputError
 
 FOLDER = Path(__file__).parent.parent / "configs" / "scale"
-HEAD = ["size", "on", "mesh", "micro-batches", "a chip", "of it", "fits", "MFU", "compiled in"]
+HEAD = ["size", "on", "mesh", "micro-batches", "a chip", "of it", "fits", "MFU", "CPU to compile"]
 
 # 80 GB of HBM3 (the maker's data sheet of the SXM5 board), and how many of them.
 _H100_MEMORY, _H100_COUNT = 80e9, 8
@@ -60,6 +61,9 @@ def main() -> None:
         raise InputError("--output=FILE.md is missing, for example --output=docs/scale.md")
     output = Path(command.OUTPUT.value)
     prepare_for_tpu()
+    from lm.training import ahead
+
+    ahead.require_libtpu()
     known = load(output.with_suffix(".json"))
     for row in pending(known):
         command.say(f"{row.size} on {row.topology or row.hardware}")
@@ -117,8 +121,10 @@ def examine(row: Row) -> dict[str, Any]:
     }
     if not topology:
         return record | {"bytes": search.least_bytes(run, config.train.accumulation)}
+    before = time.process_time()
     compiled = plan.as_dict(ahead.compile_step(run, topology))
-    return record | {"bytes": None, "compiled": compiled}
+    spent = time.process_time() - before
+    return record | {"bytes": None, "compiled": compiled, "cpu_seconds": spent}
 
 
 def page(known: dict[str, Any]) -> str:
@@ -126,11 +132,11 @@ def page(known: dict[str, Any]) -> str:
     cells = [_cells(row, known.get(name(row))) for row in rows()]
     lines = [_line(HEAD), _line(["---"] + ["---:"] * (len(HEAD) - 1)), *map(_line, cells)]
     compiled = [known[name(row)] for row in rows() if "compiled" in known.get(name(row), {})]
-    seconds = sum(one["compiled"]["seconds"] for one in compiled)
+    seconds = sum(one["cpu_seconds"] for one in compiled)
     versions = sorted(
         {" and ".join(f"{p} {one['of'][p]}" for p in ("jax", "libtpu")) for one in compiled}
     )
-    total = f"{len(compiled)} rows, compiled in {seconds / 60:.0f} minutes with "
+    total = f"{len(compiled)} rows in {seconds / 60:.0f} minutes of one core's time with "
     return _TEXT.format(table="\n".join(lines), total=total + ", ".join(versions))
 
 
@@ -174,7 +180,7 @@ def _cells(row: Row, record: dict[str, Any] | None) -> list[str]:
     least = "at least " if compiled is None else ""
     verdict, mfu, seconds = "no", "", ""
     if compiled:
-        seconds = f"{compiled['seconds']:.0f} s"
+        seconds = f"{record['cpu_seconds']:.0f} s"
         if compiled["fits"]:
             verdict = "yes"
         if e := compiled["estimate"]:

@@ -97,11 +97,7 @@ def load_topology(name: str, slices: int = 1) -> Topology:
             f"--topology={name}: a {match[1]} slice has {chip.dimensions} dimensions, each at "
             f"least 1, and at most {chip.largest} chips"
         )
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            "--topology needs the package libtpu: install the extra tpu, "
-            "for example pip install -e '.[tpu]'"
-        )
+    require_libtpu()
     from jax.experimental import topologies
 
     try:
@@ -123,6 +119,15 @@ def load_topology(name: str, slices: int = 1) -> Topology:
         chip.network,
         slices,
     )
+
+
+def require_libtpu() -> None:
+    """Raises InputError without the package libtpu."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            "to compile for a topology takes the package libtpu: install the extra tpu, "
+            "for example pip install -e '.[tpu]'"
+        )
 
 
 class Memory(NamedTuple):
