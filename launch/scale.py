@@ -11,6 +11,7 @@ for GPUs, for which nothing is compiled, count bytes by formula.
 import hashlib
 import importlib.metadata
 import json
+import re
 import runpy
 import time
 from collections.abc import Iterator
@@ -42,11 +43,11 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """All rows, sizes in the order of their numbers of layers and widths."""
+    """All rows, the smallest size first: 1b3 is 1.3 billion."""
 
     def order(path: Path) -> float:
-        number, unit = float(path.stem[:-1]), path.stem[-1]
-        return number * {"m": 1e6, "b": 1e9}[unit]
+        whole, unit, tenths = re.fullmatch(r"(\d+)([mb])(\d*)", path.stem).groups()
+        return float(f"{whole}.{tenths}") * {"m": 1e6, "b": 1e9}[unit]
 
     found = []
     for path in sorted((p for p in FOLDER.glob("*.py") if p.stem != "__init__"), key=order):

@@ -36,7 +36,7 @@ OTHERS = ["configs/base.py", "configs/quickstart.py", "configs/answers.py"] + [
     for path in sorted((ROOT / "configs" / "papers").glob("*.py"))
     if path.stem != "__init__"
 ]
-SCALE = [f"configs/scale/{size}.py" for size in ("125m", "350m", "1.3b", "7b", "70b")]
+SCALE = [f"configs/scale/{size}.py" for size in ("125m", "350m", "1b3", "7b", "70b")]
 # Of the configs -> of their toys.
 STEPS = {200: 2, 600: 3, 620: 4}
 # A run whose references are where the config looks for them has these commands before it.

@@ -8,7 +8,7 @@ import pytest
 from launch import scale
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-SIZES = ["125m", "350m", "1.3b", "7b", "70b"]
+SIZES = ["125m", "350m", "1b3", "7b", "70b"]
 
 
 def table(text):
@@ -38,7 +38,7 @@ def test_the_page_is_what_the_command_writes_and_has_all_sizes():
 
 def test_a_row_of_formulas_is_examined_and_then_known(monkeypatch):
     everything = scale.rows()
-    (row,) = (row for row in everything if scale.name(row) == "1.3b h100")
+    (row,) = (row for row in everything if scale.name(row) == "1b3 h100")
     monkeypatch.setattr(scale, "rows", lambda: [row])
     assert list(scale.pending({})) == [row]
     record = json.loads(json.dumps(scale.examine(row)))
@@ -46,13 +46,13 @@ def test_a_row_of_formulas_is_examined_and_then_known(monkeypatch):
     numbers = 4 * 4 * record["parameters"] / 8
     inputs = 24 * (512 // 4 // 8) * 2048 * 2048 * 2
     assert record["bytes"] == pytest.approx(numbers + inputs, rel=0.01)
-    assert list(scale.pending({"1.3b h100": record})) == []
-    (cells,) = table(scale.page({"1.3b h100": record}))
-    assert cells[:2] == ["1.3b", "8 x H100"]
+    assert list(scale.pending({"1b3 h100": record})) == []
+    (cells,) = table(scale.page({"1b3 h100": record}))
+    assert cells[:2] == ["1b3", "8 x H100"]
     assert cells[4].startswith("at least ")
     assert cells[6] == "may"
     other = record | {"of": record["of"] | {"config": "another"}}
-    assert list(scale.pending({"1.3b h100": other})) == [row]
+    assert list(scale.pending({"1b3 h100": other})) == [row]
 
 
 def test_what_is_cheap_comes_first_and_what_is_not_known_is_said(monkeypatch):

@@ -1,8 +1,8 @@
 """1.3 billion parameters, 24 layers of width 2,048: GPT-3 XL (arXiv 2005.14165, table 2.1).
 
-Command: python -m launch.train --config=configs/scale/1.3b.py:v5p --workdir=DIR
+Command: python -m launch.train --config=configs/scale/1b3.py:v5p --workdir=DIR
          --config.data.corpus=CORPUS [--config.data.tokenizer=FILE/tokenizer.json]
-Plan:    python -m launch.plan --config=configs/scale/1.3b.py:v5p --topology=v5p:4x4x4
+Plan:    python -m launch.plan --config=configs/scale/1b3.py:v5p --topology=v5p:4x4x4
 Cost:    25.5 billion tokens; docs/scale.md has the memory and an estimate of the time of a step.
 
 The argument is `v5e`, `v5p` or `h100`.
