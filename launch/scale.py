@@ -152,13 +152,13 @@ python -m launch.scale --output=docs/scale.md
 
 {table}
 
-On TPUs the train step itself was compiled for the slice ({total}), and the bytes are those that XLA
-has assigned to a chip. The MFU is an estimate: the model's FLOPs at the peak, over XLA's cycles for
-every instruction together with the bytes that a chip must receive from others, at the bandwidth of
-all its links (the makers' data sheets); the lower figure is without any overlap of the two, the
-higher one with all of it. Attention kernels, of which XLA has no cycles, count with their FLOPs at
-the peak. So the true figure is below the higher one, and latency, stragglers and input are in
-neither.
+On TPUs the train step itself was compiled for the slice ({total}),
+and the bytes are those that XLA has assigned to a chip. The MFU is an estimate that no run has
+confirmed: the model's FLOPs at the peak, over XLA's cycles for every instruction and the bytes that
+a chip must receive from others, at the bandwidth of all its links (the maker's data sheets). The
+lower figure is without any overlap of the two, the higher one with all of it. Attention kernels, of
+which XLA has no cycles, count with their FLOPs at the peak; latency and input are in neither
+figure. "not examined" is a row that the command has not come to yet.
 
 On H100s nothing was compiled. The bytes are a formula's lower bound: train state, gradients in
 float32, and the input of every layer for one micro-batch. What is above the memory cannot fit; what
