@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lm.errors import InputError
+from lm.errors import InputError, writing
 from lm.training import integrity
 from lm.training.agreement import first_said
 
@@ -51,17 +51,16 @@ class Checkpoints:
         self._saving = None  # the step that is being written
         self._best = _Best(keep_best, {} if read_only else _validation_losses(directory))
         kept = [policies.LatestN(keep), self._best, policies.CustomSteps(keep_steps)]
-        self._manager = ocp.CheckpointManager(
-            directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept),
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                async_options=ocp.AsyncOptions(
-                    timeout_secs=3600, post_finalization_callback=self._seal
-                ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            async_options=ocp.AsyncOptions(
+                timeout_secs=3600, post_finalization_callback=self._seal
             ),
         )
+        with writing(directory):
+            self._manager = ocp.CheckpointManager(directory, options=options)
 
     def _seal(self) -> None:
         """Records the files of the checkpoint that is about to get its final name.
@@ -80,23 +79,38 @@ class Checkpoints:
         metadata: dict[str, Any],
         validation_loss: float | None = None,
     ) -> None:
-        """Saves `step`, unless it is there already. Errors of earlier saves are raised here."""
+        """Saves `step`, unless it is there already, when the save before it is complete.
+
+        Raises:
+          StorageError: that one, or this, cannot be written.
+        """
         if step in self._manager.all_steps():
             return
-        self._manager.wait_until_finished()
+        self._wait()
         self._saving = step
         if validation_loss is not None:
             metadata = {**metadata, _BEST: validation_loss}
             self._best.losses[step] = validation_loss
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                metadata=ocp.args.JsonSave(metadata),
-            ),
-            force=True,
-        )
+        with writing(self._directory / str(step)):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                    metadata=ocp.args.JsonSave(metadata),
+                ),
+                force=True,
+            )
+
+    def check(self) -> None:
+        """Raises StorageError when the last save has failed; does not wait for one under way."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._wait()
+
+    def _wait(self) -> None:
+        with writing(self._directory / str(self._saving)):
+            self._manager.wait_until_finished()
+        self._saving = None
 
     def restore(
         self,
@@ -159,9 +173,10 @@ class Checkpoints:
 
     def _move_aside(self, steps: Sequence[int]) -> None:
         if jax.process_index() == 0:
-            for step in steps:
-                path = self._directory / str(step)
-                path.rename(self._directory / f"unreadable_{step}_{time.time_ns()}")
+            with writing(self._directory):
+                for step in steps:
+                    path = self._directory / str(step)
+                    path.rename(self._directory / f"unreadable_{step}_{time.time_ns()}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("unreadable checkpoints are aside")
         self._manager.reload()
@@ -171,8 +186,12 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.close()
+        """Waits for a save under way; raises StorageError when it fails."""
+        try:
+            self._wait()
+        finally:
+            with writing(self._directory):
+                self._manager.close()
 
 
 class _Best:

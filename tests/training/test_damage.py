@@ -13,6 +13,9 @@ from lm.errors import InputError
 from lm.training import integrity
 from lm.training.checkpoints import Checkpoints
 
+# TensorStore tells a loop that Orbax has closed of each further read or write that fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 STEPS = (2, 4, 6)
 
 
