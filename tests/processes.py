@@ -45,7 +45,16 @@ def free_port():
         return one.getsockname()[1]
 
 
-def start(workdir, corpus, processes, *arguments, devices=1, only=None, scripts=None):
+def start(
+    workdir,
+    corpus,
+    processes,
+    *arguments,
+    devices=1,
+    only=None,
+    scripts=None,
+    stderr=subprocess.PIPE,
+):
     """launch.train in so many processes, each with so many devices."""
     environment = {
         **os.environ,
@@ -65,7 +74,7 @@ def start(workdir, corpus, processes, *arguments, devices=1, only=None, scripts=
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=stderr,
                 text=True,
             )
         )
