@@ -28,7 +28,7 @@ ARGUMENTS = [
 RECORDED = """
 import json, sys
 import numpy as np
-from lm.training import experiment, integrity
+from lm.training import experiment
 make = experiment.Experiment.train_step
 def recorded(self, *arguments):
     step = make(self, *arguments)
