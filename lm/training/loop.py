@@ -503,10 +503,10 @@ def _as_text(record: dict[str, Any]) -> str:
 
 
 def _check_writable(workdir: epath.Path, record: dict[str, Any]) -> None:
-    """Makes the folder and writes into it, on process 0, what the run will begin with.
+    """Makes the folder and tries, on process 0, to write what the run will begin with.
 
     Raises:
-      InputError: on all processes, if that fails; nothing has changed.
+      InputError: on all processes, if that fails.
     """
     refusal = ""
     if jax.process_index() == 0:
@@ -517,8 +517,8 @@ def _check_writable(workdir: epath.Path, record: dict[str, Any]) -> None:
                 probe.write_text(_as_text(record))
         except StorageError as error:
             refusal = str(error)
-            with contextlib.suppress(OSError):
-                probe.unlink()
+        with contextlib.suppress(OSError):
+            probe.unlink()
     if refusal := first_said(refusal):
         raise InputError(refusal)
 
