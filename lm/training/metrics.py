@@ -193,10 +193,12 @@ class _Board:
     and the tenth event after that waits for it forever.
     """
 
+    _FLUSH_SECONDS = 30
+
     def __init__(self, folder: epath.Path, step: int):
         from tensorboardX.event_file_writer import EventsWriter
 
-        self._folder = folder
+        self._folder, self._flushed = folder, time.monotonic()
         with writing(folder):
             self._events = EventsWriter(str(folder / "events"))
         if step:  # Hides what an earlier start has written of later steps.
@@ -205,6 +207,8 @@ class _Board:
     def add(self, numbers: dict[str, float], step: int) -> None:
         values = [{"tag": name, "simple_value": value} for name, value in numbers.items()]
         self._write(step=step, summary={"value": values})
+        if time.monotonic() - self._flushed >= self._FLUSH_SECONDS:
+            self.flush()
 
     def _write(self, **fields) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -215,6 +219,7 @@ class _Board:
     def flush(self) -> None:
         with writing(self._folder):
             self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         with writing(self._folder):
