@@ -103,20 +103,19 @@ def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
       shapes: tree of arrays or of their shapes.
       axes: tree of PartitionSpecs that name their axes.
     """
-    rules = dict(RULES)
 
     def place(leaf, names):
-        spec = []
-        for size, name in zip(leaf.shape, names, strict=True):
-            axis = rules[name]
-            spec.append(axis if axis and size % _size(mesh, axis) == 0 else None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        spec = (mesh_axes(mesh, n, size) for size, n in zip(leaf.shape, names, strict=True))
+        return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in spec)))
 
     return jax.tree.map(place, shapes, axes)
 
 
-def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis))
+def mesh_axes(mesh: Mesh | AbstractMesh, name: str, size: int) -> tuple[str, ...]:
+    """What an array's axis of that name and size lies on by `RULES`; () where it is whole."""
+    axes = dict(RULES)[name] or ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
 def share(mesh: Mesh) -> tuple[int, int]:
