@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 
 from lm.training import ahead, experiment, sharding, step
 from objectives import cross_entropy
@@ -93,16 +92,6 @@ def alone(**changes):
     return losses(build(**changes), programs=programs), programs
 
 
-@pytest.fixture
-def compiled_anew():
-    """The compiler logs nothing of a program that is read from the cache on disk."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
-
-
 def agree(found, expected):
     np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-5)
 
@@ -130,6 +119,16 @@ def test_a_mesh_trains_as_one_device_and_moves_no_more_than_it_should(sizes, com
     assert INVOLUNTARY not in capfd.readouterr().err
     kinds = set(re.findall(r" (all-gather|reduce-scatter)\(", programs[True].as_text()))
     assert kinds == ({"all-gather", "reduce-scatter"} if sizes[1] > 1 else set())
+
+
+def test_what_the_compiler_would_say(compiled_anew, capfd):
+    """Negative control of its silence: a change of layout that it has no way for."""
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1})
+    before = jax.NamedSharding(mesh, jax.P(("data", "fsdp", "tensor")))
+    after = jax.NamedSharding(mesh, jax.P("tensor", "fsdp"))
+    x = jax.ShapeDtypeStruct((8, 8, 8), np.float32, sharding=before)
+    jax.jit(lambda x: jax.lax.with_sharding_constraint(x + 1, after)).lower(x).compile()
+    assert INVOLUNTARY in capfd.readouterr().err
 
 
 @pytest.mark.slow
