@@ -1,7 +1,7 @@
 """Quantization in training against quantization after it: round to nearest, and GPTQ.
 
 Command: python -m launch.ablate --config=configs/ablations/after_training.py:BITS --workdir=DIR
-Cost:    6 trainings of 1 to 2 minutes on 2 CPU cores, and 12 quantizations of seconds.
+Cost:    6 trainings of 40 seconds on one CPU core, and 12 quantizations of 15.
 
 BITS is 4 by default. `full` is the run in full precision that all others begin with: `qat` has its
 first 60%, the others are its end, quantized by launch.quantize.

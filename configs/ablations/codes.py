@@ -1,7 +1,7 @@
 """Does a model need a trained input table? (arXiv 2605.09751)
 
 Command: python -m launch.ablate --config=configs/ablations/codes.py --workdir=runs/ablations/codes
-Cost:    21 runs of 1 to 2 minutes on 2 CPU cores.
+Cost:    21 runs of 40 seconds on one CPU core.
 
 The controls: random codes of the same length say whether the bits of the id matter, frozen normal
 vectors whether codes do, bits through a trained matrix whether the fixed lift does, and a table of

@@ -1,9 +1,9 @@
 """How much of a run to quantize? (arXiv 2509.22935: more than 10% where there are many tokens)
 
 Command: python -m launch.ablate --config=configs/ablations/qat_fraction.py:BITS,STEPS --workdir=DIR
-Cost:    18 runs of 15 seconds (200 steps), 1 minute (800) or 4 minutes (3200) on 2 CPU cores.
+Cost:    18 runs of 15 seconds (200 steps), 20 (800) or 40 (3200) on one CPU core.
 
-BITS is 2 or 4, STEPS the budget: 200, 800 and 3200 are 8, 30 and 121 tokens a parameter. The
+BITS is 2 or 4, STEPS the budget: 200, 800 and 3200 are 10, 40 and 159 tokens a parameter. The
 variant `optimal` has the share that the paper's closed form plans. The learning rate decays in both
 phases, as in the paper's plain recipe, so that nothing of a run is shared.
 """

@@ -2,7 +2,7 @@
 
 Command: python -m launch.ablate --config=configs/ablations/scaling.py --workdir=runs/scaling
 Fit:     python -m launch.ablate --fit=runs/scaling/results.csv --output=scaling.html
-Cost:    24 runs of 10 seconds to 6 minutes on 2 CPU cores.
+Cost:    24 runs of 15 to 60 seconds on one CPU core.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
             {"model.width": [24, 40, 56, 72], "model.mlp_width": [96, 160, 224, 288]},
             {"train.steps": steps},
         )
-        for steps in (200, 800, 3200)
+        for steps in (200, 600, 1800)
     ]
     variants = {
         f"width={keys['model.width']},steps={keys['train.steps']}": keys

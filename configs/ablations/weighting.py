@@ -1,7 +1,7 @@
 """Do weighted tokens beat cross-entropy on clean text, and on text of which a share is corrupted?
 
 Command: python -m launch.ablate --config=configs/ablations/weighting.py:SHARE --workdir=DIR
-Cost:    21 runs of 1 to 3 minutes on 2 CPU cores.
+Cost:    21 runs of up to a minute on one CPU core.
 
 SHARE, 0 by default, is that of training documents with their words in random order; validation is
 of clean text. The weightings that compare with a model (Rho-1, arXiv 2404.07965, and ssToken, arXiv

@@ -73,7 +73,12 @@ class Experiment(NamedTuple):
             second_models,
             loss=self.loss,
         )
-        return jax.jit(step, out_shardings=(self._shardings(), None), donate_argnums=0)
+        return jax.jit(
+            step,
+            out_shardings=(self._shardings(), None),
+            donate_argnums=0,
+            compiler_options=_compiler_options(self.mesh),
+        )
 
     def begin_quantized(self) -> Any:
         """(state) -> state at the start of the quantized phase, jitted, its input donated."""
@@ -119,6 +124,19 @@ class Experiment(NamedTuple):
         """Model FLOPs of one training token."""
         shapes = parameter_shapes(self.model)
         return metrics.flops_per_token(self.model.config, shapes, self.config.data.sequence_length)
+
+
+def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, bool] | None:
+    """How to compile a train step for the devices of a mesh.
+
+    XLA on CPU updates the parameters and each moment in loops of their own. Unless it looks at
+    which parts of an array overlap it copies the moments first, for one loop could overwrite what
+    another still reads: 130 of 795 MiB of temporaries at 49 million parameters, and bit for bit the
+    same result.
+    """
+    if isinstance(mesh, AbstractMesh) or mesh.devices.flat[0].platform != "cpu":
+        return None
+    return {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 
 def build(
