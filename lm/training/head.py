@@ -38,7 +38,8 @@ def _on_mesh(function: Callable[..., Any], inputs: Inputs, *arrays_BT: jax.Array
     Left to itself, XLA gathers the whole head over the tensor axis, once a pass and in the backward
     pass once a block, and every device of that axis computes all logits of its tokens. Here [B, T]
     arrays cross that axis, and the sum of the gradient of the hidden states. What fsdp has of a
-    head is gathered once a pass, and its gradient scattered once, both in the compute dtype.
+    head is gathered once, in the compute dtype, and its gradient scattered once: until then each
+    device holds both for its own columns, 2 D V / tensor values.
 
     Rows, tokens or a vocabulary that their mesh axes do not divide are whole on each device.
     """
