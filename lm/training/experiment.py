@@ -158,7 +158,8 @@ def build(
     weighting = make_weighting(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
     shapes = parameter_shapes(model)
-    sharding.check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        sharding.check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))
@@ -184,7 +185,6 @@ _MINIMA = {
     "train.spike_factor": 0,
     "data.shuffle_rows": 1,
     "data.workers": 0,
-    "mesh.unsharded_tolerance": 0,
     "objective.z_loss": 0,
     "objective.block_size": 1,
     "checkpoint.every_steps": 0,

@@ -211,15 +211,13 @@ def check_unsharded(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any, tolerance
     """Refuses a mesh on which fsdp and tensor leave too much of a model whole.
 
     Args:
-      mesh: the mesh.
+      mesh: the mesh, one of the two above 1.
       shapes, axes: as for `unsharded`.
       tolerance: the share of all parameters that may be.
 
     Raises:
       InputError: names the largest of them, and why they are.
     """
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
-        return
     found = unsharded(mesh, shapes, axes)
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     part = sum(math.prod(one.shape) for one in found) / total
