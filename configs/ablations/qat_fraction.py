@@ -1,7 +1,7 @@
 """How much of a run to quantize? (arXiv 2509.22935: more than 10% where there are many tokens)
 
 Command: python -m launch.ablate --config=configs/ablations/qat_fraction.py:BITS,STEPS --workdir=DIR
-Cost:    18 runs of 15 seconds (200 steps), 20 (800) or 40 (3200) on one CPU core.
+Cost:    15 runs of 15 seconds (200 steps), 20 (800) or 40 (3200) on one CPU core.
 
 BITS is 2 or 4, STEPS the budget: 200, 800 and 3200 are 10, 40 and 159 tokens a parameter. The
 variant `optimal` has the share that the paper's closed form plans. The learning rate decays in both
@@ -21,9 +21,5 @@ def get_config(argument: str = "4,800") -> ConfigDict:
     config.evaluation.every_steps = int(steps) // 4
     config.quantization.update(bits=float(bits), fused_cooldown=False, warmup_steps=5)
     shares = {f"fraction={x}": {"quantization.fraction": x} for x in ("0.1", "0.2", "0.4", "0.7")}
-    variants = ablation.chain(
-        shares,
-        {"fraction=1": {"quantization.fraction": "1"}},
-        {"optimal": {"quantization.fraction": "optimal"}},
-    )
+    variants = ablation.chain(shares, {"optimal": {"quantization.fraction": "optimal"}})
     return ablation.make(config, variants, seeds=(0, 1, 2), baseline="fraction=0.1")
