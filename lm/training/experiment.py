@@ -158,6 +158,8 @@ def build(
     weighting = make_weighting(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
     shapes = parameter_shapes(model)
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        sharding.check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))

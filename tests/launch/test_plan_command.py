@@ -51,6 +51,10 @@ BAD = {
     "devices": ([*TINY, "--devices=0"], "--devices=0 must be at least 1"),
     "both": ([*TINY, "--devices=4", "--topology=v5e:2x2"], "give one"),
     "mesh": ([*TINY, "--devices=4", "--config.mesh.fsdp=3"], "does not match 4 devices"),
+    "unsharded": (
+        [*TINY, "--devices=4", "--config.mesh.data=1", "--config.mesh.tensor=4"],
+        "vocab is not divisible by mesh.tensor=4",
+    ),
     "topology": ([*TINY, "--topology=v9:2x2"], "--topology=v9:2x2"),
 }
 
