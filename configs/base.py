@@ -130,6 +130,8 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # data parallel with parameters sharded
     config.mesh.tensor = 1  # heads, MLP and vocabulary sharded
     config.mesh.sequence = 1  # sequence sharded
+    # With fsdp or tensor, share of the parameters that every device may hold whole
+    config.mesh.unsharded_tolerance = 0.02
 
     config.distributed = ConfigDict()  # several processes that train together
     config.distributed.processes = 0  # refuse another number of them; 0 is any

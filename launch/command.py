@@ -70,7 +70,9 @@ def run(main: Callable[..., None], actions: Sequence[str] = (), most: int = 0) -
             _refuse(str(error))
 
     _use_huge_pages()
-    logging.set_verbosity(logging.ERROR)
+    # Orbax logs an error with its traceback, and then raises it.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=_parse)
 
 
@@ -147,6 +149,15 @@ def load_config(path: Path, argument: str) -> ConfigDict:
     """The config of a file of this repository; LookupError for an argument that it lacks."""
     with _loading():
         return config_flags.ConfigFileFlagParser("config").parse(f"{path}:{argument}")
+
+
+def _unraisable(unraisable: Any) -> None:
+    """As usual, except for TensorStore's late news: reads or writes that fail when one has failed.
+
+    The first failure has been raised, and has closed the event loop that waits for the others.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _refuse(message: str) -> None:

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from launch import command
-from lm.errors import InputError
+from lm.errors import InputError, StorageError
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT where process 0 listens; a cluster that JAX knows needs none."
@@ -19,6 +19,7 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one, from 0.")
 
 LOST = 1  # exit code of a process that has lost the others, or never found them
+UNWRITTEN = 74  # and of one that cannot write what it has to keep (EX_IOERR of sysexits.h)
 
 
 def join(c: ConfigDict) -> None:
@@ -54,11 +55,15 @@ def join(c: ConfigDict) -> None:
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; a process that loses another one ends with a line and the code LOST.
 
+    One that cannot write ends with a line and the code UNWRITTEN, and so the others lose it.
+
     A collective that fails says so in Python. One that hangs is ended by the heartbeats, by JAX
     itself, after `distributed.heartbeat_seconds`.
     """
     try:
         main()
+    except StorageError as error:
+        _give_up(str(error), UNWRITTEN)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -97,11 +102,11 @@ def _connect(c: ConfigDict, **options) -> None:
         watch.cancel()
 
 
-def _give_up(message: str) -> None:
-    """Ends this process now: an orderly end would wait for the others."""
+def _give_up(message: str, code: int = LOST) -> None:
+    """Ends this process now: an orderly end would wait for the others, or for a broken save."""
     command.say(f"error: {message}")
     sys.stdout.flush()
-    os._exit(LOST)
+    os._exit(code)
 
 
 def _short(error: Exception) -> str:

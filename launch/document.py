@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """An SVG and what it shows; not in Markdown."""
+    """An SVG and what it shows; Markdown has the caption alone."""
 
     svg: str
     caption: str
@@ -54,6 +54,8 @@ def markdown(blocks: Sequence[Block], title: str = "") -> str:
                 parts.append(text)
             case Items(texts):
                 parts.append("\n".join(f"- {text}" for text in texts))
+            case Figure(_, caption):
+                parts.append(f"(A figure of the page: {caption})")
             case Table(head, rows):
                 lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
                 escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]

@@ -1,4 +1,10 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that mean: the user can mend this."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -6,3 +12,30 @@ class InputError(ValueError):
 
     Commands print it without a traceback and exit with code 2.
     """
+
+
+class StorageError(RuntimeError):
+    """What a run has to keep cannot be written: a full disk, a quota, a read-only folder.
+
+    One line; launch.train prints it without a traceback and exits with code 74.
+    """
+
+
+@contextlib.contextmanager
+def writing(what: Any) -> Iterator[None]:
+    """Turns errors of the operating system into a StorageError that names `what`."""
+    try:
+        yield
+    except Exception as error:
+        if reason := _refusal(error):
+            raise StorageError(f"{what} cannot be written: {reason}") from error
+        raise
+
+
+def _refusal(error: Exception) -> str:
+    """What the operating system has said; "" for an error of another kind."""
+    if isinstance(error, OSError):
+        return error.strerror or " ".join(str(error).split())
+    # TensorStore's, as in "...: No space left on device [os_error_code='28']".
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else ""

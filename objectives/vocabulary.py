@@ -1,5 +1,9 @@
 """Passes over a vocabulary in blocks, and what turns a hidden state and a block into logits.
 
+A vocabulary may be spread over the devices of a mapped axis (`jax.shard_map`): every device then
+passes over its own columns of the head, and what they find is merged by collectives of [B, T]
+arrays. V is the number of columns that a device holds.
+
 B batch, T length, D width, V vocabulary, K one block of the vocabulary.
 """
 
@@ -100,6 +104,28 @@ def for_each_block(
 
     carry = body(carry, jax.tree.map(lambda head: head[..., :width], heads), 0)
     return lax.fori_loop(0, (vocabulary - width) // block_size, next_block, carry)
+
+
+def first_column(head: jax.Array, axis: str | None) -> jax.Array | int:
+    """Index in the whole vocabulary of the first column of this device's part of the head."""
+    return lax.axis_index(axis) * head.shape[-1] if axis else 0
+
+
+def vocabulary_size(head: jax.Array, axis: str | None) -> int:
+    """Columns of the head, those of all devices of the axis together."""
+    return head.shape[-1] * (lax.axis_size(axis) if axis else 1)
+
+
+def own_rows(x_VH: jax.Array, head: jax.Array, axis: str | None) -> jax.Array:
+    """Of an array of the whole vocabulary the rows that belong to this device's columns."""
+    if axis is None:
+        return x_VH
+    return lax.dynamic_slice_in_dim(x_VH, first_column(head, axis), head.shape[-1])
+
+
+def total(parts: Any, axis: str | None) -> Any:
+    """The sum over the devices of the axis, of a tree of arrays."""
+    return lax.psum(parts, axis) if axis else parts
 
 
 def add_gradients(

@@ -1,6 +1,7 @@
 """Checkpoints: train state, data iterator and metadata as one unit; the only module with Orbax."""
 
 import json
+import math
 import os
 import re
 import time
@@ -14,7 +15,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lm.errors import InputError
+from lm.errors import InputError, writing
+from lm.training import integrity
+from lm.training.agreement import first_said
 
 _BEST = "validation_loss"
 
@@ -23,8 +26,9 @@ class Checkpoints:
     """Checkpoints of one run, in `directory/STEP/{state,data,metadata}`.
 
     Saving is asynchronous: the state is copied before `save` returns and written while training
-    goes on; a checkpoint gets its final name when it is whole. The newest `keep` are kept and the
-    `keep_best` with the lowest validation loss; those of the steps `keep_steps` are never removed.
+    goes on; a checkpoint gets its final name when it is whole and has a record of its files. The
+    newest `keep` are kept and the `keep_best` with the lowest validation loss; those of the steps
+    `keep_steps` are never removed.
     """
 
     def __init__(
@@ -44,23 +48,28 @@ class Checkpoints:
         self._read_only = read_only
         for path in unfinished(directory):
             say(f"passed over {path}: its save was cut short")
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[_BEST],
-            reverse=True,
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        kept = [policies.LatestN(keep)]
-        kept += [best] * (keep_best > 0) + [policies.CustomSteps(keep_steps)] * bool(keep_steps)
-        self._manager = ocp.CheckpointManager(
-            directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept),
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                async_options=ocp.AsyncOptions(timeout_secs=3600),
+        self._saving = None  # the step that is being written
+        self._best = _Best(keep_best, {} if read_only else _validation_losses(directory))
+        kept = [policies.LatestN(keep), self._best, policies.CustomSteps(keep_steps)]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            async_options=ocp.AsyncOptions(
+                timeout_secs=3600, post_finalization_callback=self._seal
             ),
         )
+        with writing(directory):
+            self._manager = ocp.CheckpointManager(directory, options=options)
+
+    def _seal(self) -> None:
+        """Records the files of the checkpoint that is about to get its final name.
+
+        Orbax calls it on process 0, in the thread that saves, when all processes have written.
+        """
+        for folder in self._directory.iterdir():
+            if re.fullmatch(rf"{self._saving}(\.orbax-checkpoint-tmp.*)?", folder.name):
+                integrity.write_record(folder)
 
     def save(
         self,
@@ -70,19 +79,38 @@ class Checkpoints:
         metadata: dict[str, Any],
         validation_loss: float | None = None,
     ) -> None:
-        """Saves `step`, unless it is there already. Errors of earlier saves are raised here."""
+        """Saves `step`, unless it is there already, when the save before it is complete.
+
+        Raises:
+          StorageError: that one, or this, cannot be written.
+        """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                metadata=ocp.args.JsonSave(metadata),
-            ),
-            metrics=None if validation_loss is None else {_BEST: validation_loss},
-            force=True,
-        )
+        self._wait()
+        self._saving = step
+        if validation_loss is not None:
+            metadata = {**metadata, _BEST: validation_loss}
+            self._best.losses[step] = validation_loss
+        with writing(self._directory / str(step)):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                    metadata=ocp.args.JsonSave(metadata),
+                ),
+                force=True,
+            )
+
+    def check(self) -> None:
+        """Raises StorageError when the last save has failed; does not wait for one under way."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._wait()
+
+    def _wait(self) -> None:
+        with writing(self._directory / str(self._saving)):
+            self._manager.wait_until_finished()
+        self._saving = None
 
     def restore(
         self,
@@ -90,55 +118,107 @@ class Checkpoints:
         iterator: grain.DatasetIterator | None = None,
         step: int | None = None,
     ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint that can be read (or that of `step`) as (state, metadata).
+        """The newest checkpoint that is intact (or that of `step`) as (state, metadata).
 
-        None when there is none. The iterator, when given, is set to where it was. A checkpoint
-        that cannot be read is named and passed over; a run that will save that step again moves
-        it aside.
+        None when there is none. The iterator, when given, is set to where it was. A damaged
+        checkpoint is named and passed over; a run that will save that step again moves it aside.
+        One without a record of its files is damaged when it cannot be read. All processes take the
+        same one; each looks at its part of the files.
 
         Raises:
-          InputError: there are checkpoints, and none can be read; or `step` is not among them.
+          InputError: there are checkpoints, and all are damaged; `step` is not among them; or one
+            is intact, and cannot be restored here.
         """
-        steps = self.steps()
+        steps = saved_steps(self._directory)
         if step is not None:
             if step not in steps:
                 raise InputError(f"{self._directory} has no checkpoint {step}; it has {steps}")
             steps = [step]
-        broken = []
+        damaged = []
         for candidate in reversed(steps):
-            items = {
-                "state": ocp.args.StandardRestore(abstract_state),
-                "metadata": ocp.args.JsonRestore(),
-            }
-            try:
-                restored = self._manager.restore(candidate, args=ocp.args.Composite(**items))
-                if iterator is not None:
-                    _restore_data(self._directory / str(candidate) / "data", iterator)
-            except Exception as error:  # whatever a damaged file makes Orbax raise
-                reason = " ".join(str(error).split())[:200]
-                self._say(f"passed over checkpoint {candidate}, which cannot be read: {reason}")
-                broken.append(candidate)
+            folder = self._directory / str(candidate)
+            problem = integrity.damage(folder, jax.process_index(), jax.process_count())
+            recorded = problem is not None
+            problem = first_said(problem or "")
+            if not problem:
+                try:
+                    restored = self._read(candidate, abstract_state, iterator)
+                except Exception as error:  # whatever a damaged file makes Orbax raise
+                    problem = " ".join(str(error).split())[:200] or type(error).__name__
+                    if recorded:
+                        raise InputError(
+                            f"{folder} is intact, and cannot be restored: {problem}"
+                        ) from error
+                problem = first_said(problem)
+            if problem:
+                self._say(f"passed over checkpoint {candidate}, which cannot be read: {problem}")
+                damaged.append(candidate)
                 continue
-            if broken and not self._read_only:
-                if jax.process_index() == 0:
-                    for bad in broken:
-                        path = self._directory / str(bad)
-                        path.rename(self._directory / f"unreadable_{bad}_{time.time_ns()}")
-                if jax.process_count() > 1:
-                    multihost_utils.sync_global_devices("unreadable checkpoints are aside")
-                self._manager.reload()
-            return restored["state"], restored["metadata"]
-        if broken:
-            raise InputError(f"{self._directory}: none of the checkpoints {broken} can be read")
+            if damaged and not self._read_only:
+                self._move_aside(damaged)
+            return restored
+        if damaged:
+            raise InputError(f"{self._directory}: none of the checkpoints {damaged} can be read")
         return None
+
+    def _read(self, step: int, abstract_state: Any, iterator: Any) -> tuple[Any, dict[str, Any]]:
+        items = {
+            "state": ocp.args.StandardRestore(abstract_state),
+            "metadata": ocp.args.JsonRestore(),
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        if iterator is not None:
+            _restore_data(self._directory / str(step) / "data", iterator)
+        return restored["state"], restored["metadata"]
+
+    def _move_aside(self, steps: Sequence[int]) -> None:
+        if jax.process_index() == 0:
+            with writing(self._directory):
+                for step in steps:
+                    path = self._directory / str(step)
+                    path.rename(self._directory / f"unreadable_{step}_{time.time_ns()}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("unreadable checkpoints are aside")
+        self._manager.reload()
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.close()
+        """Waits for a save under way; raises StorageError when it fails."""
+        try:
+            self._wait()
+        finally:
+            with writing(self._directory):
+                self._manager.close()
+
+
+class _Best:
+    """Keeps the checkpoints of lowest validation loss.
+
+    Orbax has the like, and forgets the losses when the process ends.
+    """
+
+    def __init__(self, count: int, losses: dict[int, float]):
+        self.count, self.losses = count, losses
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        known = [step for step in steps if math.isfinite(self.losses.get(step, math.inf))]
+        best = sorted(known, key=self.losses.get)[: self.count]
+        return [step in best for step in steps]
+
+
+def _validation_losses(directory: epath.Path) -> dict[int, float]:
+    losses = {}
+    for step in saved_steps(directory):
+        try:
+            metadata = json.loads((directory / str(step) / "metadata" / "metadata").read_text())
+            losses[step] = float(metadata[_BEST])
+        except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one
+            continue
+    return losses
 
 
 def _restore_data(folder: epath.Path, iterator: grain.DatasetIterator) -> None:
@@ -157,13 +237,27 @@ def _restore_data(folder: epath.Path, iterator: grain.DatasetIterator) -> None:
 
 def saved_steps(directory: epath.Path) -> list[int]:
     """Steps of the whole checkpoints in a directory, oldest first, without opening any."""
-    if not directory.exists():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+    return sorted(int(path.name) for path in _entries(directory) if _is_whole(path))
 
 
 def unfinished(directory: epath.Path) -> list[epath.Path]:
     """What saves that were cut short have left behind."""
-    if not directory.exists():
-        return []
-    return sorted(p for p in directory.iterdir() if re.search(r"orbax-checkpoint-tmp", p.name))
+    return sorted(
+        path
+        for path in _entries(directory)
+        if "orbax-checkpoint-tmp" in path.name or (path.name.isdigit() and not _is_whole(path))
+    )
+
+
+def _entries(directory: epath.Path) -> list[epath.Path]:
+    return list(directory.iterdir()) if directory.exists() else []
+
+
+def _is_whole(path: epath.Path) -> bool:
+    """Whether it is a checkpoint that Orbax has completed.
+
+    In a bucket, where nothing can be renamed, the last file says so, not the name.
+    """
+    if not path.name.isdigit():
+        return False
+    return "://" not in str(path) or (path / "commit_success.txt").exists()

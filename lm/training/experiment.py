@@ -161,6 +161,8 @@ def build(
     if config.model.attention == "splash":
         _check_splash(model.config, mesh, config.data.sequence_length)
     shapes = parameter_shapes(model)
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        sharding.check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))

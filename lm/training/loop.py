@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm.data import ngram, tokenizers
-from lm.errors import InputError
-from lm.training import branch, evaluation, experiment, metrics, packed, sharding
-from lm.training.agreement import Agreement
+from lm.errors import InputError, StorageError, writing
+from lm.training import branch, evaluation, experiment, metrics, packed, runs, sharding
+from lm.training.agreement import Agreement, first_said
 from lm.training.checkpoints import Checkpoints, saved_steps
 from lm.training.quantized import FULL_PRECISION
 from lm.training.second_models import open_references
@@ -83,8 +83,21 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     Raises:
       InputError: before anything is compiled or written.
       Diverged: train.max_skips steps in a row were not finite, spiked or had no weight.
+      StorageError: a checkpoint, metrics or a sample could not be written; the newest whole
+        checkpoint is as it was.
     """
     workdir = epath.Path(workdir)
+    try:
+        return _train(config, workdir, say)
+    except StorageError as error:
+        steps = saved_steps(workdir / "checkpoints")
+        newest = f"The newest checkpoint is that of step {steps[-1]}" if steps else "No checkpoint"
+        raise StorageError(
+            f"{error}. {newest}; when it can be written, the same command goes on from there"
+        ) from error
+
+
+def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
     data = experiment.load_data(config.data)
     config = experiment.resolve(config, data.train)
     built = experiment.build(config, data.tokenizer.vocab_size)
@@ -104,14 +117,14 @@ def train(config: ConfigDict, workdir: str, say: Callable[[str], None]) -> Resul
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    _check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stopped:
         second_models = {source: one.run.model for source, one in references.models.items()}
         loop = _Loop(config, workdir, say, built, data, stream, second_models, frozen, source)
         if jax.process_index() == 0:
-            (workdir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+            metrics.write_whole(workdir / "config.json", _as_text(record))
             if isinstance(data.tokenizer, tokenizers.Subwords):
-                (workdir / "tokenizer.json").write_text(data.tokenizer.definition)
+                metrics.write_whole(workdir / "tokenizer.json", data.tokenizer.definition)
         lost = False
         try:
             return loop.run(stopped)
@@ -179,6 +192,7 @@ class _Loop:
         c, steps = self.config, self.config.train.steps
         switch, train_step = self.built.phases.switch, None
         while self.step < steps and not self.shall_stop(stopped()):
+            self.checkpoints.check()
             batch = sharding.put_batch(self.built.mesh, next(self.iterator))
             before = self.watch.read()
             # A checkpoint of the step before the switch is one of the first phase, so that a run
@@ -218,7 +232,8 @@ class _Loop:
         baseline = self.baseline()
         if jax.process_index() == 0:
             self.writer.flush()
-            metrics.plot_curves(self.workdir)
+            with writing(self.workdir):
+                metrics.plot_curves(self.workdir)
         return Result(self.step, True, validation, self.newest(), baseline)
 
     def shall_stop(self, signalled: bool) -> bool:
@@ -368,8 +383,9 @@ class _Loop:
         text = self.sampler(trained, c.sample_prompt, self.step, c.sample_tokens)
         if jax.process_index() == 0:
             folder = self.workdir / "samples"
-            folder.mkdir(exist_ok=True)
-            (folder / f"step_{self.step}.txt").write_text(text)
+            with writing(folder):
+                folder.mkdir(exist_ok=True)
+                (folder / f"step_{self.step}.txt").write_text(text)
         self.watch.exclude(before)
         return text
 
@@ -416,14 +432,15 @@ class _Loop:
             self.say("packed weights: from one process, python -m launch.quantize --workdir=...")
             return
         path = self.workdir / "packed.safetensors"
-        size = packed.write_packed(
-            path,
-            packed.code_leaves(trained.params, trained.scales, self.built.quantized.rules),
-            config=c.to_dict(),
-            vocab_size=self.data.tokenizer.vocab_size,
-            tokenizer=getattr(self.data.tokenizer, "definition", ""),
-            step=self.step,
-        )
+        with writing(path):
+            size = packed.write_packed(
+                path,
+                packed.code_leaves(trained.params, trained.scales, self.built.quantized.rules),
+                config=c.to_dict(),
+                vocab_size=self.data.tokenizer.vocab_size,
+                tokenizer=getattr(self.data.tokenizer, "definition", ""),
+                step=self.step,
+            )
         self.say(f"packed weights: {path}, {size:,} bytes")
 
     def baseline(self) -> float | None:
@@ -443,11 +460,12 @@ class _Loop:
         return value
 
     def close(self) -> None:
-        self.iterator.close()
-        self.checkpoints.close()
-        self.writer.close()
-        if self.progress:
-            self.progress.close()
+        with contextlib.ExitStack() as each:  # Closes all, whichever of them fails.
+            if self.progress:
+                each.callback(self.progress.close)
+            each.callback(self.writer.close)
+            each.callback(self.checkpoints.close)
+            each.callback(self.iterator.close)
 
 
 def _settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> ConfigDict:
@@ -458,8 +476,8 @@ def _settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Conf
     if config.data.streams:
         return config
     settled = config.copy_and_resolve_references()
-    path = workdir / "config.json"
-    recorded = json.loads(path.read_text())["config"]["data"] if path.exists() else {}
+    record = runs.read_record(workdir)
+    recorded = record["config"]["data"] if record else {}
     settled.data.streams = recorded.get("streams") or sharding.share(mesh)[1]
     return settled
 
@@ -480,18 +498,42 @@ def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -
     }
 
 
+def _as_text(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _check_writable(workdir: epath.Path, record: dict[str, Any]) -> None:
+    """Makes the folder and tries, on process 0, to write what the run will begin with.
+
+    Raises:
+      InputError: on all processes, if that fails.
+    """
+    refusal = ""
+    if jax.process_index() == 0:
+        probe = workdir / "config.json.new"
+        try:
+            with writing(f"--workdir={workdir}"):
+                workdir.mkdir(parents=True, exist_ok=True)
+                probe.write_text(_as_text(record))
+        except StorageError as error:
+            refusal = str(error)
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    if refusal := first_said(refusal):
+        raise InputError(refusal)
+
+
 def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
     """The record of the run in `workdir`, {} where there is none.
 
     Raises:
       InputError: it holds checkpoints that this config cannot go on from.
     """
-    path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; give a folder")
-    if not path.exists() or not (workdir / "checkpoints").exists():
+    recorded = runs.read_record(workdir)
+    if not recorded or not (workdir / "checkpoints").exists():
         return {}
-    recorded = json.loads(path.read_text())
     old, new = (_flat(r) for r in (recorded, record))
     for key in sorted(old.keys() | new.keys()):
         fixed = key in ("vocab_size", "tokenizer") or any(

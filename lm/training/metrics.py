@@ -1,7 +1,9 @@
 """What a run writes down: JSONL, TensorBoard, Weights & Biases, curves, and what they count."""
 
+import io
 import json
 import math
+import os
 import time
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from lm.errors import writing
 from lm.model.config import ModelConfig
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets, by jax device_kind.
@@ -92,14 +95,10 @@ class Writer:
             return
         path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        scratch = workdir / "metrics.jsonl.new"
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        scratch.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = _Lines(path)
         if config.train.tensorboard and not _is_bucket(workdir):
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+            self._board = _Board(workdir, step)
         if config.train.wandb_project:
             import wandb
 
@@ -118,15 +117,15 @@ class Writer:
         self._file.add(json.dumps({"step": step, "kind": kind, **values}))
         numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
         if self._board:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
+            self._board.add(numbers, step)
         if self._wandb:
             self._wandb.log(numbers, step=step)
 
     def flush(self) -> None:
         """Returns when all lines are where they will be read from."""
-        if self._file:
-            self._file.flush()
+        for sink in (self._file, self._board):
+            if sink:
+                sink.flush()
 
     def close(self) -> None:
         """Flushes and closes all."""
@@ -151,14 +150,14 @@ class _Lines:
 
     def __init__(self, path: epath.Path):
         self._path = path
-        self._local = None if _is_bucket(path) else path.open("a")
+        self._local = None if _is_bucket(path) else io.FileIO(path, "a")
         self._text = "" if self._local else path.read_text()
         self._uploaded, self._length = time.monotonic(), len(self._text)
 
     def add(self, line: str) -> None:
         if self._local:
-            self._local.write(line + "\n")
-            self._local.flush()
+            with writing(self._path):
+                _append(self._local, line.encode() + b"\n")
             return
         self._text += line + "\n"
         if time.monotonic() - self._uploaded >= self._UPLOAD_SECONDS:
@@ -166,13 +165,73 @@ class _Lines:
 
     def flush(self) -> None:
         if not self._local and len(self._text) > self._length:
-            self._path.write_text(self._text)
+            with writing(self._path):
+                self._path.write_text(self._text)
             self._uploaded, self._length = time.monotonic(), len(self._text)
 
     def close(self) -> None:
         self.flush()
         if self._local:
             self._local.close()
+
+
+def _append(file: io.FileIO, content: bytes) -> None:
+    """Adds all of it, or, where the disk is full in the middle, nothing."""
+    length, left = os.fstat(file.fileno()).st_size, content
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        file.truncate(length)
+        raise
+
+
+class _Board:
+    """TensorBoard's event file.
+
+    tensorboardX's own SummaryWriter hands events to a thread; when the disk is full the thread ends
+    and the tenth event after that waits for it forever.
+    """
+
+    _FLUSH_SECONDS = 30
+
+    def __init__(self, folder: epath.Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._folder, self._flushed = folder, time.monotonic()
+        with writing(folder):
+            self._events = EventsWriter(str(folder / "events"))
+        if step:  # Hides what an earlier start has written of later steps.
+            self._write(step=step + 1, session_log={"status": "START"})
+
+    def add(self, numbers: dict[str, float], step: int) -> None:
+        values = [{"tag": name, "simple_value": value} for name, value in numbers.items()]
+        self._write(step=step, summary={"value": values})
+        if time.monotonic() - self._flushed >= self._FLUSH_SECONDS:
+            self.flush()
+
+    def _write(self, **fields) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with writing(self._folder):
+            self._events.write_event(Event(wall_time=time.time(), **fields))
+
+    def flush(self) -> None:
+        with writing(self._folder):
+            self._events.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with writing(self._folder):
+            self._events.close()
+
+
+def write_whole(path: epath.Path, content: str) -> None:
+    """Writes a file that is either whole or as it was; raises StorageError."""
+    scratch = path.with_name(f"{path.name}.new")
+    with writing(path):
+        scratch.write_text(content)
+        scratch.replace(path)
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:

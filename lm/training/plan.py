@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from lm.data import tokenizers
 from lm.errors import InputError
 from lm.model.config import CHOICES
-from lm.training import experiment, metrics
+from lm.training import experiment, metrics, sharding
 from lm.training.quantized import Quantized, make_quantized
 from lm.training.second_models import open_references
 from objectives.quantization import optimal_qat_fraction, packed_size
@@ -34,14 +34,6 @@ class Bytes(NamedTuple):
 
     total: int
     per_device: int
-
-
-class Leaf(NamedTuple):
-    """A parameter: its path in the tree, its shape and its bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    bytes: int
 
 
 class Plan(NamedTuple):
@@ -72,7 +64,7 @@ class Plan(NamedTuple):
     vocab_size: int
     parameters: Parameters
     bytes: dict[str, Bytes]
-    unsharded: tuple[Leaf, ...]
+    unsharded: tuple[sharding.Whole, ...]
     unsharded_parameters: int
     flops_per_token: int
     tokens_per_step: int
@@ -103,7 +95,8 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
     whole = count_bytes(state)
     references = count_bytes(open_references(run).abstract())
     groups = metrics.parameters_by_group(state.trained.params)
-    unsharded = _unsharded(state.trained.params) if run.mesh.size > 1 else []
+    params = state.trained.params
+    unsharded = sharding.unsharded(run.mesh, params, run.model.axes()) if run.mesh.size > 1 else []
     c = run.config
     tokens_per_step = c.train.batch_size * c.data.sequence_length
     flops_per_token = run.flops_per_token()
@@ -133,19 +126,6 @@ def count_bytes(tree: Any) -> Bytes:
         total += math.prod(leaf.shape) * leaf.dtype.itemsize
         per_device += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return Bytes(total, per_device)
-
-
-def _unsharded(params: Any) -> list[Leaf]:
-    leaves = [
-        Leaf(
-            jax.tree_util.keystr(path, simple=True, separator="/"),
-            leaf.shape,
-            math.prod(leaf.shape) * leaf.dtype.itemsize,
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if leaf.sharding.shard_shape(leaf.shape) == leaf.shape
-    ]
-    return sorted(leaves, key=lambda leaf: -leaf.bytes)
 
 
 class Width(NamedTuple):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 from etils import epath
@@ -28,6 +28,24 @@ def is_run(folder: str) -> bool:
     return (epath.Path(folder) / "config.json").exists()
 
 
+def read_record(folder: epath.Path) -> dict[str, Any]:
+    """What config.json in a work directory holds, {} where there is none.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        if "data" in content["config"]:
+            return content
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise InputError(f"{path} is damaged; if you have no copy, give another work directory")
+
+
 def read(folder: str, key: str) -> Record:
     """The record of a work directory; `key` is how the user has named it, for the message.
 
@@ -37,7 +55,7 @@ def read(folder: str, key: str) -> Record:
     path = epath.Path(folder)
     if not is_run(folder):
         raise InputError(f"{key}={folder} holds no run: there is no config.json in it")
-    content = json.loads((path / "config.json").read_text())
+    content = read_record(path)
     config = ConfigDict(content["config"])
     return Record(path, config, content["vocab_size"], content["tokenizer"])
 

@@ -1,12 +1,13 @@
 """The mesh, and where each axis of each array lies on it."""
 
+import collections
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import InputError
@@ -35,13 +36,16 @@ def make_mesh(
 ) -> Mesh | AbstractMesh:
     """A mesh with the four axes; one size may be -1 and takes the devices that are left.
 
+    Of several TPU slices only the data axis, the outermost, spans the network between them: see
+    `arrange`.
+
     Args:
       sizes: size of each axis.
       devices: all by default; a number gives a mesh of that many devices that need not exist, on
         which arrays have shardings but no place.
 
     Raises:
-      InputError: sizes that do not multiply to the number of devices.
+      InputError: sizes that do not multiply to the number of devices, or cannot be laid on them.
     """
     devices = jax.devices() if devices is None else devices
     count = devices if isinstance(devices, int) else len(devices)
@@ -58,9 +62,48 @@ def make_mesh(
     if isinstance(devices, int):
         return AbstractMesh(tuple(shape), AXES, axis_types=types)
     try:
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        if len(_slices(devices)) == 1:
+            return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        return Mesh(arrange(shape, devices), AXES, axis_types=types)
     except NotImplementedError as error:  # axes that do not lie along those of a TPU's torus
         raise InputError(f"{asked}: {' '.join(str(error).split())[:200]}") from None
+
+
+def arrange(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of several slices as an array of this shape, in the order of `AXES`.
+
+    Slice s of S holds entries s D / S to (s + 1) D / S of the data axis of size D, and all of the
+    other axes, so that what crosses the network between slices is the sum of gradients once a step.
+
+    JAX counts hosts of GPUs as slices, too. Where the data axis is no multiple of them, the other
+    axes span hosts, in the order of the devices' ids.
+
+    Raises:
+      InputError: TPU slices of unequal sizes, or a data axis that is no multiple of their number.
+      NotImplementedError: the axes do not lie along those of a slice.
+    """
+    slices = _slices(devices)
+    count, data, inner = len(slices), shape[0], list(shape[1:])
+    if len(set(slices.values())) == 1 and data % count == 0:
+        return mesh_utils.create_hybrid_device_mesh(
+            [data // count, *inner],
+            [count, *(1 for _ in inner)],
+            devices,
+            # As jax.make_mesh has it for one slice.
+            allow_split_physical_axes=devices[0].device_kind in ("TPU v5 lite", "TPU v5e"),
+        )
+    if devices[0].platform == "tpu":
+        raise InputError(
+            f"mesh.data={data} is not divisible by the {count} slices of "
+            f"{' and '.join(map(str, sorted(set(slices.values()))))} devices, and no other axis "
+            f"may span slices; valid: a multiple of {count}, on slices of one size"
+        )
+    return np.array(sorted(devices, key=lambda device: device.id)).reshape(shape)
+
+
+def _slices(devices: Sequence[jax.Device]) -> collections.Counter[int]:
+    """The number of devices of each slice; one slice where devices do not say."""
+    return collections.Counter(getattr(device, "slice_index", 0) for device in devices)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int, sequence_length: int) -> None:
@@ -103,20 +146,90 @@ def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
       shapes: tree of arrays or of their shapes.
       axes: tree of PartitionSpecs that name their axes.
     """
-    rules = dict(RULES)
 
     def place(leaf, names):
-        spec = []
-        for size, name in zip(leaf.shape, names, strict=True):
-            axis = rules[name]
-            spec.append(axis if axis and size % _size(mesh, axis) == 0 else None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        spec = (mesh_axes(mesh, n, size) for size, n in zip(leaf.shape, names, strict=True))
+        return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in spec)))
 
     return jax.tree.map(place, shapes, axes)
 
 
-def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis))
+def mesh_axes(mesh: Mesh | AbstractMesh, name: str, size: int) -> tuple[str, ...]:
+    """What an array's axis of that name and size lies on by `RULES`; () where it is whole."""
+    axes = lying_on(name)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
+def lying_on(name: str) -> tuple[str, ...]:
+    """The mesh axes of an array's axis by `RULES`."""
+    axes = dict(RULES)[name] or ()
+    return (axes,) if isinstance(axes, str) else axes
+
+
+class Whole(NamedTuple):
+    """A parameter that every device holds whole: its path, shape, bytes, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+    why: str
+
+
+def unsharded(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any) -> list[Whole]:
+    """The parameters that every device of the mesh holds whole, largest first.
+
+    Args:
+      mesh: the mesh.
+      shapes: tree of arrays or of their shapes.
+      axes: tree of PartitionSpecs that name their axes.
+    """
+    found = []
+    for (path, leaf), names in zip(
+        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(axes), strict=True
+    ):
+        named = list(zip(names, leaf.shape, strict=True))
+        if any(mesh.shape[a] > 1 for one in named for a in mesh_axes(mesh, *one)):
+            continue
+        refused = [
+            f"{name} is not divisible by mesh.{axis}={mesh.shape[axis]}"
+            for name, size in named
+            for axis in lying_on(name)
+            if size % mesh.shape[axis]
+        ]
+        found.append(
+            Whole(
+                jax.tree_util.keystr(path, simple=True, separator="/"),
+                leaf.shape,
+                math.prod(leaf.shape) * leaf.dtype.itemsize,
+                " and ".join(refused) or "no axis of it is to be divided",
+            )
+        )
+    return sorted(found, key=lambda one: -one.bytes)
+
+
+def check_unsharded(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any, tolerance: float) -> None:
+    """Refuses a mesh on which fsdp and tensor leave too much of a model whole.
+
+    Args:
+      mesh: the mesh, one of the two above 1.
+      shapes, axes: as for `unsharded`.
+      tolerance: the share of all parameters that may be.
+
+    Raises:
+      InputError: names the largest of them, and why they are.
+    """
+    found = unsharded(mesh, shapes, axes)
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    part = sum(math.prod(one.shape) for one in found) / total
+    if part > tolerance:
+        largest = "; ".join(
+            f"{one.name} [{', '.join(map(str, one.shape))}], {one.why}" for one in found[:3]
+        )
+        raise InputError(
+            f"mesh.unsharded_tolerance={tolerance}: on a mesh of mesh.fsdp={mesh.shape['fsdp']} "
+            f"and mesh.tensor={mesh.shape['tensor']} every device would hold {part:.1%} of the "
+            f"parameters whole: {largest}; valid: sizes that divide, or a larger tolerance"
+        )
 
 
 def share(mesh: Mesh) -> tuple[int, int]:

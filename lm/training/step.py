@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lm.model.attention import block_ids
 from lm.model.transformer import Model
+from lm.training import head
 from lm.training.quantized import Quantized
 from lm.training.references import ATTENTION, EMA
 from lm.training.state import Trained, TrainState
@@ -120,7 +121,7 @@ def make_statistics(
             model.config.logit_softcap,
             block_size,
         )
-        return losses.statistics(loss, inputs)
+        return head.statistics(loss, inputs)
 
     return statistics
 
@@ -154,7 +155,7 @@ def make_loss_statistics(
         if teacher is not None:
             taught = teacher.forward(teacher.trained, batch)
             inputs = inputs._replace(teacher=losses.Teacher(*taught, products(teacher.softcap)))
-        found = losses.loss_statistics(loss, inputs, batch["weights"])
+        found = head.loss_statistics(loss, inputs, batch["weights"])
         if not attention:
             return found
         return AttentiveStatistics(*found[:4], found.loss, *share)

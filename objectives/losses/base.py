@@ -33,6 +33,8 @@ class Inputs(NamedTuple):
       block_size: columns of the head per block.
       keys: [B, T] random keys, one a token; None outside of training.
       teacher: for a loss that has one, in training.
+      axis: name of the mapped axis over whose devices the vocabulary is spread, each with its own
+        columns of the heads (`objectives.vocabulary`); None is whole.
     """
 
     hidden: jax.Array
@@ -43,6 +45,7 @@ class Inputs(NamedTuple):
     block_size: int = DEFAULT_BLOCK_SIZE
     keys: jax.Array | None = None
     teacher: Teacher | None = None
+    axis: str | None = None
 
 
 class Prediction(NamedTuple):
@@ -111,7 +114,12 @@ def statistics(loss: Loss, inputs: Inputs) -> TokenStatistics:
     """Statistics of the distribution that `loss` predicts."""
     hidden, head, scores = loss.predict(inputs)
     return token_statistics(
-        hidden, head, inputs.targets, scores=scores, block_size=inputs.block_size
+        hidden,
+        head,
+        inputs.targets,
+        scores=scores,
+        block_size=inputs.block_size,
+        axis=inputs.axis,
     )
 
 
@@ -135,6 +143,9 @@ def loss_statistics(
 
 
 def logits(loss: Loss, inputs: Inputs) -> jax.Array:
-    """Logits of the distribution that `loss` predicts, [B, T, V] float32: for a few tokens."""
+    """Logits of the distribution that `loss` predicts, [B, T, V] float32: for a few tokens.
+
+    The vocabulary is whole.
+    """
     hidden, head, scores = loss.predict(inputs)
     return scores.logits(hidden, head)

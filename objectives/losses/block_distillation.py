@@ -36,7 +36,12 @@ def block_distillation(block_length: int = 64) -> Loss:
         hidden, head, scores = inputs.teacher
         hidden, head = lax.stop_gradient((hidden, head))
         of_teacher = token_statistics(
-            hidden, head, inputs.targets, scores=scores, block_size=inputs.block_size
+            hidden,
+            head,
+            inputs.targets,
+            scores=scores,
+            block_size=inputs.block_size,
+            axis=inputs.axis,
         )
 
         def terms(carry, log_p_BTK, start, tokens, head_DK):
@@ -53,6 +58,7 @@ def block_distillation(block_length: int = 64) -> Loss:
             (hidden, of_teacher.logsumexp),
             head,
             inputs.block_size,
+            inputs.axis,
         )
 
     return Loss(losses=losses, teacher=True, block_length=block_length)

@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from objectives.losses.base import Prediction
-from objectives.vocabulary import Scores, add_gradients, for_each_block
+from objectives.vocabulary import (
+    Scores,
+    add_gradients,
+    first_column,
+    for_each_block,
+    total,
+)
 
 # (carry, log p of a block [B, T, K], start, arrays of the tokens, block of arrays of the
 # vocabulary) -> (carry, a [B, T, K], value [B, T]); see `expectation`.
@@ -22,6 +28,7 @@ class _Static(NamedTuple):
     terms: Terms
     scores: Scores
     block_size: int
+    axis: str | None
 
 
 def expectation(
@@ -32,6 +39,7 @@ def expectation(
     tokens: Any,
     vocabulary: Any,
     block_size: int,
+    axis: str | None = None,
 ) -> jax.Array:
     """A loss of every token whose gradient in the logits z is that of -sum_v a_v log p_v.
 
@@ -43,16 +51,17 @@ def expectation(
       terms: (carry, log_p_BTK, start, tokens, vocabulary_K) -> (carry, a_BTK, value_BT).
       prediction: distribution p.
       logsumexp_BT: of its logits, as `token_statistics` gives it.
-      carry: what `terms` gets for the first block.
+      carry: what `terms` gets for the first block, of this device's part of the vocabulary.
       tokens: tree of arrays that `terms` reads whole.
       vocabulary: tree of arrays [..., V] that `terms` reads a block of.
       block_size: columns per block.
+      axis: of `token_statistics`; `start` counts from the first column of the whole vocabulary.
 
     Returns:
       [B, T] float32, differentiable in `prediction` only. A token whose cotangent is 0 contributes
       exactly 0.
     """
-    static = _Static(terms, prediction.scores, block_size)
+    static = _Static(terms, prediction.scores, block_size, axis)
     constants = jax.lax.stop_gradient((logsumexp_BT, carry, tokens, vocabulary))
     return _expectation(static, prediction.hidden, prediction.head, constants)
 
@@ -70,25 +79,28 @@ def _expectation(static, hidden_BTD, head_DV, constants):
 
 def _forward(static, hidden_BTD, head_DV, constants):
     logsumexp_BT, carry, tokens, vocabulary = constants
+    first = first_column(head_DV, static.axis)
 
     def add_block(sums, blocks, start):
         carry, value_BT, total_BT = sums
         head_DK, vocabulary_K = blocks
         _, _, (carry, a_BTK, block_BT) = _block_terms(
-            static, hidden_BTD, head_DK, logsumexp_BT, carry, start, tokens, vocabulary_K
+            static, hidden_BTD, head_DK, logsumexp_BT, carry, first + start, tokens, vocabulary_K
         )
         return carry, value_BT + block_BT, total_BT + a_BTK.sum(-1)
 
     zeros_BT = jnp.zeros_like(logsumexp_BT)
-    _, value_BT, total_BT = for_each_block(
+    _, *sums = for_each_block(
         (head_DV, vocabulary), static.block_size, add_block, (carry, zeros_BT, zeros_BT)
     )
+    value_BT, total_BT = total(sums, static.axis)
     return value_BT, (hidden_BTD, head_DV, constants, total_BT)
 
 
 def _backward(static, residuals, d_BT):
     hidden_BTD, head_DV, constants, total_BT = residuals
     logsumexp_BT, carry, tokens, vocabulary = constants
+    first = first_column(head_DV, static.axis)
     live_BT = d_BT != 0
     hidden_BTD = jnp.where(live_BT[..., None], hidden_BTD, 0)
 
@@ -96,7 +108,7 @@ def _backward(static, residuals, d_BT):
         carry, gradients = sums
         head_DK, vocabulary_K = blocks
         logits_BTK, log_p_BTK, (carry, a_BTK, _) = _block_terms(
-            static, hidden_BTD, head_DK, logsumexp_BT, carry, start, tokens, vocabulary_K
+            static, hidden_BTD, head_DK, logsumexp_BT, carry, first + start, tokens, vocabulary_K
         )
         dz_BTK = d_BT[..., None] * (jnp.exp(log_p_BTK) * total_BT[..., None] - a_BTK)
         block = static.scores.pull_back(hidden_BTD, head_DK, logits_BTK, dz_BTK, live_BT)

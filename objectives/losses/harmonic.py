@@ -113,12 +113,16 @@ def _bray_curtis(hidden_BTD, head_DK, absolute):
 def _manhattan(hidden_BTD, head_DK):
     """sum_i |x_i - w_i|, [B, T, K], one channel after the other: no array is [B, T, K, D]."""
 
-    def add(sums_BTK, channel):
-        x_BT, w_K = channel
-        return sums_BTK + jnp.abs(x_BT[..., None] - w_K), None
+    def apart(x_BT, w_K):
+        return jnp.abs(x_BT[..., None] - w_K)
 
-    zeros_BTK = jnp.zeros((*hidden_BTD.shape[:2], head_DK.shape[1]), jnp.float32)
-    return jax.lax.scan(add, zeros_BTK, (jnp.moveaxis(hidden_BTD, -1, 0), head_DK))[0]
+    def add(sums_BTK, channel):
+        return sums_BTK + apart(*channel), None
+
+    hidden_DBT = jnp.moveaxis(hidden_BTD, -1, 0)
+    # The sum starts with a channel and not with zeros, so that it varies over a mesh as they do.
+    first_BTK = apart(hidden_DBT[0], head_DK[0])
+    return jax.lax.scan(add, first_BTK, (hidden_DBT[1:], head_DK[1:]))[0]
 
 
 def _manhattan_forward(hidden_BTD, head_DK):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from objectives.losses.base import Inputs, Loss, softmax
-from objectives.vocabulary import for_each_block
+from objectives.vocabulary import first_column, for_each_block, total, vocabulary_size
 
 
 def inverted_hinge() -> Loss:
@@ -32,21 +32,29 @@ def inverted_hinge() -> Loss:
 def rival_logits(inputs: Inputs) -> jax.Array:
     """The largest logit but for the target's, [B, T] float32, differentiable."""
     hidden_BTD, head_DV, scores = softmax(inputs)
+    first, axis = first_column(head_DV, inputs.axis), inputs.axis
     fixed_BTD = lax.stop_gradient(hidden_BTD)
 
     def better(best, head_DK, start):
         logits_BTK = scores.logits(fixed_BTD, head_DK)
-        is_target_BTK = (inputs.targets - start)[..., None] == jnp.arange(head_DK.shape[1])
+        is_target_BTK = (inputs.targets - first - start)[..., None] == jnp.arange(head_DK.shape[1])
         logits_BTK = jnp.where(is_target_BTK, -jnp.inf, logits_BTK)
         block = logits_BTK.max(-1), start + jnp.argmax(logits_BTK, axis=-1).astype(jnp.int32)
         if best is None:
             return block
         return tuple(jnp.where(block[0] > best[0], b, a) for a, b in zip(best, block, strict=True))
 
-    _, ids_BT = for_each_block(lax.stop_gradient(head_DV), inputs.block_size, better, None)
-    rivals_DBT = jnp.take(head_DV, ids_BT, axis=1)
+    best_BT, ids_BT = for_each_block(lax.stop_gradient(head_DV), inputs.block_size, better, None)
+    if axis:
+        is_best_BT = best_BT == lax.pmax(best_BT, axis)
+        none = vocabulary_size(head_DV, axis)
+        ids_BT = lax.pmin(jnp.where(is_best_BT, first + ids_BT, none), axis) - first
+    rivals_DBT = jnp.take(head_DV, ids_BT, axis=1, mode="clip")
     logits_BT = jnp.einsum(
         "btd,dbt->bt", hidden_BTD, rivals_DBT, preferred_element_type=jnp.float32
     )
+    if axis:
+        here_BT = (ids_BT >= 0) & (ids_BT < head_DV.shape[1])
+        logits_BT = total(jnp.where(here_BT, logits_BT, 0.0), axis)
     cap = inputs.softcap
     return cap * jnp.tanh(logits_BT / cap) if cap else logits_BT

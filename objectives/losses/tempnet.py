@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from objectives.losses.base import Loss, Prediction
-from objectives.vocabulary import products
+from objectives.vocabulary import own_rows, products, total, vocabulary_size
 from objectives.weighting.base import check_number
 
 
@@ -80,7 +80,8 @@ def tempnet(
             lax.stop_gradient(x).astype(jnp.float32) for x in (inputs.hidden, inputs.head)
         )
         square_BT = jnp.einsum("btd,de,bte->bt", hidden_BTD, head_DV @ head_DV.T, hidden_BTD)
-        projected_BTH = hidden_BTD @ (head_DV @ p["first"])
+        projected_BTH = hidden_BTD @ (head_DV @ own_rows(p["first"], head_DV, inputs.axis))
+        square_BT, projected_BTH = total((square_BT, projected_BTH), inputs.axis)
         projected_BTH /= jnp.sqrt(jnp.maximum(square_BT, 1e-24))[..., None]
         x_BTH = jax.nn.sigmoid(projected_BTH + p["first_bias"])
         if dropout and inputs.keys is not None:
@@ -98,7 +99,8 @@ def tempnet(
         return Prediction(hidden_BTD.astype(inputs.hidden.dtype), inputs.head, products())
 
     def losses(inputs, statistics):
-        return tempered_loss(statistics.nll, temperatures(inputs), rho, inputs.head.shape[1])
+        vocab_size = vocabulary_size(inputs.head, inputs.axis)
+        return tempered_loss(statistics.nll, temperatures(inputs), rho, vocab_size)
 
     return Loss(
         init=init,

@@ -461,9 +461,27 @@ def test_a_number_that_is_not_that_of_its_run_is_found(reported):
     assert line.startswith("a/seed_1/metrics.jsonl: loss is 3.2, not 3.200000001")
 
 
+def test_an_ablation_is_taken_into_the_results_with_its_runs(reported, tmp_path):
+    folder, *_ = reported
+    whole = records.read_csv(folder / "results.csv")
+    table = results.collect(folder, tmp_path)
+    assert table == tmp_path / f"{folder.name}.csv"
+    assert records.read_csv(table) == whole
+    assert results.trace(table, table.with_suffix("")) == []
+    (table.with_suffix("") / whole[1].metrics).unlink()
+    (line,) = results.trace(table, table.with_suffix(""))
+    assert line.startswith(f"{whole[1].metrics}: there is no result")
+    records.write_csv(folder / "results.csv", [whole[0]._replace(loss=0.0), *whole[1:]])
+    with pytest.raises(InputError, match=r"loss is 3\.\d+, not 0\.0"):
+        results.collect(folder, tmp_path)
+    assert records.read_csv(table) == whole
+
+
 def test_the_committed_document_is_that_of_the_committed_files(monkeypatch):
     monkeypatch.chdir(ROOT)
-    path = Path("docs/results.md")
-    if not path.exists():
-        pytest.skip("there are no committed results")
-    assert path.read_text() == results.build(Path("docs/results"))
+    folder = Path("docs/results")
+    assert Path("docs/results.md").read_text() == results.build(folder)
+    tables = sorted(folder.glob("*.csv"))
+    assert tables
+    for table in tables:
+        assert results.trace(table, table.with_suffix("")) == []

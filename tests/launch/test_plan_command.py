@@ -53,6 +53,10 @@ BAD = {
     "mesh": ([*TINY, "--devices=4", "--config.mesh.fsdp=3"], "does not match 4 devices"),
     "search": ([*TINY, "--search"], "--search needs --topology"),
     "slices": ([*TINY, "--slices=2"], "--slices needs --topology"),
+    "unsharded": (
+        [*TINY, "--devices=4", "--config.mesh.data=1", "--config.mesh.tensor=4"],
+        "vocab is not divisible by mesh.tensor=4",
+    ),
     "topology": ([*TINY, "--topology=v9:2x2"], "--topology=v9:2x2"),
 }
 

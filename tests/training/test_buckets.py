@@ -13,7 +13,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lm.data import corpora
 from lm.errors import InputError
-from lm.training import loop, metrics, runs
+from lm.training import integrity, loop, metrics, runs
+from lm.training.checkpoints import saved_steps, unfinished
 
 
 @pytest.fixture
@@ -81,6 +82,29 @@ def test_a_record_in_a_bucket_is_read_and_compared(bucket):
     other["config"]["model"]["width"] = 64
     with pytest.raises(InputError, match=r"gs://bucket/run holds checkpoints with model\.width=32"):
         loop.check_workdir(workdir, other)
+
+
+def test_files_of_a_checkpoint_in_a_bucket_are_known_by_their_lengths(bucket):
+    """To checksum them, process 0 would have to download what all processes have uploaded."""
+    folder = epath.Path("gs://bucket/run/checkpoints/6")
+    local = bucket / "bucket/run/checkpoints/6"
+    (local / "state" / "d").mkdir(parents=True)
+    for name in ("state/d/a", "state/d/b", "commit_success.txt"):
+        (local / name).write_bytes(b"0123456789")
+    assert integrity.damage(folder) is None
+    integrity.write_record(folder)
+    assert integrity.damage(folder) == ""
+    assert json.loads((local / integrity.RECORD).read_text())["state/d/b"] == [10, None]
+    (local / "state/d/b").write_bytes(b"0123")
+    assert integrity.damage(folder) == "state/d/b has 4 bytes, not 10"
+    (local / "state/d/b").unlink()
+    assert integrity.damage(folder) == "state/d/b is missing"
+    # Without its last file a checkpoint is one whose save was cut short.
+    directory = epath.Path("gs://bucket/run/checkpoints")
+    assert saved_steps(directory) == [6]
+    (local / "commit_success.txt").unlink()
+    assert saved_steps(directory) == []
+    assert unfinished(directory) == [folder]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

@@ -220,8 +220,10 @@ def test_stops_rather_than_start_anew_when_no_checkpoint_can_be_read(corpus, tmp
     for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
         if path.is_file():
             path.unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="can be read"):
         train(config, tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_batches_without_targets_and_unknown_samples_end_a_run(corpus, tmp_path):

@@ -92,11 +92,29 @@ def test_data_parallelism_shards_nothing():
 
 
 def test_an_axis_that_does_not_divide_is_named_as_unsharded():
-    p = planned(4, vocab_size=VOCAB + 1, mesh__data=1, mesh__tensor=4)
+    mesh = {"mesh__data": 1, "mesh__tensor": 4}
+    p = planned(4, vocab_size=VOCAB + 1, **mesh, mesh__unsharded_tolerance=0.5)
     assert [leaf.name for leaf in p.unsharded[:2]] == ["embedding/table", "head/kernel"]
     assert p.unsharded[0].shape == (VOCAB + 1, WIDTH)
     assert p.unsharded[0].bytes == 4 * (VOCAB + 1) * WIDTH
+    assert p.unsharded[0].why == "vocab is not divisible by mesh.tensor=4"
+    assert p.unsharded[2].why == "no axis of it is to be divided"
     assert p.unsharded_parameters == 2 * (VOCAB + 1) * WIDTH + NORMS
+
+    share = p.unsharded_parameters / p.parameters.total
+    planned(4, vocab_size=VOCAB + 1, **mesh, mesh__unsharded_tolerance=share + 1e-6)
+    with pytest.raises(InputError) as refused:
+        planned(4, vocab_size=VOCAB + 1, **mesh, mesh__unsharded_tolerance=share - 1e-6)
+    message = str(refused.value)
+    assert message.startswith("mesh.unsharded_tolerance=")
+    assert f"{share:.1%}" in message
+    assert "embedding/table [513, 64], vocab is not divisible by mesh.tensor=4" in message
+
+
+def test_what_fsdp_alone_leaves_whole_is_little_and_data_parallelism_is_no_concern():
+    strict = {"mesh__unsharded_tolerance": 0.005}
+    planned(4, vocab_size=VOCAB + 1, mesh__data=1, mesh__fsdp=4, **strict)
+    planned(4, vocab_size=VOCAB + 1, mesh__data=4, **strict)
 
 
 def test_a_number_of_devices_plans_like_the_devices():
