@@ -2,7 +2,7 @@
 
 Command: python -m launch.ablate --config=configs/ablations/scaling.py --workdir=runs/scaling
 Fit:     python -m launch.ablate --fit=runs/scaling/results.csv --output=scaling.html
-Cost:    12 runs of 15 to 60 seconds on one CPU core.
+Cost:    24 runs of 15 to 60 seconds on one CPU core.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     return ablation.make(
         small.get_config("tiny"),
         variants,
-        seeds=(0,),
+        seeds=(0, 1),
         baseline="width=24,steps=200",
         match="none",
     )
