@@ -32,6 +32,7 @@ TINY = [
             "evaluation.batches=1",
             "evaluation.every_steps=75",
             "evaluation.sample_tokens=4",
+            "mesh.unsharded_tolerance=1",  # toys
             "distributed.join_seconds=60",
             "distributed.heartbeat_seconds=10",
         ]
