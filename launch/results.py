@@ -5,11 +5,9 @@ python -m launch.results --collect=runs/ablations/codes
 python -m launch.results --trace=docs/results/codes.csv [--workdir=runs/ablations/codes]
 
 A section is a file NUMBER_NAME.md, in which ${codes} stands for what codes.csv, the results.csv of
-an ablation, says: its command, its table, its verdicts; and ${scaling_laws} for the laws that are
-fitted to the runs of scaling.csv, as launch.ablate --fit does. Each table is run in the work
-directory runs/ablations/NAME; --collect copies its results.csv to docs/results/NAME.csv and the
-metrics.jsonl of its runs into docs/results/NAME, where --trace looks unless it is given another
-folder.
+an ablation, says: its command, its table, its verdicts. Each table is run in the work directory
+runs/ablations/NAME; --collect copies its results.csv to docs/results/NAME.csv and the metrics.jsonl
+of its runs into docs/results/NAME, where --trace looks unless it is given another folder.
 """
 
 import json
@@ -21,8 +19,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import command, document, records, report, scaling_report
-from launch.document import Figure, Items, Paragraph
+from launch import command, document, records, report
+from launch.document import Items, Paragraph
 from lm.errors import InputError
 from lm.training import outcomes
 
@@ -64,7 +62,7 @@ def build(folder: Path) -> str:
     sections = sorted(folder.glob("*.md"))
     if not sections:
         raise InputError(f"{folder} has no section: no file NUMBER_NAME.md")
-    tables = _Tables(folder)
+    tables = {path.stem: _table(path) for path in sorted(folder.glob("*.csv"))}
     parts = [_TITLE]
     for path in sections:
         try:
@@ -72,23 +70,6 @@ def build(folder: Path) -> str:
         except KeyError as error:
             raise InputError(f"{path}: there is no {folder}/{error.args[0]}.csv") from None
     return "\n".join(part.strip() + "\n" for part in parts)
-
-
-class _Tables(dict):
-    """Name -> text, made when a section asks for it."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __missing__(self, name: str) -> str:
-        path = self._folder / f"{name.removesuffix('_laws')}.csv"
-        if not path.exists():
-            raise KeyError(path.stem)
-        if path.stem == name:
-            return _table(path)
-        blocks, _ = scaling_report.laws(records.read_csv(path))
-        blocks = [block for block in blocks if not isinstance(block, Figure)]
-        return document.markdown(blocks).strip().replace("\n## ", "\n### ")
 
 
 def collect(workdir: Path, folder: Path) -> Path:
