@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from launch import command, document, figures
-from launch.document import Block, Figure, Heading, Paragraph, Table
+from launch.document import Figure, Heading, Paragraph, Table
 from lm.errors import InputError
 from lm.training import scaling
 from lm.training.outcomes import Row
@@ -18,20 +18,7 @@ _QAT_REPEATS = 30
 
 
 def write(rows: Sequence[Row], held_out: Sequence[str], output: Path) -> str:
-    """Writes the page of `laws` and, beside it, the same as Markdown; returns a summary.
-
-    Raises:
-      InputError: an unknown variant, or runs that determine no law.
-    """
-    blocks, summary = laws(rows, held_out)
-    title = "Scaling laws"
-    command.write_text(output, document.page(blocks, title))
-    command.write_text(output.with_suffix(".md"), document.markdown(blocks, title))
-    return "\n".join([*summary, f"page: {output}"])
-
-
-def laws(rows: Sequence[Row], held_out: Sequence[str] = ()) -> tuple[list[Block], list[str]]:
-    """All that can be fitted to the runs, as blocks and in a line a law.
+    """Writes the page and, beside it, the same as Markdown; returns a summary.
 
     Full-precision runs are for the laws of size and length, quantized ones for the law of
     quantization-aware training. Held out are the variants named, or else, of each kind, the runs of
@@ -65,7 +52,11 @@ def laws(rows: Sequence[Row], held_out: Sequence[str] = ()) -> tuple[list[Block]
     if not summary:
         raise InputError(f"no law can be fitted: {'; '.join(refused)}")
     notes = [Paragraph(f"Not fitted: {'; '.join(refused)}.")] * bool(refused)
-    return [Paragraph(_intro(rows)), *blocks, *notes], summary
+    title = "Scaling laws"
+    blocks = [Paragraph(_intro(rows)), *blocks, *notes]
+    command.write_text(output, document.page(blocks, title))
+    command.write_text(output.with_suffix(".md"), document.markdown(blocks, title))
+    return "\n".join([*summary, f"page: {output}"])
 
 
 def _intro(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs import base
 from lm.model.config import ModelConfig
 from lm.model.transformer import Model, make_model
+from lm.training import experiment, sharding
 
 VOCAB = 37
 
@@ -69,3 +70,17 @@ def write_corpus(folder, documents=24, seed=0) -> str:
         text = " ".join(rng.choice(words, int(rng.integers(40, 160))))
         (folder / f"doc{i:03}.txt").write_text(text)
     return str(folder)
+
+
+def steps(batches, devices=1, **overrides):
+    """Metrics and the last state of a run's own train step, on toy rows of 16 tokens."""
+    c = config(data__sequence_length=16, **overrides)
+    run = experiment.build(c, VOCAB, jax.devices()[:devices])
+    with jax.set_mesh(run.mesh):
+        shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
+        state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
+        step, metrics = run.train_step(), []
+        for batch in batches:
+            state, values = step(state, sharding.put_batch(run.mesh, batch))
+            metrics.append(jax.device_get(values))
+    return metrics, jax.device_get(state)

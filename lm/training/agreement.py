@@ -51,3 +51,10 @@ def first_said(text: str) -> str:
     gathered = np.asarray(multihost_utils.process_allgather(encoded))
     texts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in gathered]
     return next(filter(None, texts), "")
+
+
+def of_first(value: bool) -> bool:
+    """What process 0 says; all of them have to ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from lm.data import ngram, tokenizers
 from lm.errors import InputError, StorageError, writing
 from lm.training import branch, evaluation, experiment, metrics, packed, runs, sharding
-from lm.training.agreement import Agreement, first_said
+from lm.training.agreement import Agreement, first_said, of_first
 from lm.training.checkpoints import Checkpoints, saved_steps
 from lm.training.quantized import FULL_PRECISION
 from lm.training.second_models import open_references
@@ -298,7 +298,7 @@ class _Loop:
         Process 0 has written it, and may be the only one that sees it.
         """
         found = self.written_end() if jax.process_index() == 0 else None
-        if sharding.agreed(found is not None):
+        if of_first(found is not None):
             return found or evaluation.Evaluation(math.nan, math.nan, math.nan, 0.0)
         return None
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from etils import epath
 
-from lm.training import experiment, loop, metrics, sharding
+from lm.training import experiment, loop, metrics
 from lm.training.state import Trained
 from lm.training.step import (
     make_forward,
@@ -99,35 +99,19 @@ def test_in_the_quantized_phase_it_is_that_of_the_weights_on_their_grids():
         close(attention(trained, run.quantized), attention(trained), 1e-3)
 
 
-def steps(batches, devices=1, **overrides):
-    config = tiny.config(
-        data__sequence_length=16,
-        objective__weighting="ss_token",
-        objective__references__history_nll="ema",
-        train__ema_decay=0.9,
-        **overrides,
-    )
-    run = experiment.build(config, tiny.VOCAB, jax.devices()[:devices])
-    with jax.set_mesh(run.mesh):
-        shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
-        state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
-        step = jax.jit(
-            make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config),
-            out_shardings=(shardings, None),
-        )
-        metrics = []
-        for b in batches:
-            state, values = step(state, sharding.put_batch(run.mesh, b))
-            metrics.append(jax.device_get(values))
-    return metrics, jax.device_get(state)
+STEPS = {
+    "objective__weighting": "ss_token",
+    "objective__references__history_nll": "ema",
+    "train__ema_decay": 0.9,
+}
 
 
 def test_eight_devices_and_micro_batches_take_the_steps_of_one():
     batches = [prompted(seed=i) for i in range(2)]
-    metrics, state = steps(batches, mesh__data=1)
+    metrics, state = tiny.steps(batches, mesh__data=1, **STEPS)
     assert all(np.isfinite(m["loss"]) and 0.5 < m["kept_share"] < 0.75 for m in metrics)
-    other, other_state = steps(
-        batches, 8, mesh__data=2, mesh__tensor=2, mesh__sequence=2, train__accumulation=2
+    other, other_state = tiny.steps(
+        batches, 8, mesh__data=2, mesh__tensor=2, mesh__sequence=2, train__accumulation=2, **STEPS
     )
     close(other, metrics, 1e-3)
     close(other_state.trained, state.trained, 1e-2)

@@ -61,16 +61,17 @@ def test_every_quantizer_and_weighting_is_timed():
 def test_items_take_turns_after_a_warm_up():
     order = []
 
-    def item(name):
+    def item(name, reads_ahead=False):
         def run():
             order.append(name)
             time.sleep(0.03)
             return np.zeros(())
 
-        return benchmark.Item(name, run, 0, 0, "")
+        return benchmark.Item(name, run, 0, 0, "", reads_ahead=reads_ahead)
 
-    seconds = benchmark.measure([item("a"), item("b")], repeats=2)
-    assert order == [*"aabb", *"abab"]
+    seconds = benchmark.measure([item("r", True), item("a"), item("b")], repeats=2)
+    # What reads ahead works in the time of others, and comes when they are done.
+    assert order == [*"aabb", *"abab", *"rr", *"rr"]
     assert all(len(times) == 2 and min(times) >= 0.03 for times in seconds.values())
 
 

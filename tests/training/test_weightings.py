@@ -119,24 +119,6 @@ def test_a_nan_reference_is_a_nan_loss_and_metrics_are_there():
     assert np.isnan(run(poisoned)[1]["loss"])
 
 
-def steps(batches, devices=1, **overrides):
-    """Metrics and the last state of a run's own step."""
-    config = tiny.config(data__sequence_length=16, **overrides)
-    run = experiment.build(config, tiny.VOCAB, jax.devices()[:devices])
-    with jax.set_mesh(run.mesh):
-        shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
-        state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
-        step = jax.jit(
-            make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config),
-            out_shardings=(shardings, None),
-        )
-        metrics = []
-        for b in batches:
-            state, values = step(state, sharding.put_batch(run.mesh, b))
-            metrics.append(jax.device_get(values))
-    return metrics, jax.device_get(state)
-
-
 EMA_RHO1 = {
     "objective__weighting": "rho1*dynamic",
     "objective__references__reference_nll": "ema",
@@ -148,11 +130,11 @@ EMA_RHO1 = {
 
 def test_the_moving_average_is_a_reference_however_the_batch_is_split():
     batches = [tiny.batch(rows=8, seed=i) for i in range(3)]
-    metrics, state = steps(batches, mesh__data=1, **EMA_RHO1)
+    metrics, state = tiny.steps(batches, mesh__data=1, **EMA_RHO1)
     # At first the average is the model: no token has an excess, and all tie.
     assert metrics[0]["kept_share"] == 1
     assert abs(metrics[2]["kept_share"] - 0.5) < 0.01
-    other, other_state = steps(
+    other, other_state = tiny.steps(
         batches, 4, train__accumulation=4, mesh__data=2, mesh__sequence=2, **EMA_RHO1
     )
     close(other, metrics, 1e-3)
