@@ -327,6 +327,9 @@ def measure(items: Iterable[Item], repeats: int) -> dict[str, list[float]]:
 
     Every item is compiled and warmed up first. Then all take turns, so that a drift of the machine
     hits all alike; but those that read ahead come after all others, in whose time they would work.
+    A timing follows a run of the same item that does not count: a virtual machine may have given
+    back to its host what memory the item freed a turn ago, and the first step to touch that memory
+    again was seen to take twice the time.
     """
     items = list(items)
     seconds = {item.name: [] for item in items}
@@ -338,6 +341,7 @@ def measure(items: Iterable[Item], repeats: int) -> dict[str, list[float]]:
             counts[item.name] = max(1, math.ceil(_LEAST_SECONDS / _timed(item, 1)))
         for _ in range(repeats):
             for item in turns:
+                jax.block_until_ready(item.run())
                 seconds[item.name].append(_timed(item, counts[item.name]))
     return seconds
 

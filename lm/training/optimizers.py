@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -97,11 +98,26 @@ def make_optimizer(
     if loss_learning_rate:
         rates["learning_rate"] = make_phase_schedule(config, phases, loss_learning_rate)
         transforms["loss"] = rule(**rates, weight_decay=0.0)
-    clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
+    clip = _clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     optimizer = optax.chain(clip, optax.partition(transforms, groups))
     if config.quantization.relative_scale_steps:
         optimizer = _relative_scales(optimizer)
     return optimizer, schedule
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """g * min(1, limit / |g|), of the norm of all gradients: `optax.clip_by_global_norm`.
+
+    Optax divides every gradient by the norm; XLA on CPU writes the quotients down before it makes
+    moments of them, but computes a product anew where it is used.
+    """
+
+    def clip(grads, params):
+        del params
+        factor = jnp.minimum(1.0, limit / optax.tree.norm(grads))
+        return jax.tree.map(lambda g: g * factor, grads)
+
+    return optax.stateless(clip)
 
 
 def _relative_scales(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
