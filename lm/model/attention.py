@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm.errors import InputError
 from lm.model import splash
+from lm.model.platform import platform
 
 # Large enough to vanish in the softmax, small enough to stay finite in float32: a row of padding
 # sees itself only, so no row is ever fully masked.
@@ -75,13 +76,10 @@ def attend(
 
 def _best(query_BNTH, key_BKSH, blocks_BT) -> str:
     """What "auto" means for these arrays, on the devices of the mesh or else the default ones."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    # Ahead of time, a program is compiled for devices that are not the default ones.
-    platform = device.platform if device else jax.default_backend()
     half = query_BNTH.dtype in (jnp.bfloat16, jnp.float16)
-    if platform in ("gpu", "cuda", "rocm"):
+    if platform() == "gpu":
         return "cudnn" if half else "einsum"
-    if platform == "tpu" and blocks_BT is None and _can_splash(query_BNTH, key_BKSH):
+    if platform() == "tpu" and blocks_BT is None and _can_splash(query_BNTH, key_BKSH):
         return "splash"
     return "einsum"
 
