@@ -1,8 +1,8 @@
 """The shapes that launch.benchmark times; the argument is one of `SHAPES`.
 
 Command: python -m launch.benchmark --shapes=tiny,small
-Cost:    tiny and small, with either vocabulary, fit a CPU; 350m and 1.3b want an accelerator with
-         80 GB and were not run on one.
+Cost:    tiny and small, with either vocabulary, fit a CPU; 350m, 350m_131k and 1.3b want an
+         accelerator with 80 GB and were not run on one.
 
 Batches are random tokens, so data.vocab_size may be any; launch.train takes the same sizes with a
 tokenizer of so many entries.
@@ -21,6 +21,7 @@ SHAPES = {
     "tiny_50k": (4, 128, 4, 50_304, 256, 16, 2),
     "small_50k": (6, 384, 6, 50_304, 256, 8, 2),
     "350m": (24, 1024, 16, 50_304, 2048, 16, 1),
+    "350m_131k": (24, 1024, 16, 131_072, 2048, 4, 1),
     "1.3b": (24, 2048, 16, 50_304, 2048, 8, 1),
 }
 
@@ -42,6 +43,6 @@ def get_config(shape: str = "tiny") -> ConfigDict:
     config.train.update(batch_size=rows, accumulation=accumulation)
     config.evaluation.update(every_steps=0)
     config.checkpoint.update(every_steps=0)
-    if shape in ("350m", "1.3b"):
+    if layers == 24:  # for accelerators
         config.model.update(embedding="binary", dtype="bfloat16", remat="dots")
     return config

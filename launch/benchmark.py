@@ -213,6 +213,10 @@ def _lines(record: dict[str, Any]) -> list[str]:
     ]
     steps = [x["tokens_per_second"] for name, x in items.items() if name.startswith("step ")]
     for name, x in items.items():
+        if base := items.get(_twin(name)):
+            lines.append(
+                f"{name}: {x['seconds'] / base['seconds']:.2f} x the time of {_twin(name)}"
+            )
         if name.startswith("data pipeline"):
             times = x["tokens_per_second"] / max(steps)
             lines.append(f"{name}: {times:.0f} x the tokens/s of the fastest step")
@@ -229,6 +233,13 @@ def _lines(record: dict[str, Any]) -> list[str]:
         head = ["first step of launch.train after", "s, warm cache", "s, cold", "GB at most"]
         lines += ["", *command.table(head, rows)]
     return lines
+
+
+def _twin(name: str) -> str:
+    """The item that another one is a change of; no item, where there is none."""
+    if name.startswith("variant ") and name != "variant plain":
+        return "variant plain"
+    return f"dense {name}" if name.startswith("cross-entropy") else ""
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lm.data.layout import BATCH
 from lm.model.attention import attend
@@ -31,6 +32,31 @@ _SIDES = {"cpu": (768, 1536), "gpu": (4096, 8192), "tpu": (4096, 8192)}
 _STREAM = 2**26
 
 _BATCHES = 256
+
+# Where references come from that stand in the batch: any folder of scores would do.
+_STORED = "stored"
+
+# What is changed in a step that is compared with the plain one, and what is alike in all: one
+# micro-batch, for with more of them weights that depend on losses take another forward pass; and
+# quantization, where there is any, from the first step on.
+_ALIKE = {"train.accumulation": 1, "quantization.fraction": "1.0"}
+VARIANTS = {
+    "plain": {},
+    "4 bits": {"quantization.bits": 4.0},
+    "2 bits": {"quantization.bits": 2.0},
+    "4 bits, int8 inputs": {"quantization.bits": 4.0, "quantization.activations": "int8"},
+    "dynamic": {"objective.weighting": "dynamic"},
+    "rho1, stored losses": {
+        "objective.weighting": "rho1",
+        "objective.references.reference_nll": _STORED,
+    },
+    "rho1, moving average": {
+        "objective.weighting": "rho1",
+        "objective.references.reference_nll": "ema",
+        "train.ema_decay": 0.999,
+    },
+    "binary codes": {"model.embedding": "binary"},
+}
 
 
 class Item(NamedTuple):
@@ -57,13 +83,21 @@ class Item(NamedTuple):
     reads_ahead: bool = False
 
 
-def train_steps(name: str, run: experiment.Experiment) -> Item:
-    """The train step of a run, on one random batch, with its optimizer."""
+def train_step(name: str, run: experiment.Experiment) -> Item:
+    """The train step of a run, on one random batch, with its optimizer.
+
+    With quantization it is the step of the quantized phase. Stored references are random, too.
+    """
     c = run.config
-    step = run.train_step()
+    step = run.train_step(quantized=run.quantized is not None)
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
     state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(c.train.seed))
+    if run.quantized:
+        state = run.begin_quantized()(state)
     batch = random_batch(run)
+    for reference in run.references():
+        if c.objective.references[reference] == _STORED:
+            batch[reference] = jax.random.uniform(jax.random.key(1), batch["weights"].shape)
 
     def once():
         nonlocal state
@@ -72,7 +106,7 @@ def train_steps(name: str, run: experiment.Experiment) -> Item:
 
     tokens = c.train.batch_size * c.data.sequence_length
     return Item(
-        f"step {name}",
+        name,
         once,
         flops=run.flops_per_token() * tokens,
         bytes=0,
@@ -132,13 +166,19 @@ def cross_entropy(run: experiment.Experiment) -> list[Item]:
     hidden_BTD, head_DV = _normal(c.model.dtype, (b, t, d), (d, v))
     targets_BT = random_batch(run)["targets"]
 
-    def loss(hidden_BTD, head_DV, targets_BT):
+    def blocked(hidden_BTD, head_DV, targets_BT):
         return token_statistics(hidden_BTD, head_DV, targets_BT, block_size=block).nll.mean()
 
+    def dense(hidden_BTD, head_DV, targets_BT):
+        logits_BTV = (hidden_BTD @ head_DV).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT).mean()
+
     s = hidden_BTD.dtype.itemsize
+    # In one block of the vocabulary, blocked is dense.
+    losses = {"cross-entropy": blocked} | ({"dense cross-entropy": dense} if v > block else {})
     return [
         Item(
-            f"cross-entropy {b * t} x {d} x {v}",
+            f"{name} {b * t} x {d} x {v}",
             _bound(jax.grad(loss, (0, 1)), hidden_BTD, head_DV, targets_BT),
             6 * b * t * d * v,
             2 * s * (b * t * d + d * v),
@@ -146,6 +186,7 @@ def cross_entropy(run: experiment.Experiment) -> list[Item]:
             c.model.dtype,
             b * t,
         )
+        for name, loss in losses.items()
     ]
 
 
@@ -272,6 +313,17 @@ def weightings(run: experiment.Experiment) -> list[Item]:
     return items
 
 
+def variants(run: experiment.Experiment) -> list[Item]:
+    """The train step with one thing changed, for every entry of `VARIANTS`."""
+    items = []
+    for name, keys in VARIANTS.items():
+        config = run.config.copy_and_resolve_references()
+        config.update_from_flattened_dict({**_ALIKE, **keys})
+        changed = experiment.build(config, run.model.config.vocab_size)
+        items.append(train_step(f"variant {name}", changed))
+    return items
+
+
 def data_pipeline(run: experiment.Experiment) -> list[Item]:
     """Batches of bytes of the config's corpus, from reading its documents to arrays on the host."""
     config = run.config.copy_and_resolve_references()
@@ -304,18 +356,19 @@ PIECES = {
     "optimizer": optimizer,
     "quantizers": quantizers,
     "weightings": weightings,
+    "variants": variants,
     "data": data_pipeline,
 }
 
 # Those that are many, and of one shape tell enough.
-_OF_ONE_SHAPE = ("quantizers", "weightings", "data")
+_OF_ONE_SHAPE = ("quantizers", "weightings", "variants", "data")
 
 
 def collect(runs: Mapping[str, experiment.Experiment], pieces: Iterable[str]) -> list[Item]:
     """The train steps of all runs, then the pieces of `PIECES` that are named."""
     items = {}
     for name, run in runs.items():
-        items[name] = train_steps(name, run)
+        items[name] = train_step(f"step {name}", run)
     for piece in pieces:
         for run in list(runs.values())[: 1 if piece in _OF_ONE_SHAPE else None]:
             items |= {item.name: item for item in PIECES[piece](run)}

@@ -5,7 +5,7 @@ import json
 import pytest
 from test_commands import command
 
-from launch.benchmark import _first_step, _tokenizer_options, compare
+from launch.benchmark import _first_step, _tokenizer_options, _twin, compare
 from lm.data import tokenizers
 from lm.errors import InputError
 
@@ -52,6 +52,12 @@ def test_start_up_changes_by_more_than_a_fifth():
     lines = compare(a, b)
     assert [line.split()[2] for line in lines[1:3]] == ["GB", "cold_seconds"]
     assert lines[3] == "1 figures are within noise"
+
+
+def test_what_a_ratio_is_to():
+    assert _twin("variant 4 bits") == "variant plain"
+    assert _twin("cross-entropy 16 x 8 x 4096") == "dense cross-entropy 16 x 8 x 4096"
+    assert not any(_twin(name) for name in ("variant plain", "dense cross-entropy 1", "step tiny"))
 
 
 def test_json_is_one_object_and_nothing_else():

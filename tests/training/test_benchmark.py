@@ -50,6 +50,25 @@ def test_a_step_trains_and_each_item_says_what_it_counts():
     assert 0 < optimizer.bytes - 4 * 7 * count < 200
 
 
+def test_a_variant_is_the_step_with_its_change():
+    _, items = pieces(["variants"], objective__rho1__keep=0.5)
+    found = {item.name.removeprefix("variant "): item for item in items[1:]}
+    assert found.keys() == benchmark.VARIANTS.keys()
+    names = ("plain", "4 bits", "rho1, stored losses")
+    first = {name: found[name].run() for name in names}
+    # The same batch and parameters: weights on their grid, or half of the tokens, make the change.
+    assert float(first["4 bits"]["loss"]) != pytest.approx(float(first["plain"]["loss"]), rel=1e-6)
+    counts = [float(first[name]["weight_sum"]) for name in names]
+    assert counts[0] == counts[1] == pytest.approx(2 * counts[2], rel=0.02)
+
+
+def test_dense_cross_entropy_has_the_gradients_of_the_blocked_one():
+    _, (_, blocked, dense) = pieces(["cross_entropy"], objective__block_size=32)
+    assert dense.name == f"dense {blocked.name}"
+    for a, b in zip(blocked.run(), dense.run(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8)
+
+
 def test_every_quantizer_and_weighting_is_timed():
     _, items = pieces(["quantizers", "weightings"])
     seconds = benchmark.measure(items[1:], repeats=1)
