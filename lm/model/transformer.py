@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.model import embeddings
+from lm.model import embeddings, rotary
 from lm.model.attention import attend, attention_share
 from lm.model.config import ModelConfig
-from lm.model.platform import platform
+from lm.model.products import plain_product
 
 REMAT_POLICIES = {
     "full": None,
@@ -133,7 +133,7 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
                 {"params": params},
                 (x, None),
                 None,
-                *_turns(config, positions),
+                *rotary.turns(positions, config.head_width, config.rope_base),
                 segment_ids,
                 None,
             )
@@ -180,71 +180,11 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
-def rotate(x_BNTH: jax.Array, sin_BTH: jax.Array, cos_BTH: jax.Array) -> jax.Array:
-    """Rotary positions (arXiv 2104.09864, eq. 34): turns channel pairs (i, i + H/2) by
-    position * base^(-2i/H). The sine and cosine are [B, T, H/2].
-    """
-    a, b = jnp.split(x_BNTH, 2, axis=-1)
-    sin, cos = (f[:, None].astype(x_BNTH.dtype) for f in (sin_BTH, cos_BTH))
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
 def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple, scale: float = 1.0):
     """A weight [in, out] that starts as N(0, scale^2 / in), as it is stored."""
     c = module.config
     init = nn.with_logical_partitioning(nn.initializers.normal(scale * shape[0] ** -0.5), axes)
     return module.param(name, init, shape, jnp.dtype(c.param_dtype))
-
-
-def project(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
-    """x @ w, [B, T, F], as a product of two matrices wherever rows and tokens can be merged.
-
-    On CPU, XLA otherwise transposes the gradient of a three-dimensional product inside the
-    elementwise pass before it: an MLP, forward and backward, takes 0.5 x the time this way.
-    """
-    axis = nn.logical_to_mesh_axes(("length",))[0]
-    if axis and jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1:
-        return x_BTD @ w_DF  # merging would gather the tokens of a row from all their devices
-    return _multiply(x_BTD.reshape(-1, w_DF.shape[0]), w_DF).reshape(*x_BTD.shape[:2], -1)
-
-
-@jax.custom_vjp
-def _multiply(x_MD: jax.Array, w_DF: jax.Array) -> jax.Array:
-    """x @ w, whose gradient x^T y of the weights is put together for XLA on CPU.
-
-    There a product that contracts the rows of both its sides goes to slower kernels: with the
-    narrower side transposed before, it takes 0.55 to 0.95 x the time.
-    """
-    return x_MD @ w_DF
-
-
-def _multiply_backward(residuals, y_MF):
-    x_MD, w_DF = residuals
-
-    if platform() != "cpu":
-        slope_DF = x_MD.T @ y_MF
-    else:
-        # Without the barriers XLA would join each transposition to the product again.
-        apart = jax.lax.optimization_barrier
-        if y_MF.shape[1] < x_MD.shape[1]:
-            slope_DF = apart(apart(y_MF.T) @ x_MD).T
-        else:
-            slope_DF = apart(x_MD.T) @ y_MF
-    return y_MF @ w_DF.T, slope_DF
-
-
-_multiply.defvjp(lambda x_MD, w_DF: (x_MD @ w_DF, (x_MD, w_DF)), _multiply_backward)
-
-
-def plain_product(path: str, x_BTD: jax.Array, w_DF: jax.Array, scale: Any) -> jax.Array:
-    """x @ w in the compute dtype; the `product` of a model to which none is given."""
-    del path, scale
-
-    def multiply(x_BTD, w_DF):
-        return project(x_BTD, w_DF.astype(x_BTD.dtype))
-
-    # Under checkpoint the scan over layers keeps no stacked copy of w for the backward pass.
-    return jax.checkpoint(multiply, prevent_cse=False)(x_BTD, w_DF)
 
 
 def _linear(
@@ -273,7 +213,8 @@ def _queries_and_keys(module: nn.Module, x_BTD, sin_BTH, cos_BTH):
     if c.qk_norm:
         query_BNTH = Norm("rmsnorm", c.param_dtype, name="query_norm")(query_BNTH)
         key_BKTH = Norm("rmsnorm", c.param_dtype, name="key_norm")(key_BKTH)
-    return rotate(query_BNTH, sin_BTH, cos_BTH), rotate(key_BKTH, sin_BTH, cos_BTH)
+    turns = sin_BTH, cos_BTH
+    return rotary.rotate(query_BNTH, *turns), rotary.rotate(key_BKTH, *turns)
 
 
 class Attention(nn.Module):
@@ -328,9 +269,10 @@ def _attention_share(config, product, layer, input_BTD, positions_BT, segment_id
     norm = Norm(config.norm, config.param_dtype)
     y_BTD = norm.apply({"params": layer["params"]["attention_norm"]}, input_BTD)
     own = {name: tree["attention"] for name, tree in layer.items() if "attention" in tree}
+    turns = rotary.turns(positions_BT, config.head_width, config.rope_base)
     # By its name `product` knows whose weights these are.
     return AttentionShare(config, product, name="attention").apply(
-        own, y_BTD, *_turns(config, positions_BT), segment_ids_BT, to_BT
+        own, y_BTD, *turns, segment_ids_BT, to_BT
     )
 
 
@@ -470,8 +412,9 @@ class Transformer(nn.Module):
             cache = cache._replace(segment_ids_BS=segments_BS)
             layer_cache = (cache.keys_LBKSH, cache.values_LBKSH)
         carry = (x_BTD, x_BTD if keep_input else None)
+        turns = rotary.turns(positions_BT, c.head_width, c.rope_base)
         (x_BTD, input_BTD), layer_cache = self.layers(
-            carry, layer_cache, *_turns(c, positions_BT), segment_ids_BT, cache, blocks_BT
+            carry, layer_cache, *turns, segment_ids_BT, cache, blocks_BT
         )
         if cache is not None:
             cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])
@@ -500,21 +443,3 @@ class Head(nn.Module):
     def __call__(self):
         c = self.config
         return _matrix(self, "kernel", (c.width, c.vocab_size), ("embed", "vocab")).astype(c.dtype)
-
-
-def _turns(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sine and cosine of the rotary angles, [B, T, H/2]."""
-    half = config.head_width // 2
-    frequencies_H = config.rope_base ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BTH = positions_BT[..., None] * frequencies_H
-
-    def turns(angle_BTH):
-        return jnp.sin(angle_BTH), jnp.cos(angle_BTH)
-
-    if platform() != "cpu":
-        return turns(angle_BTH)
-    # XLA on CPU, which removes optimization barriers before it fuses, would compute sine and cosine
-    # again for every head, in each elementwise pass that turns queries, keys or their gradients:
-    # 1.15 x the time of a step. It fuses nothing out of a conditional; positions are never
-    # negative.
-    return jax.lax.cond(positions_BT.min() >= 0, turns, lambda x: (x, x), angle_BTH)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import InputError
-from lm.model.transformer import Model, project
+from lm.model.products import project
+from lm.model.transformer import Model
 from lm.training.packed import Coded, code_leaves
 from objectives.quantization import calibration_hessian, gptq, init_scales
 from objectives.quantization.post_training import GPTQ

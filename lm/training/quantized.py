@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from lm.errors import InputError
 from lm.model.config import check_choice
-from lm.model.transformer import project
+from lm.model.products import project
 from lm.training.sharding import to_host
 from lm.training.state import Trained
 from objectives.quantization import (

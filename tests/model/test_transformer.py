@@ -9,7 +9,7 @@ import tiny
 from configs import base
 from lm.errors import InputError
 from lm.model.config import ModelConfig
-from lm.model.transformer import rotate
+from lm.model.rotary import rotate
 
 VARIANTS = [
     {},
