@@ -6,7 +6,11 @@ import pytest
 import tiny
 
 from lm.errors import InputError
-from lm.training.optimizers import make_optimizer, parameter_groups
+from lm.training.optimizers import (
+    _clip_by_global_norm,
+    make_optimizer,
+    parameter_groups,
+)
 from lm.training.quantized import Phases
 from lm.training.schedules import make_schedule
 from lm.training.state import Trained
@@ -82,6 +86,21 @@ def test_clipping_is_by_global_norm():
         states.append(jax.jit(tx.update)(Trained(g), tx.init(trained), trained)[1])
     for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0, 1e6])
+def test_clipping_is_that_of_optax(share):
+    _, grads = params_and_grads()
+    limit = 3.0
+    norm = optax.tree.norm(grads)
+    grads = jax.tree.map(lambda g: g * (share * limit / norm), grads)
+    ours, theirs = (
+        make(limit).update(grads, optax.EmptyState())[0]
+        for make in (_clip_by_global_norm, optax.clip_by_global_norm)
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6)
+    np.testing.assert_allclose(optax.tree.norm(ours), limit * min(share, 1.0), rtol=1e-5)
 
 
 def rates(steps=100, **overrides):
