@@ -16,7 +16,7 @@ from configs import scale
 
 TOPOLOGIES = {"v5e": "v5e:16x16", "v5p": "v5p:8x8x8", "h100": ""}
 MESHES = {
-    "v5e": {"fsdp": 16, "accumulation": 2},
+    "v5e": {"fsdp": 16, "accumulation": 4},
     "v5p": {"fsdp": 64},
     "h100": {"fsdp": 8, "accumulation": 32},
 }
