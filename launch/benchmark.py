@@ -58,12 +58,7 @@ def _measure() -> dict[str, Any]:
     configs = {name: _config(name) for name in _SHAPES.value if name}
     if not configs:
         raise InputError("--shapes is empty; the pieces take their sizes from a shape")
-    # Before JAX is loaded here: an accelerator belongs to one process at a time.
-    started = {name: _start_up(name, c) for name, c in configs.items()} if _START_UP.value else {}
-    load = os.getloadavg()[0]
-    command.use_compilation_cache()
-    import jax
-
+    # Loads JAX, but leaves the accelerator alone.
     from lm.training import benchmark, experiment
     from lm.training.plan import as_dict
 
@@ -72,6 +67,12 @@ def _measure() -> dict[str, Any]:
         if name not in benchmark.PIECES:
             hint = command.nearest(name, list(benchmark.PIECES))
             raise InputError(f"--pieces={name} is unknown{hint}")
+    # Before this process takes the accelerator, which belongs to one at a time.
+    started = {name: _start_up(name, c) for name, c in configs.items()} if _START_UP.value else {}
+    load = os.getloadavg()[0]
+    command.use_compilation_cache()
+    import jax
+
     runs = {name: experiment.build(c, c.data.vocab_size) for name, c in configs.items()}
     with jax.set_mesh(next(iter(runs.values())).mesh):
         reference = benchmark.machine(c.model.dtype for c in configs.values())
