@@ -4,7 +4,7 @@ import jax
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the devices of the mesh, or else the default ones.
+    """Of the devices of the mesh, or else the default ones: "cpu", "gpu" or "tpu".
 
     Ahead of time, a program is compiled for devices that are not the default ones.
     """

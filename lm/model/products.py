@@ -35,7 +35,6 @@ def _multiply(x_MD: jax.Array, w_DF: jax.Array) -> jax.Array:
 
 def _multiply_backward(residuals, y_MF):
     x_MD, w_DF = residuals
-
     if platform() != "cpu":
         slope_DF = x_MD.T @ y_MF
     else:

@@ -380,9 +380,8 @@ def measure(items: Iterable[Item], repeats: int) -> dict[str, list[float]]:
 
     Every item is compiled and warmed up first. Then all take turns, so that a drift of the machine
     hits all alike; but those that read ahead come after all others, in whose time they would work.
-    A timing follows a run of the same item that does not count: a virtual machine may have given
-    back to its host what memory the item freed a turn ago, and the first step to touch that memory
-    again was seen to take twice the time.
+    A timing follows a run of the same item that does not count: where others had run for seconds,
+    the first step took up to twice the time, spent by the kernel on pages that malloc had freed.
     """
     items = list(items)
     seconds = {item.name: [] for item in items}
