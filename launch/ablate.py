@@ -39,7 +39,7 @@ def main() -> None:
     # The accelerators are for the runs; what is done here needs none.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from launch import records
-    from lm.training import ablation
+    from lm.studies import ablation
 
     asked = ablation.read(command.CONFIG.value)
     if _STATUS.value:
@@ -112,7 +112,7 @@ def _count_devices(environment: dict[str, str]) -> int:
 def _measure(planned: Any, folder: Path, environment: dict[str, str]) -> dict[str, float]:
     """Tokens per second of every variant, from short runs one at a time."""
     from launch import records
-    from lm.training import ablation
+    from lm.studies import ablation
 
     runs = ablation.measuring_runs(planned, folder)
     records.check(runs)

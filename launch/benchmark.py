@@ -59,8 +59,9 @@ def _measure() -> dict[str, Any]:
     if not configs:
         raise InputError("--shapes is empty; the pieces take their sizes from a shape")
     # Loads JAX, but leaves the accelerator alone.
-    from lm.training import benchmark, experiment
-    from lm.training.plan import as_dict
+    from lm.planning import benchmark
+    from lm.planning.plan import as_dict
+    from lm.training import experiment
 
     wanted = [x for x in _PIECES.value if x] if _PIECES.present else list(benchmark.PIECES)
     for name in wanted:

@@ -14,7 +14,8 @@ def main() -> None:
     import jax
 
     from lm.data import corpora
-    from lm.training import evaluation, experiment
+    from lm.evaluation import perplexity
+    from lm.training import experiment
 
     loaded = workdir.load_chosen()
     c = loaded.config
@@ -26,7 +27,7 @@ def main() -> None:
     )
     with jax.set_mesh(loaded.run.mesh):
         trained, quantized = loaded.run.usable(loaded.state)
-        score = evaluation.evaluate(
+        score = perplexity.evaluate(
             loaded.run.eval_step(),
             trained,
             experiment.evaluation_batches(c, texts, loaded.tokenizer),

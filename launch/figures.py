@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.training.outcomes import Outcome
+from lm.studies.outcomes import Outcome
 
 # Stand-ins that become the page's own colours.
 _INK, _LINE = "#123456", "#654321"

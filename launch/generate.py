@@ -29,10 +29,10 @@ def main() -> None:
     command.use_compilation_cache()
     import jax
 
-    from lm.training import evaluation
+    from lm.evaluation import sampling
 
     loaded = workdir.load_chosen()
-    sampler = evaluation.make_sampler(
+    sampler = sampling.make_sampler(
         loaded.run.model,
         loaded.tokenizer,
         loss=loaded.run.loss,

@@ -30,8 +30,9 @@ def main() -> None:
 
     from launch import page
     from lm.data import corpora
-    from lm.training import experiment, inspection
-    from lm.training.second_models import open_references
+    from lm.references import inspection
+    from lm.references.second_models import open_references
+    from lm.training import experiment
 
     documents = list(corpora.read(_TEXT.value).documents)
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value)

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.data.documents import Document
 from lm.data.tokenizers import Tokenizer
-from lm.training.inspection import Inspection
+from lm.references.inspection import Inspection
 
 _BINS = 24
 

@@ -34,7 +34,8 @@ def main() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if _TOPOLOGY.value:
         prepare_for_tpu()
-    from lm.training import ahead, experiment, plan
+    from lm.planning import ahead, plan
+    from lm.training import experiment
 
     topology = None
     if _TOPOLOGY.value:
@@ -84,22 +85,23 @@ def _check_flags() -> None:
 
 
 def _search(config: Any, vocab_size: int, topology: Any) -> None:
-    from lm.training import ahead, experiment, plan, search
+    from lm.planning import ahead, layout_search, plan
+    from lm.training import experiment
 
     def compile_step(changed):
         run = experiment.build(changed, vocab_size, topology.devices)
         return ahead.compile_step(run, topology)
 
-    candidates = search.propose(config, vocab_size, topology)
+    candidates = layout_search.propose(config, vocab_size, topology)
     minutes = _SEARCH_MINUTES.value
     command.say(f"{len(candidates)} candidates for {topology.name}, {minutes:g} minutes")
-    found = search.search(candidates, compile_step, 60 * minutes, command.say)
+    found = layout_search.search(candidates, compile_step, 60 * minutes, command.say)
     if command.JSON.value:
         print(json.dumps({"topology": _facts(topology), "search": plan.as_dict(found)}))
     elif not found:
         print(f"nothing that was tried fits on {topology.name}")
     else:
-        print("\n".join(_found_lines(topology, found, search.flags)))
+        print("\n".join(_found_lines(topology, found, layout_search.flags)))
 
 
 def _found_lines(topology: Any, found: Any, flags_of: Any) -> list[str]:

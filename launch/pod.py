@@ -186,7 +186,8 @@ def _check_run(devices: int) -> None:
     if _ENV_FILE.value and not Path(_ENV_FILE.value).is_file():
         raise InputError(f"--env_file={_ENV_FILE.value}: no such file")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # The accelerators at hand stay asleep.
-    from lm.training import experiment, plan
+    from lm.planning import plan
+    from lm.training import experiment
 
     experiment.build(experiment.resolve(config), plan.vocabulary(config.data), devices)
 

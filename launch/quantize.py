@@ -36,9 +36,11 @@ def main() -> None:
     command.use_compilation_cache()
     import jax
 
+    from lm.compression import packed
     from lm.data import corpora
-    from lm.training import evaluation, experiment, packed
-    from lm.training.state import Trained
+    from lm.evaluation import perplexity
+    from lm.model.trained import Trained
+    from lm.training import experiment
     from lm.training.step import make_eval_step
 
     rules = None if _BITS.value is None else _rules()
@@ -59,7 +61,7 @@ def main() -> None:
 
     def evaluate(eval_step, trained, quantized):
         batches = experiment.evaluation_batches(c, data.validation, data.tokenizer)
-        return evaluation.evaluate(eval_step, trained, batches, run.mesh, quantized=quantized)
+        return perplexity.evaluate(eval_step, trained, batches, run.mesh, quantized=quantized)
 
     with jax.set_mesh(run.mesh):
         trained, quantized = run.usable(loaded.state)
@@ -103,21 +105,23 @@ def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None
 
 def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:
     """By the run's own rules and scales where `rules` is None, else by --method."""
-    from lm.training import experiment, post_training, sharding
-    from objectives.quantization.post_training import rsq_importance
+    from lm.compression import after_training
+    from lm.parallel.mesh import put_batch
+    from lm.training import experiment
+    from objectives.quantization.gptq import rsq_importance
 
     if rules is None:
-        return post_training.put_on_grids(trained.params, trained.scales, run.quantized.rules)
+        return after_training.put_on_grids(trained.params, trained.scales, run.quantized.rules)
     try:
         if _METHOD.value == "rtn":
-            return post_training.round_to_nearest_model(trained.params, rules)
+            return after_training.round_to_nearest_model(trained.params, rules)
         with contextlib.closing(iter(experiment.train_batches(run.config, data))) as stream:
             taken = itertools.islice(stream, _BATCHES.value)
-            batches = [sharding.put_batch(run.mesh, batch) for batch in taken]
+            batches = [put_batch(run.mesh, batch) for batch in taken]
         # The best floor without a rotation of the model, from a summary of the paper.
         rsq = functools.partial(rsq_importance, smallest=0.1)
         importance = rsq if _METHOD.value == "rsq" else None
-        return post_training.gptq_model(run.model, trained.params, batches, rules, importance)
+        return after_training.gptq_model(run.model, trained.params, batches, rules, importance)
     except ValueError as error:
         raise InputError(f"--quantizer={_QUANTIZER.value}: {error}") from None
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from launch import command, processes
 from lm.errors import InputError
-from lm.training import ablation, outcomes
-from lm.training.ablation import Ablation, Planned, Run
-from lm.training.outcomes import Progress, Row
+from lm.studies import ablation, outcomes
+from lm.studies.ablation import Ablation, Planned, Run
+from lm.studies.outcomes import Progress, Row
 
 RECORD = "run.json"
 

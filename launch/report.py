@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from launch import command, document, figures, records
 from launch.document import Figure, Heading, Items, Paragraph, Table
-from lm.training import ablation, outcomes
-from lm.training.ablation import Ablation, Planned, Run
-from lm.training.outcomes import Outcome, Row
+from lm.studies import ablation, outcomes
+from lm.studies.ablation import Ablation, Planned, Run
+from lm.studies.outcomes import Outcome, Row
 
 _MATCHED = {
     "tokens": "All variants have the tokens of the baseline.",

@@ -22,7 +22,7 @@ from absl import flags
 from launch import command, document, records, report
 from launch.document import Items, Paragraph
 from lm.errors import InputError
-from lm.training import outcomes
+from lm.studies import outcomes
 
 _TRACE = flags.DEFINE_string("trace", None, "A results.csv whose numbers to look up in its runs.")
 _COLLECT = flags.DEFINE_string("collect", None, "Work directory of an ablation, to copy from.")

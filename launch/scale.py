@@ -62,7 +62,7 @@ def main() -> None:
         raise InputError("--output=FILE.md is missing, for example --output=docs/scale.md")
     output = Path(command.OUTPUT.value)
     prepare_for_tpu()
-    from lm.training import ahead
+    from lm.planning import ahead
 
     ahead.require_libtpu()
     known = load(output.with_suffix(".json"))
@@ -106,7 +106,8 @@ def identity(row: Row) -> dict[str, str]:
 
 def examine(row: Row) -> dict[str, Any]:
     """Compiles a row, or counts its bytes: what is kept of it."""
-    from lm.training import ahead, experiment, plan, search
+    from lm.planning import ahead, layout_search, plan
+    from lm.training import experiment
 
     config = row.config
     vocab_size = plan.vocabulary(config.data)
@@ -121,7 +122,7 @@ def examine(row: Row) -> dict[str, Any]:
         "memory": topology.memory if topology else _H100_MEMORY,
     }
     if not topology:
-        return record | {"bytes": search.least_bytes(run, config.train.accumulation)}
+        return record | {"bytes": layout_search.least_bytes(run, config.train.accumulation)}
     before = time.process_time()
     compiled = plan.as_dict(ahead.compile_step(run, topology))
     spent = time.process_time() - before

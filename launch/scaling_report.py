@@ -9,8 +9,8 @@ import numpy as np
 from launch import command, document, figures
 from launch.document import Figure, Heading, Paragraph, Table
 from lm.errors import InputError
-from lm.training import scaling
-from lm.training.outcomes import Row
+from lm.studies import laws
+from lm.studies.outcomes import Row
 from objectives.quantization import fit_qat_law, qat_law
 
 _CONFIDENCE = 0.9
@@ -35,7 +35,7 @@ def write(rows: Sequence[Row], held_out: Sequence[str], output: Path) -> str:
     plain = [row for row in rows if row.bits >= 16]
     quantized = [row for row in rows if 0 < row.quantized_tokens < row.tokens and row.bits < 16]
     blocks, summary, refused = [], [], []
-    for law in scaling.LAWS:
+    for law in laws.LAWS:
         try:
             added, line = _law(law, plain, held_out)
         except ValueError as error:
@@ -75,7 +75,7 @@ def _held(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
     return flops >= flops.max() * (1 - 1e-9)
 
 
-def _law(law: scaling.Law, rows: Sequence[Row], names: Sequence[str]):
+def _law(law: laws.Law, rows: Sequence[Row], names: Sequence[str]):
     if not rows:
         raise ValueError(f"{law.name}: there is no full-precision run")
     losses, parameters, tokens = (
@@ -83,10 +83,8 @@ def _law(law: scaling.Law, rows: Sequence[Row], names: Sequence[str]):
         for key in ("loss", "parameters", "tokens")
     )
     held = _held(rows, names)
-    found = scaling.fit(law, losses, parameters, tokens, held_out=held)
-    band = scaling.bootstrap(
-        found, losses, parameters, tokens, held_out=held, confidence=_CONFIDENCE
-    )
+    found = laws.fit(law, losses, parameters, tokens, held_out=held)
+    band = laws.bootstrap(found, losses, parameters, tokens, held_out=held, confidence=_CONFIDENCE)
     coefficients = [
         [name, f"{value:.4g}", "{:.4g} to {:.4g}".format(*band.coefficients[name])]
         for name, value in found.coefficients.items()

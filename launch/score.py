@@ -34,7 +34,8 @@ def main() -> None:
     import jax
 
     from lm.data import corpora, scores
-    from lm.training import scoring, sharding
+    from lm.parallel.mesh import put_batch
+    from lm.references import scoring
 
     names = _names()
     try:
@@ -61,7 +62,7 @@ def main() -> None:
         totals = _Totals(
             len(names),
             score(
-                lambda batch: compute(trained, sharding.put_batch(mesh, batch)),
+                lambda batch: compute(trained, put_batch(mesh, batch)),
                 texts,
                 tokenizer=loaded.tokenizer,
                 batch_size=c.train.batch_size // c.train.accumulation,
@@ -80,13 +81,13 @@ def main() -> None:
 
 def _names() -> list[str]:
     """The references that are stored."""
-    from lm.training import references
+    from lm.references import sources
 
     if _FAULTY.value:
         if command.NAME.value or _AGAINST.value or _WITHOUT_CONTEXT.value:
             raise InputError("--faulty goes with none of --name, --against, --without_context")
         return ["error_mask", "faulty_log_probability"]
-    default, valid = "reference_nll", (*references.LOSSES, "likelihood")
+    default, valid = "reference_nll", (*sources.LOSSES, "likelihood")
     if _WITHOUT_CONTEXT.value:
         default = "prior_nll"
     if _AGAINST.value:
@@ -101,8 +102,8 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
     """What was trained, (trained, batch) -> values [B, T], and where they come from."""
     import jax.numpy as jnp
 
-    from lm.training import scoring
-    from lm.training.second_models import check_tokens
+    from lm.references import scoring
+    from lm.references.second_models import check_tokens
     from lm.training.step import make_statistics
 
     def plain(one):

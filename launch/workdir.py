@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from launch import command
+from lm.compression import packed
 from lm.data import tokenizers
 from lm.errors import InputError
-from lm.training import experiment, packed, runs
-from lm.training.state import Trained, TrainState, parameter_shapes
+from lm.model.trained import Trained
+from lm.runs import run_record
+from lm.training import experiment
+from lm.training.state import TrainState, parameter_shapes
 
 
 class Loaded(NamedTuple):
@@ -77,7 +80,7 @@ def load(workdir: str | None, step: int | None = None, flag: str = "--workdir") 
     """
     if not workdir:
         raise InputError(f"{flag}=FOLDER is missing: the folder of a trained run")
-    record = runs.read(workdir, flag)
+    record = run_record.read(workdir, flag)
     config = record.config
     definition = record.folder / "tokenizer.json"
     if definition.exists():
@@ -85,7 +88,7 @@ def load(workdir: str | None, step: int | None = None, flag: str = "--workdir") 
     else:
         tokenizer = tokenizers.load(config.data.tokenizer, 0, (), directory=config.data.directory)
     run = _build(config, record.vocab_size)
-    state = runs.restore(record, run, flag, command.say, step)
+    state = run_record.restore(record, run, flag, command.say, step)
     return Loaded(config, run, tokenizer, state, int(state.step))
 
 

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from configs import base
 from lm.model.config import ModelConfig
 from lm.model.transformer import Model, make_model
-from lm.training import experiment, sharding
+from lm.parallel.mesh import put_batch
+from lm.training import experiment
 
 VOCAB = 37
 
@@ -81,6 +82,6 @@ def steps(batches, devices=1, **overrides):
         state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
         step, metrics = run.train_step(), []
         for batch in batches:
-            state, values = step(state, sharding.put_batch(run.mesh, batch))
+            state, values = step(state, put_batch(run.mesh, batch))
             metrics.append(jax.device_get(values))
     return metrics, jax.device_get(state)

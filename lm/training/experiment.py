@@ -11,24 +11,19 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
+from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
 from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.data.layout import BATCH
 from lm.errors import InputError
 from lm.model import splash
 from lm.model.config import ModelConfig, check_choice
+from lm.model.trained import Trained
 from lm.model.transformer import Model, make_model
-from lm.training import metrics, sharding
+from lm.parallel.mesh import RULES, check_batch, check_unsharded, make_mesh, share
+from lm.planning.flops import flops_per_token
+from lm.references.sources import check_sources, with_sources
 from lm.training.optimizers import make_optimizer
-from lm.training.quantized import Phases, Quantized, make_quantized, plan_phases
-from lm.training.references import check_sources, with_sources
-from lm.training.state import (
-    Trained,
-    TrainState,
-    init_loss,
-    make_init,
-    parameter_shapes,
-    state_shardings,
-)
+from lm.training.state import TrainState, init_loss, make_init, parameter_shapes, state_shardings
 from lm.training.step import TEACHER, make_begin_quantized, make_eval_step, make_train_step
 from objectives.losses import LOSSES, Loss
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
@@ -124,7 +119,7 @@ class Experiment(NamedTuple):
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""
         shapes = parameter_shapes(self.model)
-        return metrics.flops_per_token(self.model.config, shapes, self.config.data.sequence_length)
+        return flops_per_token(self.model.config, shapes, self.config.data.sequence_length)
 
 
 def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, bool] | None:
@@ -151,18 +146,18 @@ def build(
       InputError: names the key that is wrong and what would be valid.
     """
     check_numbers(config)
-    mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
-    sharding.check_batch(
+    mesh = make_mesh(config.mesh.to_dict(), devices)
+    check_batch(
         mesh, config.train.batch_size, config.train.accumulation, config.data.sequence_length
     )
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
     weighting = make_weighting(config)
-    model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), sharding.RULES)
+    model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), RULES)
     if config.model.attention == "splash":
         _check_splash(model.config, mesh, config.data.sequence_length)
     shapes = parameter_shapes(model)
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
-        sharding.check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
+        check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))
@@ -365,7 +360,7 @@ def train_batches(
     Without a mesh, this process reads all of them.
     """
     c = config.data
-    index, count = sharding.share(mesh) if mesh else (0, 1)
+    index, count = share(mesh) if mesh else (0, 1)
     return batches.train_batches(
         data.train,
         data.tokenizer,
@@ -393,7 +388,7 @@ def evaluation_batches(
 
     Without a mesh, those are all.
     """
-    index, count = sharding.share(mesh) if mesh else (0, 1)
+    index, count = share(mesh) if mesh else (0, 1)
     return batches.evaluation_batches(
         texts,
         tokenizer,

@@ -15,13 +15,19 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lm.compression import packed
+from lm.compression.phases import FULL_PRECISION
 from lm.data import ngram, tokenizers
 from lm.errors import InputError, StorageError, writing
-from lm.training import branch, evaluation, experiment, metrics, packed, runs, sharding
-from lm.training.agreement import Agreement, first_said, of_first
-from lm.training.checkpoints import Checkpoints, saved_steps
-from lm.training.quantized import FULL_PRECISION
-from lm.training.second_models import open_references
+from lm.evaluation import perplexity, sampling
+from lm.parallel.cross_process import CrossProcessAny, first_message, from_first_process
+from lm.parallel.mesh import put_batch, share
+from lm.planning.flops import parameters_by_group, peak_flops
+from lm.references.second_models import open_references
+from lm.runs import initialise, run_record
+from lm.runs.checkpoints import Checkpoints, saved_steps
+from lm.training import experiment
+from lm.training.logging import Stopwatch, Writer, plot_curves, read_metrics, write_whole
 from objectives.losses.base import softmax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -67,7 +73,7 @@ class Result(NamedTuple):
 
     step: int
     finished: bool
-    validation: evaluation.Evaluation | None
+    validation: perplexity.Evaluation | None
     checkpoint: epath.Path
     baseline: float | None
 
@@ -112,7 +118,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         frozen, record["references"] = references.restore(say, before.get("references", {}))
     source = None
     if config.quantization["from"] and not saved_steps(workdir / "checkpoints"):
-        source = branch.open_source(built, data.tokenizer.fingerprint)
+        source = initialise.open_source(built, data.tokenizer.fingerprint)
     replaced = sum(corpus.replaced for corpus in data.train + data.validation)
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
@@ -122,9 +128,9 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         second_models = {source: one.run.model for source, one in references.models.items()}
         loop = _Loop(config, workdir, say, built, data, stream, second_models, frozen, source)
         if jax.process_index() == 0:
-            metrics.write_whole(workdir / "config.json", _as_text(record))
+            write_whole(workdir / "config.json", _as_text(record))
             if isinstance(data.tokenizer, tokenizers.Subwords):
-                metrics.write_whole(workdir / "tokenizer.json", data.tokenizer.definition)
+                write_whole(workdir / "tokenizer.json", data.tokenizer.definition)
         lost = False
         try:
             return loop.run(stopped)
@@ -155,7 +161,7 @@ class _Loop:
         try:
             restored = self.checkpoints.restore(abstract, self.iterator)
             if restored is None and source:
-                restored = branch.start(built, source, self.iterator, say), {}
+                restored = initialise.start(built, source, self.iterator, say), {}
         except InputError:
             self.iterator.close()
             self.checkpoints.close()
@@ -168,20 +174,20 @@ class _Loop:
         self.step = int(self.state.step)
         if self.step and not source:
             say(f"resumed at step {self.step}")
-        self.watch = metrics.Stopwatch(metadata.get("training_seconds", 0.0))
-        self.writer = metrics.Writer(workdir, config, self.step)
+        self.watch = Stopwatch(metadata.get("training_seconds", 0.0))
+        self.writer = Writer(workdir, config, self.step)
         self.eval_step = built.eval_step()
-        self.sampler = evaluation.make_sampler(
+        self.sampler = sampling.make_sampler(
             built.model, data.tokenizer, loss=built.loss, temperature=0.8
         )
-        self.peak = metrics.peak_flops(config.train.peak_flops)
-        self.agree, self.time_is_up = Agreement(built.mesh), False
+        self.peak = peak_flops(config.train.peak_flops)
+        self.agree, self.time_is_up = CrossProcessAny(built.mesh), False
         self.pending = None  # (step, metrics on the device) of the step before this one
         self.logged = (self.step, self.watch.read())
         self.saved_at = self.watch.read()
         self.progress = _progress_bar(config.train.steps, self.step)
         self.say = say = _above(self.progress, say)
-        count = sum(metrics.parameters_by_group(abstract.trained.params).values())
+        count = sum(parameters_by_group(abstract.trained.params).values())
         say(
             f"{count:,} parameters, vocabulary {built.model.config.vocab_size:,}, "
             f"{config.train.batch_size * config.data.sequence_length:,} tokens a step, "
@@ -193,7 +199,7 @@ class _Loop:
         switch, train_step = self.built.phases.switch, None
         while self.step < steps and not self.shall_stop(stopped()):
             self.checkpoints.check()
-            batch = sharding.put_batch(self.built.mesh, next(self.iterator))
+            batch = put_batch(self.built.mesh, next(self.iterator))
             before = self.watch.read()
             # A checkpoint of the step before the switch is one of the first phase, so that a run
             # that goes on from it passes here, too.
@@ -233,7 +239,7 @@ class _Loop:
         if jax.process_index() == 0:
             self.writer.flush()
             with writing(self.workdir):
-                metrics.plot_curves(self.workdir)
+                plot_curves(self.workdir)
         return Result(self.step, True, validation, self.newest(), baseline)
 
     def shall_stop(self, signalled: bool) -> bool:
@@ -259,18 +265,18 @@ class _Loop:
         c = self.config.quantization
         if not c.gptq_batches or c.bits >= FULL_PRECISION or jax.process_count() > 1:
             return {}
-        from lm.training import post_training
+        from lm.compression import after_training
 
         trained, _ = self.built.usable(self.state)
         limit = self.config.evaluation.batches or None
         stream = iter(experiment.train_batches(self.config, self.data))
         with contextlib.closing(stream):
             taken = itertools.islice(stream, c.gptq_batches)
-            batches = [sharding.put_batch(self.built.mesh, batch) for batch in taken]
+            batches = [put_batch(self.built.mesh, batch) for batch in taken]
         rules = self.built.quantized.rules
-        results = {"rtn": post_training.round_to_nearest_model(trained.params, rules)}
+        results = {"rtn": after_training.round_to_nearest_model(trained.params, rules)}
         try:
-            results["gptq"] = post_training.gptq_model(
+            results["gptq"] = after_training.gptq_model(
                 self.built.model, trained.params, batches, rules
             )
         except ValueError as error:  # a format that GPTQ has no columns for, or a singular Hessian
@@ -280,7 +286,7 @@ class _Loop:
         for name, result in results.items():
             with self.validation_batches() as batches:
                 on_grid = trained._replace(params=result.params)
-                score = evaluation.evaluate(plain, on_grid, batches, self.built.mesh, limit)
+                score = perplexity.evaluate(plain, on_grid, batches, self.built.mesh, limit)
             losses[name] = score.loss
         return losses
 
@@ -292,21 +298,21 @@ class _Loop:
         with contextlib.closing(batches):
             yield batches
 
-    def recorded_end(self) -> evaluation.Evaluation | None:
+    def recorded_end(self) -> perplexity.Evaluation | None:
         """The last evaluation of a run that was finished before this start.
 
         Process 0 has written it, and may be the only one that sees it.
         """
         found = self.written_end() if jax.process_index() == 0 else None
-        if of_first(found is not None):
-            return found or evaluation.Evaluation(math.nan, math.nan, math.nan, 0.0)
+        if from_first_process(found is not None):
+            return found or perplexity.Evaluation(math.nan, math.nan, math.nan, 0.0)
         return None
 
-    def written_end(self) -> evaluation.Evaluation | None:
-        for line in reversed(metrics.read_metrics(self.workdir)):
+    def written_end(self) -> perplexity.Evaluation | None:
+        for line in reversed(read_metrics(self.workdir)):
             if line["kind"] == "validation" and line["whole"] and line["step"] == self.step:
-                known = {f: line[f] for f in evaluation.Evaluation._fields if f in line}
-                return evaluation.Evaluation(**known)
+                known = {f: line[f] for f in perplexity.Evaluation._fields if f in line}
+                return perplexity.Evaluation(**known)
         return None
 
     def report(self) -> None:
@@ -351,12 +357,12 @@ class _Loop:
         else:
             self.say(shown)
 
-    def evaluate(self, limit: int | None) -> evaluation.Evaluation:
+    def evaluate(self, limit: int | None) -> perplexity.Evaluation:
         self.report()
         before = self.watch.read()
         with self.validation_batches() as batches:
             trained, quantized = self.built.usable(self.state)
-            result = evaluation.evaluate(
+            result = perplexity.evaluate(
                 self.eval_step, trained, batches, self.built.mesh, limit, quantized=quantized
             )
         line = {name: x for name, x in result._asdict().items() if x is not None}
@@ -399,7 +405,7 @@ class _Loop:
         minutes = self.config.checkpoint.every_minutes
         return bool(minutes) and self.watch.read() - self.saved_at >= 60 * minutes
 
-    def save(self, validation: evaluation.Evaluation | None) -> None:
+    def save(self, validation: perplexity.Evaluation | None) -> None:
         self.report()  # a line of metrics.jsonl is written before the checkpoint that skips it
         self.writer.flush()
         before = self.watch.read()
@@ -414,7 +420,7 @@ class _Loop:
         self.saved_at = self.watch.read()
         self.agree.forget()
 
-    def score(self, validation: evaluation.Evaluation) -> float:
+    def score(self, validation: perplexity.Evaluation) -> float:
         """What the best checkpoint has least of: the same loss in both phases."""
         return validation.loss if self.built.quantized is None else validation.quantized_loss
 
@@ -448,7 +454,7 @@ class _Loop:
         order = self.config.evaluation.ngram_order
         if not order or jax.process_index():
             return None
-        for line in metrics.read_metrics(self.workdir):
+        for line in read_metrics(self.workdir):
             if line.get("event") == f"{order}-gram":
                 return line["bits_per_byte"]
         texts = (
@@ -476,9 +482,9 @@ def _settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Conf
     if config.data.streams:
         return config
     settled = config.copy_and_resolve_references()
-    record = runs.read_record(workdir)
+    record = run_record.read_record(workdir)
     recorded = record["config"]["data"] if record else {}
-    settled.data.streams = recorded.get("streams") or sharding.share(mesh)[1]
+    settled.data.streams = recorded.get("streams") or share(mesh)[1]
     return settled
 
 
@@ -519,7 +525,7 @@ def _check_writable(workdir: epath.Path, record: dict[str, Any]) -> None:
             refusal = str(error)
         with contextlib.suppress(OSError):
             probe.unlink()
-    if refusal := first_said(refusal):
+    if refusal := first_message(refusal):
         raise InputError(refusal)
 
 
@@ -531,7 +537,7 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; give a folder")
-    recorded = runs.read_record(workdir)
+    recorded = run_record.read_record(workdir)
     if not recorded or not (workdir / "checkpoints").exists():
         return {}
     old, new = (_flat(r) for r in (recorded, record))

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from lm.compression.phases import Phases
 from lm.errors import InputError
 from lm.model.config import check_choice
-from lm.training.quantized import Phases
+from lm.model.trained import Trained
 from lm.training.schedules import make_phase_schedule
-from lm.training.state import Trained
 
 # The first rule whose expression is found in a parameter's path decides its group.
 GROUPS = (

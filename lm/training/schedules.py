@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from lm.compression.phases import Phases
 from lm.errors import InputError
 from lm.model.config import check_choice
-from lm.training.quantized import Phases
 
 
 def make_schedule(c: ConfigDict, steps: int, peak: float) -> optax.Schedule:

@@ -9,24 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm.model.trained import Trained
 from lm.model.transformer import Model
-from lm.training.sharding import parameter_shardings, replicated
+from lm.parallel.mesh import parameter_shardings, replicated
 from objectives.losses import CROSS_ENTROPY, Loss
 from objectives.weighting import Weighting
-
-
-class Trained(NamedTuple):
-    """What gradients are taken in: what an optimizer step changes, and a moving average averages.
-
-    Attributes:
-      params: parameters of the model.
-      scales: learned scales of the quantizers, a tree like `params` with () where there is none.
-      loss: parameters of the loss, () for those without.
-    """
-
-    params: Any
-    scales: Any = ()
-    loss: Any = ()
 
 
 class TrainState(NamedTuple):

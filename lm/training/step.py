@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from lm.compression.phases import Quantized
 from lm.model.attention import block_ids
+from lm.model.trained import Trained
 from lm.model.transformer import Model
-from lm.training import head
-from lm.training.quantized import Quantized
-from lm.training.references import ATTENTION, EMA
-from lm.training.state import Trained, TrainState
+from lm.parallel import sharded_loss
+from lm.references.sources import ATTENTION, EMA
+from lm.training.state import TrainState
 from objectives import losses
 from objectives.losses import Loss
 from objectives.token_loss import denominators, masked_sum, token_loss
@@ -121,7 +122,7 @@ def make_statistics(
             model.config.logit_softcap,
             block_size,
         )
-        return head.statistics(loss, inputs)
+        return sharded_loss.statistics(loss, inputs)
 
     return statistics
 
@@ -155,7 +156,7 @@ def make_loss_statistics(
         if teacher is not None:
             taught = teacher.forward(teacher.trained, batch)
             inputs = inputs._replace(teacher=losses.Teacher(*taught, products(teacher.softcap)))
-        found = head.loss_statistics(loss, inputs, batch["weights"])
+        found = sharded_loss.loss_statistics(loss, inputs, batch["weights"])
         if not attention:
             return found
         return AttentiveStatistics(*found[:4], found.loss, *share)

@@ -5,9 +5,11 @@
 
 from objectives.quantization.activations import activation_quantizer
 from objectives.quantization.base import Grid, Quantizer
+from objectives.quantization.bit_packing import pack, packed_size, unpack
 from objectives.quantization.block_float import fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
 from objectives.quantization.data_scale import absmax, minmax
 from objectives.quantization.dense_shift import dense_shift
+from objectives.quantization.gptq import calibration_hessian, gptq, round_to_nearest
 from objectives.quantization.learned_scale import elastic_binary, lsq, paretoq, seq, ternary
 from objectives.quantization.optimal_qat import (
     QATLaw,
@@ -19,8 +21,6 @@ from objectives.quantization.optimal_qat import (
     qat_law,
     wasted_tokens,
 )
-from objectives.quantization.packing import pack, packed_size, unpack
-from objectives.quantization.post_training import calibration_hessian, gptq, round_to_nearest
 from objectives.quantization.precision_laws import chen_qat_law, kumar_precision_law
 from objectives.quantization.qat import (
     default_rules,

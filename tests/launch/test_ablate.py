@@ -18,7 +18,7 @@ import tiny
 
 from launch import document, processes, records, report, results
 from lm.errors import InputError
-from lm.training import ablation, outcomes
+from lm.studies import ablation, outcomes
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = '''

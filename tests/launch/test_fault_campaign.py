@@ -17,7 +17,7 @@ from etils import epath
 from processes import lines, saved, start, train
 
 from launch import workdir as workdirs
-from lm.training import integrity
+from lm.runs import integrity
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,8 @@ import tiny
 from processes import ROOT, finish, lines, losses, saved, start, train, wait_for_step
 
 from lm.data.layout import encode_document
-from lm.training import experiment, integrity
+from lm.runs import integrity
+from lm.training import experiment
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,8 @@ from launch import inspect, page
 from lm.data import corpora, tokenizers
 from lm.data.documents import Document
 from lm.errors import InputError
-from lm.training import experiment, inspection
+from lm.references import inspection
+from lm.training import experiment
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = 'if a < b:\n\treturn "é – 日本"  # <script>alert(1)</script> & </pre>\n' * 2

@@ -5,7 +5,7 @@ import pytest
 
 from launch import records, scaling_report
 from lm.errors import InputError
-from lm.training.outcomes import Row
+from lm.studies.outcomes import Row
 
 
 def row(name, parameters, tokens, loss, bits=16.0, quantized=0.0, seed=0):

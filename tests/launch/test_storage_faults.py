@@ -9,7 +9,7 @@ import tiny
 from etils import epath
 from processes import finish, lines, saved, start, train, wait_for_step
 
-from lm.training import integrity
+from lm.runs import integrity
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,8 @@ import tiny
 
 from lm.errors import InputError
 from lm.model import attention, splash
-from lm.training import experiment, sharding
+from lm.parallel.mesh import RULES, make_mesh
+from lm.training import experiment
 
 
 def arrays(batch=4, heads=4, kv_heads=2, length=256, width=64):
@@ -28,7 +29,7 @@ def test_the_kernel_on_a_mesh_equals_plain_attention_and_so_do_its_gradients():
         return jnp.sum(out * jnp.cos(out)), out
 
     def kernel(q, k, v, segments):
-        with nn.logical_axis_rules(sharding.RULES):
+        with nn.logical_axis_rules(RULES):
             return splash.splash_attention(q, k, v, segments, interpret=True)
 
     def plain(q, k, v, segments):
@@ -38,7 +39,7 @@ def test_the_kernel_on_a_mesh_equals_plain_attention_and_so_do_its_gradients():
         function = jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)
         return jax.tree.leaves(jax.jit(function, static_argnums=0)(attend, q, k, v, segments))
 
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}, jax.devices())
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}, jax.devices())
     with jax.set_mesh(mesh):
         found = both(kernel)
     for ours, expected in zip(found[1:], both(plain)[1:], strict=True):

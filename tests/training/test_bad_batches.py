@@ -9,7 +9,8 @@ import tiny
 import weightings
 from test_losses import METHODS as OF_LOSSES
 
-from lm.training.state import Trained, make_init
+from lm.model.trained import Trained
+from lm.training.state import make_init
 from lm.training.step import make_train_step
 from objectives.losses import CROSS_ENTROPY, LOSSES
 from objectives.weighting import uniform

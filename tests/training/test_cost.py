@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
+from lm.references.sources import SOURCES
 from lm.training import experiment
-from lm.training.references import SOURCES
 from lm.training.step import make_statistics, make_train_step
 from objectives.weighting import WEIGHTINGS
 

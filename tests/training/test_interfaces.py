@@ -16,11 +16,14 @@ from etils import epath
 from configs.papers import binary_codes
 from lm.model import decoding, embeddings
 from lm.model.config import ModelConfig
+from lm.model.trained import Trained
 from lm.model.transformer import make_model
-from lm.training import experiment, metrics, sharding
-from lm.training.checkpoints import Checkpoints
+from lm.parallel.mesh import batch_sharding
+from lm.planning.flops import flops_per_token
+from lm.runs.checkpoints import Checkpoints
+from lm.training import experiment
 from lm.training.optimizers import parameter_groups
-from lm.training.state import Trained, parameter_shapes
+from lm.training.state import parameter_shapes
 from lm.training.step import make_gradients, make_statistics, make_train_step
 from objectives.weighting import uniform
 
@@ -35,7 +38,7 @@ def build(devices=1, **overrides):
 
 def compile_step(run):
     with jax.set_mesh(run.mesh):
-        where = sharding.batch_sharding(run.mesh)
+        where = batch_sharding(run.mesh)
         b = {
             k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where)
             for k, v in tiny.batch(rows=8).items()
@@ -217,7 +220,7 @@ def test_the_paper_s_models_have_its_number_of_parameters(arm, count):
     assert sum(math.prod(x.shape) for p, x in leaves if p[-1].key != "scale") == count
     assert config.num_bits == 16
     # The table is looked up, not multiplied: the FLOPs of a token are the same.
-    assert metrics.flops_per_token(config, shapes, 1024) == 6 * MATRICES + 12 * 32 * 1024 * 1024
+    assert flops_per_token(config, shapes, 1024) == 6 * MATRICES + 12 * 32 * 1024 * 1024
     tokens = c.train.steps * c.train.batch_size * c.data.sequence_length
     assert tokens == pytest.approx(17e9, rel=1e-3)
 
@@ -236,7 +239,7 @@ def test_the_paper_s_configs_build(arm):
 def test_flops_count_what_is_multiplied():
     def flops(**overrides):
         model = tiny.model(**overrides)
-        return metrics.flops_per_token(model.config, parameter_shapes(model), 16)
+        return flops_per_token(model.config, parameter_shapes(model), 16)
 
     head = tiny.VOCAB * 32
     plain = flops(embedding="binary")

@@ -9,8 +9,9 @@ import tiny
 from etils import epath
 
 from lm.errors import InputError
-from lm.training import experiment, loop, metrics
-from lm.training.checkpoints import Checkpoints
+from lm.runs.checkpoints import Checkpoints
+from lm.training import experiment, loop
+from lm.training.logging import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def lines(workdir, kind):
     timed = ("tokens_per_second", "mfu")
     return [
         {k: v for k, v in line.items() if k not in timed}
-        for line in metrics.read_metrics(epath.Path(workdir))
+        for line in read_metrics(epath.Path(workdir))
         if line["kind"] == kind
     ]
 
@@ -159,7 +160,7 @@ def test_what_a_work_directory_holds(corpus, tmp_path):
     assert line["step"] == 6
     expected = {"loss", "weight_sum", "grad_norm", "learning_rate", "skipped_steps", "tokens"}
     assert expected <= set(line)
-    assert "tokens_per_second" in metrics.read_metrics(epath.Path(tmp_path))[-3]
+    assert "tokens_per_second" in read_metrics(epath.Path(tmp_path))[-3]
     (validation,) = lines(tmp_path, "validation")
     np.testing.assert_allclose(
         validation["bits_per_byte"], result.validation.bits_per_byte, rtol=1e-12

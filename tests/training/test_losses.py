@@ -11,8 +11,10 @@ import weightings
 
 from configs import base
 from lm.errors import InputError
-from lm.training import evaluation, experiment, sharding
-from lm.training.state import Trained
+from lm.evaluation import sampling
+from lm.model.trained import Trained
+from lm.parallel.mesh import make_mesh, put_batch
+from lm.training import experiment
 from lm.training.step import (
     SecondModel,
     make_eval_step,
@@ -124,7 +126,7 @@ def test_the_order_the_split_and_the_scale_of_the_batch_change_nothing(name):
 
     close(compute(loss, accumulation=4)(padded(b)), (grads, metrics))
 
-    mesh = sharding.make_mesh({"data": 4, "fsdp": 1, "tensor": 1, "sequence": 2})
+    mesh = make_mesh({"data": 4, "fsdp": 1, "tensor": 1, "sequence": 2})
     rows = jax.NamedSharding(mesh, jax.P("data"))
     cells = jax.NamedSharding(mesh, jax.P("data", "sequence"))
     spread = {k: jax.device_put(x, cells if x.ndim == 2 else rows) for k, x in b.items()}
@@ -175,7 +177,7 @@ def steps(run, batches):
         )
         states, metrics = [jax.device_get(state)], []
         for b in batches:
-            state, values = step(state, sharding.put_batch(run.mesh, b))
+            state, values = step(state, put_batch(run.mesh, b))
             states.append(jax.device_get(state))
             metrics.append(jax.device_get(values))
     return states, metrics
@@ -248,7 +250,7 @@ def test_a_harmonic_head_is_evaluated_and_sampled_by_its_distances():
     nearest = int(jnp.argmin(jnp.sum((hidden - centres) ** 2, -1)))
     assert nearest != int(jnp.argmax(centres @ hidden)), "the test cannot tell the heads apart"
     prompt = "".join(chr(tiny.VOCAB * 2 + i) for i in (5, 6, 7))
-    sampler = evaluation.make_sampler(run.model, Letters(), loss=run.loss, temperature=0)
+    sampler = sampling.make_sampler(run.model, Letters(), loss=run.loss, temperature=0)
     text = sampler(trained, prompt, 0, 1).removeprefix(prompt)
     assert text == ("" if nearest == 0 else Letters().decode([nearest]))
 

@@ -5,15 +5,15 @@ import optax
 import pytest
 import tiny
 
+from lm.compression.phases import Phases
 from lm.errors import InputError
+from lm.model.trained import Trained
 from lm.training.optimizers import (
     _clip_by_global_norm,
     make_optimizer,
     parameter_groups,
 )
-from lm.training.quantized import Phases
 from lm.training.schedules import make_schedule
-from lm.training.state import Trained
 
 
 def optimizer(params, steps=10, **overrides):

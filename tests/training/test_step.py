@@ -7,8 +7,9 @@ import optax
 import pytest
 import tiny
 
-from lm.training import experiment, sharding
-from lm.training.state import Trained
+from lm.model.trained import Trained
+from lm.parallel.mesh import batch_sharding, put_batch
+from lm.training import experiment
 from lm.training.step import make_eval_step, make_gradients, make_statistics, make_train_step
 from objectives.weighting import uniform
 
@@ -32,7 +33,7 @@ def run_steps(run, batches, state=None):
         )
         states, metrics = [state], []
         for b in batches:
-            state, values = step(state, sharding.put_batch(run.mesh, b))
+            state, values = step(state, put_batch(run.mesh, b))
             states.append(state)
             metrics.append(jax.device_get(values))
         assert step._cache_size() == 1
@@ -210,7 +211,7 @@ def test_the_step_donates_its_state_and_warns_of_no_rematerialization(capfd):
             make_train_step(run.model, run.optimizer, run.schedule, run.weighting, run.config),
             donate_argnums=0,
         )
-        where = sharding.batch_sharding(run.mesh)
+        where = batch_sharding(run.mesh)
         b = {
             k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where)
             for k, v in tiny.batch(rows=8).items()

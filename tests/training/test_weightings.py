@@ -11,7 +11,8 @@ import weightings
 
 from configs import base
 from lm.errors import InputError
-from lm.training import experiment, sharding
+from lm.parallel.mesh import make_mesh
+from lm.training import experiment
 from lm.training.step import make_gradients, make_train_step
 from objectives.weighting import WEIGHTINGS, normalise
 from objectives.weighting.base import Weighting
@@ -64,7 +65,7 @@ def test_the_order_the_split_and_the_scale_of_the_batch_change_nothing(name):
 
     close(compute(weighting, accumulation=4)(padded(b)), (grads, metrics, state))
 
-    mesh = sharding.make_mesh({"data": 4, "fsdp": 1, "tensor": 1, "sequence": 2})
+    mesh = make_mesh({"data": 4, "fsdp": 1, "tensor": 1, "sequence": 2})
     rows = jax.NamedSharding(mesh, jax.P("data"))
     cells = jax.NamedSharding(mesh, jax.P("data", "sequence"))
     spread = {k: jax.device_put(x, cells if x.ndim == 2 else rows) for k, x in b.items()}

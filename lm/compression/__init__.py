@@ -1,0 +1,1 @@
+"""Quantized phases of training, quantization after training, the packed file."""

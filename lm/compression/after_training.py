@@ -1,0 +1,247 @@
+"""A trained model put on grids without further training: round to nearest, GPTQ, GPTQ with RSQ.
+
+B rows, T tokens, D width, I inputs and O outputs of a matrix, L layers.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.compression.packed import Coded, code_leaves
+from lm.errors import InputError
+from lm.model.products import project
+from lm.model.transformer import Model
+from objectives.quantization import calibration_hessian, gptq, init_scales
+from objectives.quantization.gptq import GPTQ
+from objectives.quantization.qat import Rules, rule_of
+
+
+class PostTrained(NamedTuple):
+    """A model on grids, from a function of this module.
+
+    Attributes:
+      params: the parameters, quantized leaves on their grids.
+      coded: path -> codes and grid of each quantized leaf.
+      losses: path -> what GPTQ reports for each matrix that it quantized, see
+        `objectives.quantization.gptq.GPTQ`; float32 [L] for stacked leaves.
+    """
+
+    params: Any
+    coded: dict[str, Coded]
+    losses: dict[str, np.ndarray]
+
+    def leaves(self) -> Iterator[tuple[str, Any]]:
+        """(path, `Coded` or array) of every leaf, for `packed.write_packed`."""
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            yield name, self.coded.get(name, leaf)
+
+
+def put_on_grids(params: Any, scales: Any, rules: Rules) -> PostTrained:
+    """Every quantizer applied once, with the given scales: trained ones, or of `init_scales`.
+
+    Raises:
+      InputError: weights that are not finite.
+      ValueError: a leaf that no rule covers, or whose shape does not fit its quantizer.
+    """
+    coded = {n: c for n, c in code_leaves(params, scales, rules) if isinstance(c, Coded)}
+    return PostTrained(_replace(params, coded), coded, {})
+
+
+def round_to_nearest_model(params: Any, rules: Rules) -> PostTrained:
+    """`put_on_grids` with the scales that the quantizers start from.
+
+    Raises:
+      InputError: as there.
+      ValueError: as there.
+    """
+    return put_on_grids(params, init_scales(params, rules), rules)
+
+
+def gptq_model(
+    model: Model,
+    params: Any,
+    batches: Sequence[dict[str, jax.Array]],
+    rules: Rules,
+    importance: Callable[[jax.Array], jax.Array] | None = None,
+    *,
+    damping: float = 0.01,
+) -> PostTrained:
+    """GPTQ (arXiv 2210.17323) layer by layer, as in its official code.
+
+    The Hessians of all matrices of a layer are those of its inputs under the layers before it as
+    they are after quantization, and summed over the batches in float32; then its matrices are
+    quantized, and the batches go on through them. (The official option to do that after every
+    matrix, `true_sequential`, is left out.) The head is quantized with the hidden states at the
+    end. The embedding, of which a token reads one row without any sum, is rounded to nearest.
+
+    In memory are the hidden states of all batches, one layer and its Hessians, and the codes.
+
+    Args:
+      model: of `params`.
+      params: the trained parameters.
+      batches: calibration data, all of one shape; padding (segment 0) does not count.
+      rules: which leaf is quantized, and how.
+      importance: None, or a function from the attention that each token receives, [B, T], to the
+        weight of the token in the Hessians, such as `rsq_importance` (RSQ, arXiv 2503.01820, in the
+        form of its code). The attention is that of the layer before its own quantization.
+      damping: see `objectives.quantization.gptq`.
+
+    Raises:
+      InputError: a Hessian is too ill-conditioned, or weights are not finite.
+      ValueError: as `round_to_nearest_model`, or a quantizer that `gptq` does not take.
+    """
+    outer = {name: part for name, part in params.items() if name not in ("layers", "head")}
+    nearest = round_to_nearest_model(outer, rules)
+    coded, losses = dict(nearest.coded), {}
+    layer_names = [name for name in _names(params["layers"]) if rule_of(f"layers/{name}", rules)]
+    head = "head" in params and rule_of("head/kernel", rules) is not None
+    if not (layer_names or head):
+        return PostTrained(_replace(params, coded), coded, losses)
+
+    @jax.jit
+    def layer_hessians(layer, x_BTD, batch):
+        found, valid_BT, r_BT = {}, batch["segment_ids"] > 0, None
+        if importance is not None:
+            s_BT = attention_received(model, layer, x_BTD, *_places(batch))
+            least_B1 = jnp.where(valid_BT, s_BT, jnp.inf).min(-1, keepdims=True)
+            r_BT = jnp.where(valid_BT, importance(jnp.where(valid_BT, s_BT, least_B1)), 0)
+
+        def product(path, inputs, weights, scale):
+            del scale
+            inputs_BTI = jnp.where(valid_BT[..., None], inputs, 0)
+            found[path.removeprefix("layers/")] = calibration_hessian(inputs_BTI, r_BT)
+            return _multiply(inputs, weights)
+
+        model.block(layer, x_BTD, *_places(batch), product)
+        return found
+
+    @jax.jit
+    def forward(layer, x_BTD, batch):
+        return model.block(layer, x_BTD, *_places(batch))
+
+    @jax.jit
+    def head_hessian(params, x_BTD, batch):
+        hidden_BTD = model.finish(params, x_BTD)
+        return calibration_hessian(jnp.where(batch["segment_ids"][..., None] > 0, hidden_BTD, 0))
+
+    def quantize(name, weights, hessian):
+        result = _gptq(weights, hessian, rule_of(name, rules), damping=damping)
+        if not jnp.isfinite(result.loss):
+            raise InputError(
+                f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no "
+                "Cholesky factor; take more batches"
+            )
+        return result
+
+    states = [_embed(model, nearest.params, batch["tokens"]) for batch in batches]
+    found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
+    for index in range(model.config.layers):
+        layer = _layer(params["layers"], index)
+        if layer_names:
+            hessians = _total(map(layer_hessians, itertools.repeat(layer), states, batches))
+            for name in layer_names:
+                weights = _get(layer, name)
+                result = quantize(f"layers/{name}", weights, hessians[name])
+                layer = _set(layer, name, result.weights.astype(weights.dtype))
+                found[name].append(jax.device_get(result._replace(weights=())))
+        states = list(map(forward, itertools.repeat(layer), states, batches))
+    for name, layers in found.items():
+        path = f"layers/{name}"
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+        dtype = _get(params["layers"], name).dtype
+        coded[path] = Coded(rule_of(path, rules), stacked.codes, stacked.grid, dtype)
+        losses[path] = stacked.loss
+    if head:
+        path, weights = "head/kernel", params["head"]["kernel"]
+        outer = {**nearest.params, "layers": params["layers"]}
+        hessian = _total(map(head_hessian, itertools.repeat(outer), states, batches))
+        result = quantize(path, weights, hessian)
+        coded[path] = Coded(rule_of(path, rules), result.codes, result.grid, weights.dtype)
+        losses[path] = result.loss
+    return PostTrained(_replace(params, coded), coded, losses)
+
+
+def attention_received(
+    model: Model,
+    layer: Any,
+    x_BTD: jax.Array,
+    positions_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+) -> jax.Array:
+    """s_j = sum over heads and queries i of the attention A_ij of a layer on its input: [B, T].
+
+    RSQ's score of a token (arXiv 2503.01820), whatever the implementation of attention: if the
+    values of token j are the number c_j in every channel, s_j is the derivative in c_j of the
+    attention's outputs, summed over heads and queries, in one channel.
+    """
+
+    def output(c_BT):
+        outputs = []
+
+        def product(path, inputs, weights, scale):
+            del scale
+            if path == "layers/attention/value":
+                shape = (*inputs.shape[:-1], weights.shape[-1])
+                return jnp.broadcast_to(c_BT[..., None], shape).astype(inputs.dtype)
+            if path == "layers/attention/output":
+                outputs.append(inputs.astype(jnp.float32).sum() / model.config.head_width)
+            return _multiply(inputs, weights)
+
+        model.block(layer, x_BTD, positions_BT, segment_ids_BT, product)
+        return outputs[0]
+
+    return jax.grad(output)(jnp.ones(x_BTD.shape[:2], jnp.float32))
+
+
+_gptq = jax.jit(gptq, static_argnames="quantizer")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(model, params, tokens_BT):
+    return model.embed(params, tokens_BT)
+
+
+@jax.jit
+def _layer(layers, index):
+    """One layer's part of stacked leaves; the index is data, so that one program serves all."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), layers)
+
+
+def _multiply(inputs, weights):
+    return project(inputs, weights.astype(inputs.dtype))
+
+
+def _places(batch):
+    return batch["positions"], batch["segment_ids"]
+
+
+def _total(trees):
+    """The sum of an iterator of trees, of which two are in memory at a time."""
+    return functools.reduce(functools.partial(jax.tree.map, jnp.add), trees)
+
+
+def _names(tree) -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def _get(tree, name: str):
+    return functools.reduce(lambda node, key: node[key], name.split("/"), tree)
+
+
+def _set(tree, name: str, leaf):
+    key, _, rest = name.partition("/")
+    return {**tree, key: _set(tree[key], rest, leaf) if rest else leaf}
+
+
+def _replace(tree, coded: dict[str, Coded]):
+    """`tree` with the leaves of `coded` decoded; the others are the same arrays."""
+    for name, leaf in coded.items():
+        tree = _set(tree, name, leaf.decode())
+    return tree

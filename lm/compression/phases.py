@@ -1,0 +1,187 @@
+"""Quantization-aware training of a model: which weights, from which step, and how a pass changes.
+
+B rows, T tokens, I and O the inputs and outputs of a matrix.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from lm.errors import InputError
+from lm.model.config import check_choice
+from lm.model.products import project
+from lm.model.trained import Trained
+from lm.parallel.mesh import to_host
+from objectives.quantization import (
+    QUANTIZERS,
+    activation_quantizer,
+    default_rules,
+    init_scales,
+    optimal_qat_fraction,
+    outside_clip_range,
+    quantization_error,
+    quantize_tree,
+)
+from objectives.quantization.qat import Rules, rule_of
+
+# From this width on nothing is quantized.
+FULL_PRECISION = 16
+
+
+class Quantized(NamedTuple):
+    """What the forward pass of the quantized phase needs besides the model.
+
+    Attributes:
+      rules: path of a parameter -> quantizer.
+      product: replaces the matrix products of the layers, see `lm.model.transformer.Model`.
+    """
+
+    rules: Rules
+    product: Callable[..., jax.Array]
+
+    def first_scales(self, params: Any) -> Any:
+        """Scales from the weights as they are: what the quantized phase starts with."""
+        return init_scales(params, self.rules)
+
+    def outer(self, trained: Trained) -> Any:
+        """Parameters with all on the grid that is not in a layer; the layers as they are."""
+        on_grid = {
+            name: quantize_tree(part, trained.scales[name], self.rules, prefix=f"{name}/")
+            for name, part in trained.params.items()
+            if name != "layers"
+        }
+        return {**on_grid, "layers": trained.params["layers"]}
+
+    def report(self, trained: Trained) -> dict[str, dict[str, list[float] | float]]:
+        """Of every quantized matrix: its relative squared error and its share of clipped weights.
+
+        By path; a list over layers for stacked matrices. See `objectives.quantization`.
+        """
+        measured = jax.jit(
+            lambda trained: {
+                "quantization_error": quantization_error(*trained[:2], self.rules),
+                "outside_clip_range": outside_clip_range(*trained[:2], self.rules),
+            }
+        )(trained)
+        return jax.tree.map(lambda x: to_host(x).tolist(), measured)
+
+    def on_grid(self, trained: Trained) -> Any:
+        """All parameters on their grids: a second copy of the model."""
+        return quantize_tree(trained.params, trained.scales, self.rules)
+
+
+# `quantization.activations` -> kind of `activation_quantizer`.
+ACTIVATIONS = {
+    "none": FULL_PRECISION,
+    **{f"int{bits}": bits for bits in range(4, 9)},
+    **{kind: kind for kind in ("fp8_e4m3", "fp8_e5m2")},
+}
+
+
+def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
+    """The `quantization` section for parameters of these shapes; None where it changes nothing.
+
+    Raises:
+      InputError: a width that the quantizer lacks, a group that does not divide a matrix.
+    """
+    check_choice("quantization.quantizer", c.quantizer, tuple(QUANTIZERS))
+    check_choice("quantization.activations", c.activations, tuple(ACTIVATIONS))
+    if not is_on(c):
+        return None
+    activation = activation_quantizer(ACTIVATIONS[c.activations])
+    try:
+        layout = {"granularity": c.granularity, "group_size": c.group_size}
+        layout = {option: value for option, value in layout.items() if value}
+        rules = default_rules(c.bits, QUANTIZERS[c.quantizer], **layout)
+        jax.eval_shape(lambda params: init_scales(params, rules), shapes)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"quantization.bits={c.bits:g}, quantizer={c.quantizer!r}, "
+            f"granularity={c.granularity!r}, group_size={c.group_size}: {error}"
+        ) from None
+    return Quantized(rules, make_product(rules, activation))
+
+
+def is_on(c: ConfigDict) -> bool:
+    """Whether the `quantization` section changes anything."""
+    return c.bits < FULL_PRECISION or c.activations != "none"
+
+
+def make_product(
+    rules: Rules, activation: Callable[[jax.Array], jax.Array] | None = None
+) -> Callable[..., jax.Array]:
+    """activation(x) @ quantize(w), of which only x, w and the scale are kept for the backward pass.
+
+    Otherwise the scan over layers would keep every layer's quantized weights: a second copy of the
+    model. To quantize once more costs one pass over the weights, which is little beside the
+    product of B * T tokens.
+    """
+
+    def product(path, x_BTI, w_IO, scale):
+        quantizer = rule_of(path, rules)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def multiply(x_BTI, w_IO, scale):
+            on_grid_IO = w_IO if quantizer is None else quantizer.quantize(w_IO, scale)
+            x_BTI = activation(x_BTI) if activation else x_BTI
+            return project(x_BTI, on_grid_IO.astype(x_BTI.dtype))
+
+        return multiply(x_BTI, w_IO, scale)
+
+    return product
+
+
+class Phases(NamedTuple):
+    """How the steps of a run are shared out.
+
+    Attributes:
+      steps: all of them.
+      switch: the first step with quantization; `steps` when there is none.
+      fused: whether one learning-rate schedule runs through both phases.
+    """
+
+    steps: int
+    switch: int
+    fused: bool = True
+
+    @property
+    def fraction(self) -> float:
+        """Share of the steps with quantization."""
+        return 1 - self.switch / self.steps
+
+
+def plan_phases(config: ConfigDict, parameters: int) -> Phases:
+    """The switch at round((1 - fraction) * steps) of the `quantization` section.
+
+    "optimal" is `optimal_qat_fraction` of all tokens, padding included, and of all parameters.
+
+    Raises:
+      InputError: a fraction outside of [0, 1], or "optimal" with at most one token for every byte
+        of quantized parameters, where the law has no quantized phase.
+    """
+    c, steps = config.quantization, config.train.steps
+    if not is_on(c):
+        return Phases(steps, steps)
+    if c.fraction == "optimal":
+        tokens = steps * config.train.batch_size * config.data.sequence_length
+        fraction = optimal_qat_fraction(tokens, parameters, c.bits)
+        if not fraction:
+            raise InputError(
+                f"quantization.fraction='optimal' needs more than one token a byte of quantized "
+                f"parameters; {tokens:,} tokens and {parameters:,} parameters of "
+                f"quantization.bits={c.bits:g} are {tokens / (parameters * c.bits / 8):.3g}: train "
+                "longer or give a number"
+            )
+    else:
+        try:
+            fraction = float(c.fraction)
+        except ValueError:
+            fraction = -1.0
+        if not 0 <= fraction <= 1:
+            raise InputError(
+                f"quantization.fraction={c.fraction!r} must be a number from 0 to 1 or 'optimal'"
+            )
+    return Phases(steps, round((1 - fraction) * steps), c.fused_cooldown)

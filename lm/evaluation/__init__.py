@@ -1,0 +1,1 @@
+"""Losses of a model on text, and samples of it."""

@@ -1,0 +1,69 @@
+"""Loss, perplexity and bits per byte over a stream of batches, and text samples."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.parallel.mesh import put_batch, to_host
+
+
+class Evaluation(NamedTuple):
+    """Averages over the targets of a split.
+
+    Attributes:
+      loss: sum(w * nll) / sum(w), nats per token.
+      perplexity: exp(loss).
+      bits_per_byte: sum(w * nll) / ln 2 / sum(w * bytes); the ends of documents are paid for but
+        hold no bytes. Comparable between tokenizers.
+      weight_sum: sum(w).
+      full_precision_loss: with the weights as they are stored; None without quantization.
+      quantized_loss: with the weights on their grids; None without quantization. `loss` is that of
+        the phase.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    weight_sum: float
+    full_precision_loss: float | None = None
+    quantized_loss: float | None = None
+
+
+def evaluate(
+    eval_step: Callable[..., dict[str, jax.Array]],
+    trained: Any,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    limit: int | None = None,
+    *,
+    quantized: bool = False,
+) -> Evaluation:
+    """Runs the jitted `eval_step` over at most `limit` batches.
+
+    `quantized` says which of two losses is that of the phase.
+    """
+    sums = [
+        eval_step(trained, put_batch(mesh, batch)) for batch in itertools.islice(batches, limit)
+    ]
+    # Each batch is summed in float32 on the device, the batches in float64 here.
+    totals = (
+        {name: math.fsum(float(to_host(s[name])) for s in sums) for name in sums[0]} if sums else {}
+    )
+    weight = totals.get("weight", 0.0)
+    if not weight:
+        return Evaluation(math.nan, math.nan, math.nan, 0.0)
+    nll = totals["quantized_nll" if quantized else "nll"]
+    both = {}
+    if "quantized_nll" in totals:
+        both["full_precision_loss"] = totals["nll"] / weight
+        both["quantized_loss"] = totals["quantized_nll"] / weight
+    loss = nll / weight
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    size = totals["bytes"]
+    bits_per_byte = nll / math.log(2) / size if size else math.nan
+    return Evaluation(loss, perplexity, bits_per_byte, weight, **both)

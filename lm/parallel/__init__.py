@@ -1,0 +1,1 @@
+"""The mesh, losses on it, and what all processes decide together."""

@@ -1,0 +1,490 @@
+"""Times train steps and their pieces, and says what they could reach on this machine.
+
+B rows, T tokens, M = B T, D width, N heads, H head width, L layers, V vocabulary, P parameters,
+S bytes of one number.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lm.data.layout import BATCH
+from lm.model.attention import attend
+from lm.parallel.mesh import put_batch
+from lm.training import experiment
+from objectives.cross_entropy import TokenStatistics, token_statistics
+from objectives.quantization import QUANTIZERS
+from objectives.weighting import WEIGHTINGS
+
+# A timing covers so many runs as take this long, so that neither the clock nor the dispatch of a
+# small piece decides.
+_LEAST_SECONDS = 0.02
+
+# Sides of the square matrices of the peak: of those that JAX is fastest at, one fits the caches.
+_SIDES = {"cpu": (768, 1536), "gpu": (4096, 8192), "tpu": (4096, 8192)}
+
+# Numbers in the array of the bandwidth, far more than caches hold.
+_STREAM = 2**26
+
+_BATCHES = 256
+
+# Where references come from that stand in the batch: any folder of scores would do.
+_STORED = "stored"
+
+# What is changed in a step that is compared with the plain one, and what is alike in all: one
+# micro-batch, for with more of them weights that depend on losses take another forward pass; and
+# quantization, where there is any, from the first step on.
+_ALIKE = {"train.accumulation": 1, "quantization.fraction": "1.0"}
+VARIANTS = {
+    "plain": {},
+    "4 bits": {"quantization.bits": 4.0},
+    "2 bits": {"quantization.bits": 2.0},
+    "4 bits, int8 inputs": {"quantization.bits": 4.0, "quantization.activations": "int8"},
+    "dynamic": {"objective.weighting": "dynamic"},
+    "rho1, stored losses": {
+        "objective.weighting": "rho1",
+        "objective.references.reference_nll": _STORED,
+    },
+    "rho1, moving average": {
+        "objective.weighting": "rho1",
+        "objective.references.reference_nll": "ema",
+        "train.ema_decay": 0.999,
+    },
+    "binary codes": {"model.embedding": "binary"},
+}
+
+
+class Item(NamedTuple):
+    """What can be timed.
+
+    Attributes:
+      name: with its sizes.
+      run: starts the work once and gives arrays to wait for.
+      flops: of one run, by `formula`; 0 where the limit is the memory's alone.
+      bytes: that one run must move at least, by `formula`; 0 where the limit is arithmetic alone.
+      formula: how both were counted.
+      dtype: of the products, which decides the peak.
+      tokens: of one run; 0 where there are none.
+      reads_ahead: whether it goes on working after its run has ended.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    flops: float
+    bytes: float
+    formula: str
+    dtype: str = "float32"
+    tokens: int = 0
+    reads_ahead: bool = False
+
+
+def train_step(name: str, run: experiment.Experiment) -> Item:
+    """The train step of a run, on one random batch, with its optimizer.
+
+    With quantization it is the step of the quantized phase. Stored references are random, too.
+    """
+    c = run.config
+    step = run.train_step(quantized=run.quantized is not None)
+    shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
+    state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(c.train.seed))
+    if run.quantized:
+        state = run.begin_quantized()(state)
+    batch = random_batch(run)
+    for reference in run.references():
+        if c.objective.references[reference] == _STORED:
+            batch[reference] = jax.random.uniform(jax.random.key(1), batch["weights"].shape)
+
+    def once():
+        nonlocal state
+        state, values = step(state, batch)
+        return values
+
+    tokens = c.train.batch_size * c.data.sequence_length
+    return Item(
+        name,
+        once,
+        flops=run.flops_per_token() * tokens,
+        bytes=0,
+        formula=f"(6 N + 12 L T D = {run.flops_per_token():,}) x {tokens:,} tokens",
+        dtype=c.model.dtype,
+        tokens=tokens,
+    )
+
+
+def random_batch(run: experiment.Experiment, seed: int = 0) -> dict[str, jax.Array]:
+    """A batch of whole rows of random tokens, each token a target of weight 1."""
+    c = run.config
+    shape = c.train.batch_size, c.data.sequence_length
+    rng = np.random.default_rng(seed)
+    rows = {name: np.ones(shape, dtype) for name, dtype in BATCH.items()}
+    for name in ("tokens", "targets"):
+        rows[name] = rng.integers(0, run.model.config.vocab_size, shape, np.int32)
+    rows["positions"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+    return put_batch(run.mesh, rows)
+
+
+def machine(dtypes: Iterable[str]) -> list[Item]:
+    """What the limits are measured by: the best product of each dtype, and passes over memory."""
+    items = []
+    for dtype in dict.fromkeys(dtypes):
+        for n in _SIDES.get(jax.default_backend(), _SIDES["gpu"]):
+            x_NN = jax.random.normal(jax.random.key(0), (n, n), dtype)
+            items.append(
+                Item(
+                    f"matrix product {dtype} {n}",
+                    _bound(jnp.matmul, x_NN, x_NN),
+                    2 * n**3,
+                    0,
+                    f"2 x {n}^3",
+                    dtype,
+                )
+            )
+    scale = jax.jit(lambda x: x * 0.999, donate_argnums=0)
+    x = jnp.ones(_STREAM)
+
+    def in_place():
+        nonlocal x
+        x = scale(x)
+        return x
+
+    size = 4 * _STREAM
+    total = jnp.ones(_STREAM)
+    items.append(Item("memory, in place", in_place, 0, 2 * size, "read and write 2^26 numbers"))
+    items.append(Item("memory, read", _bound(jnp.sum, total), 0, size, "read 2^26 numbers"))
+    return items
+
+
+def cross_entropy(run: experiment.Experiment) -> list[Item]:
+    """Loss and gradients from hidden states and the output matrix."""
+    c, v, block = run.config, run.model.config.vocab_size, run.config.objective.block_size
+    (b, t), d = _rows(run), c.model.width
+    hidden_BTD, head_DV = _normal(c.model.dtype, (b, t, d), (d, v))
+    targets_BT = random_batch(run)["targets"]
+
+    def blocked(hidden_BTD, head_DV, targets_BT):
+        return token_statistics(hidden_BTD, head_DV, targets_BT, block_size=block).nll.mean()
+
+    def dense(hidden_BTD, head_DV, targets_BT):
+        logits_BTV = (hidden_BTD @ head_DV).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT).mean()
+
+    s = hidden_BTD.dtype.itemsize
+    # In one block of the vocabulary, blocked is dense.
+    losses = {"cross-entropy": blocked} | ({"dense cross-entropy": dense} if v > block else {})
+    return [
+        Item(
+            f"{name} {b * t} x {d} x {v}",
+            _bound(jax.grad(loss, (0, 1)), hidden_BTD, head_DV, targets_BT),
+            6 * b * t * d * v,
+            2 * s * (b * t * d + d * v),
+            "6 M D V; 2 S (M D + D V)",
+            c.model.dtype,
+            b * t,
+        )
+        for name, loss in losses.items()
+    ]
+
+
+def attention(run: experiment.Experiment) -> list[Item]:
+    """One layer's attention between its projections, and its gradients."""
+    c = run.config
+    (b, t), n, h = _rows(run), c.model.heads, run.model.config.head_width
+    shapes = (b, n, t, h), *2 * ((b, c.model.kv_heads, t, h),)
+    heads = _normal(c.model.dtype, *shapes)
+    segments_BT = jnp.ones((b, t), jnp.int32)
+
+    def total(query, key, value, segments):
+        out = attend(query, key, value, segments, segments, implementation=c.model.attention)
+        return (out * query).sum()
+
+    size = sum(x.size * x.dtype.itemsize for x in (*heads, heads[0]))
+    return [
+        Item(
+            f"attention {b} x {t} x {n} x {h}",
+            _bound(jax.grad(total, (0, 1, 2)), *heads, segments_BT),
+            12 * b * t * t * n * h,
+            2 * size,
+            "12 B T^2 N H, the whole square; queries, keys, values, outputs and gradients once",
+            c.model.dtype,
+            b * t,
+        )
+    ]
+
+
+def optimizer(run: experiment.Experiment) -> list[Item]:
+    """Clipping, the update and its application."""
+    init = jax.jit(lambda key: (lambda s: (s.trained, s.optimizer))(run.init(key)))
+    trained, moments = init(jax.random.key(0))
+    grads = jax.tree.map(lambda x: jnp.full(x.shape, 1e-3), trained)
+
+    def update(state, grads):
+        trained, moments = state
+        updates, moments = run.optimizer.update(grads, moments, trained)
+        return jax.tree.map(lambda p, u: p + u.astype(p.dtype), trained, updates), moments
+
+    step, state = jax.jit(update, donate_argnums=0), (trained, moments)
+
+    def once():
+        nonlocal state
+        state = step(state, grads)
+        return state
+
+    read = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, grads)))
+    written = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    count = sum(x.size for x in jax.tree.leaves(trained))
+    return [
+        Item(
+            f"optimizer {run.config.optimizer.name} {count}",
+            once,
+            0,
+            read + written,
+            "state and gradients read, state written",
+        )
+    ]
+
+
+def quantizers(run: experiment.Experiment) -> list[Item]:
+    """Each quantizer at its default width on one matrix, with its gradients."""
+    shape = run.config.model.width, run.config.model.mlp_width
+    w_IO, slope_IO = _normal("float32", shape, shape)
+    items = []
+    for name, factory in QUANTIZERS.items():
+        if name == "paretoq":  # one of the others, by width
+            continue
+        quantizer = factory()
+        scale = quantizer.init(w_IO)
+
+        def total(w_IO, scale, quantize=quantizer.quantize):
+            return (quantize(w_IO, scale) * slope_IO).sum()
+
+        items.append(
+            Item(
+                f"quantizer {name} {shape[0]} x {shape[1]}",
+                _bound(jax.value_and_grad(total, (0, 1)), w_IO, scale),
+                0,
+                3 * 4 * math.prod(shape),
+                "weights and their slopes read, gradients written",
+            )
+        )
+    return items
+
+
+def weightings(run: experiment.Experiment) -> list[Item]:
+    """Each weighting on one batch, with the hyper-parameters of the config."""
+    c = run.config.objective
+    shape = _rows(run)
+    nll_BT, score_BT = (
+        jax.random.uniform(jax.random.key(i), shape, minval=0.1, maxval=5.0) for i in range(2)
+    )
+    statistics = TokenStatistics(nll_BT, nll_BT, nll_BT, -nll_BT)
+    batch = random_batch(run)
+    items = []
+    for name, factory in WEIGHTINGS.items():
+        hyper = c[name].to_dict() if name in c else {}
+        if name == "glow":
+            hyper["samples"] = shape[0]
+        weighting = factory(**hyper)
+        references = dict.fromkeys(weighting.references, score_BT / 5)
+        given = {key: batch.get(key, score_BT) for key in (*batch, *weighting.batch_keys)}
+        weigh = _bound(
+            lambda *arrays, weighting=weighting: weighting.weigh(*arrays)[0],
+            statistics,
+            given,
+            references,
+            weighting.init(),
+            jnp.zeros((), jnp.int32),
+        )
+        arrays = 3 + len(references)
+        items.append(
+            Item(
+                f"weighting {name} {shape[0]} x {shape[1]}",
+                weigh,
+                0,
+                4 * arrays * math.prod(shape),
+                f"4 x {arrays} arrays [B, T]: losses, weights and references in, weights out",
+                tokens=math.prod(shape),
+            )
+        )
+    return items
+
+
+def variants(run: experiment.Experiment) -> list[Item]:
+    """The train step with one thing changed, for every entry of `VARIANTS`."""
+    items = []
+    for name, keys in VARIANTS.items():
+        config = run.config.copy_and_resolve_references()
+        config.update_from_flattened_dict({**_ALIKE, **keys})
+        changed = experiment.build(config, run.model.config.vocab_size)
+        items.append(train_step(f"variant {name}", changed))
+    return items
+
+
+def data_pipeline(run: experiment.Experiment) -> list[Item]:
+    """Batches of bytes of the config's corpus, from reading its documents to arrays on the host."""
+    config = run.config.copy_and_resolve_references()
+    config.data.update(tokenizer="bytes", vocab_size=0)
+    stream = iter(experiment.train_batches(config, experiment.load_data(config.data)))
+    tokens = _BATCHES * math.prod(_rows(run))
+
+    def once():
+        for _ in range(_BATCHES):
+            next(stream)
+        return ()
+
+    return [
+        Item(
+            f"data pipeline {_rows(run)[0]} x {_rows(run)[1]}",
+            once,
+            0,
+            4 * len(BATCH) * tokens,
+            f"{4 * len(BATCH)} bytes a token, written once",
+            tokens=tokens,
+            reads_ahead=True,
+        )
+    ]
+
+
+# Name on the command line -> items of a run. Items of equal name are one.
+PIECES = {
+    "cross_entropy": cross_entropy,
+    "attention": attention,
+    "optimizer": optimizer,
+    "quantizers": quantizers,
+    "weightings": weightings,
+    "variants": variants,
+    "data": data_pipeline,
+}
+
+# Those that are many, and of one shape tell enough.
+_OF_ONE_SHAPE = ("quantizers", "weightings", "variants", "data")
+
+
+def collect(runs: Mapping[str, experiment.Experiment], pieces: Iterable[str]) -> list[Item]:
+    """The train steps of all runs, then the pieces of `PIECES` that are named."""
+    items = {}
+    for name, run in runs.items():
+        items[name] = train_step(f"step {name}", run)
+    for piece in pieces:
+        for run in list(runs.values())[: 1 if piece in _OF_ONE_SHAPE else None]:
+            items |= {item.name: item for item in PIECES[piece](run)}
+    return list(items.values())
+
+
+def measure(items: Iterable[Item], repeats: int) -> dict[str, list[float]]:
+    """Seconds of one run, `repeats` times, by name.
+
+    Every item is compiled and warmed up first. Then all take turns, so that a drift of the machine
+    hits all alike; but those that read ahead come after all others, in whose time they would work.
+    A timing follows a run of the same item that does not count: where others had run for seconds,
+    the first step took up to twice the time, spent by the kernel on pages that malloc had freed.
+    """
+    items = list(items)
+    seconds = {item.name: [] for item in items}
+    for ahead in (False, True):
+        turns = [item for item in items if item.reads_ahead == ahead]
+        counts = {}
+        for item in turns:
+            jax.block_until_ready(item.run())
+            counts[item.name] = max(1, math.ceil(_LEAST_SECONDS / _timed(item, 1)))
+        for _ in range(repeats):
+            for item in turns:
+                jax.block_until_ready(item.run())
+                seconds[item.name].append(_timed(item, counts[item.name]))
+    return seconds
+
+
+def _timed(item: Item, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        last = item.run()
+    jax.block_until_ready(last)
+    return (time.perf_counter() - start) / count
+
+
+class Limits(NamedTuple):
+    """What the machine reached: FLOP/s of products by dtype, and bytes/s of memory."""
+
+    flops: dict[str, float]
+    bandwidth: float
+
+
+def limits(items: Iterable[Item], seconds: dict[str, list[float]]) -> Limits:
+    """The best of the items of `machine` over all their repeats."""
+    flops, bandwidth = {}, 0.0
+    for item in items:
+        best = min(seconds[item.name])
+        if item.flops:
+            flops[item.dtype] = max(flops.get(item.dtype, 0.0), item.flops / best)
+        bandwidth = max(bandwidth, item.bytes / best)
+    return Limits(flops, bandwidth)
+
+
+class Figure(NamedTuple):
+    """What came of an item.
+
+    Attributes:
+      seconds: median of one run.
+      lower, upper: quartiles of the same.
+      repeats: how many were timed.
+      flops, bytes, formula: of the item.
+      limit: seconds that it would take at the peak of products or at the bandwidth of memory,
+        whichever is longer.
+      bound: "products" or "memory": which one that is.
+      fraction: limit / seconds.
+      tokens_per_second: 0 where there are no tokens.
+    """
+
+    seconds: float
+    lower: float
+    upper: float
+    repeats: int
+    flops: float
+    bytes: float
+    formula: str
+    limit: float
+    bound: str
+    fraction: float
+    tokens_per_second: float
+
+
+def figure(item: Item, seconds: list[float], limits: Limits) -> Figure:
+    """Median, quartiles and fraction of the limit."""
+    lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+    of = {
+        "products": item.flops / limits.flops[item.dtype] if item.flops else 0.0,
+        "memory": item.bytes / limits.bandwidth,
+    }
+    bound = max(of, key=of.get)
+    return Figure(
+        median,
+        lower,
+        upper,
+        len(seconds),
+        item.flops,
+        item.bytes,
+        item.formula,
+        of[bound],
+        bound,
+        of[bound] / median,
+        item.tokens / median,
+    )
+
+
+def _rows(run: experiment.Experiment) -> tuple[int, int]:
+    return run.config.train.batch_size, run.config.data.sequence_length
+
+
+def _normal(dtype: str, *shapes: tuple[int, ...]) -> list[jax.Array]:
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    compiled = jax.jit(function)
+    return lambda: compiled(*arguments)

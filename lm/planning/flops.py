@@ -1,0 +1,57 @@
+"""Model FLOPs of a training token, and the peak of known accelerators."""
+
+import math
+from typing import Any
+
+import jax
+
+from lm.model.config import ModelConfig
+
+# Dense bfloat16 FLOP/s of one device, from the makers' data sheets, by jax device_kind.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def parameters_by_group(shapes: Any) -> dict[str, int]:
+    """Number of parameters under each top-level name of a parameter tree."""
+    return {name: _count(tree) for name, tree in shapes.items()}
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def flops_per_token(model: ModelConfig, shapes: Any, sequence_length: int) -> int:
+    """Model FLOPs of one training token: 6 N + 12 L T D.
+
+    N counts the parameters that multiply (all matrices, the table only where it is the head), two
+    FLOPs forward and four backward; a head of frozen codes has no gradient and takes 4 V D.
+    Attention's two products take 12 T D a layer, not halved for causality, as is the custom (arXiv
+    2204.02311, appendix B). Recomputation does not count.
+    """
+    matrices = sum(
+        math.prod(leaf.shape)
+        for name in ("layers", "head")
+        for leaf in jax.tree.leaves(shapes.get(name, {}))
+        if len(leaf.shape) >= (3 if name == "layers" else 2)
+    )
+    matrices += _count({k: v for k, v in shapes.get("embedding", {}).items() if k != "table"})
+    head = 0
+    if not model.own_head:
+        trained = "embedding" in shapes
+        head = (6 if trained else 4) * model.vocab_size * model.width
+    return 6 * matrices + head + 12 * model.layers * sequence_length * model.width
+
+
+def peak_flops(configured: float) -> float | None:
+    """FLOP/s of all devices together, as configured or as known for their kind."""
+    one = configured or PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return one * jax.device_count() if one else None

@@ -1,0 +1,1 @@
+"""What a model is compared with: second models, stored scores, inspection."""

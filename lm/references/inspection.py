@@ -1,0 +1,143 @@
+"""What a weighting makes of given texts: statistics, references and weights, token by token.
+
+R rows, T tokens of a row.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.documents import Document
+from lm.data.layout import encode_document, make_row
+from lm.data.tokenizers import Tokenizer
+from lm.errors import InputError
+from lm.model.trained import Trained
+from lm.model.transformer import Model
+from lm.references.sources import ATTENTION, EMA
+from lm.training.experiment import Experiment
+from lm.training.state import TrainState
+from lm.training.step import make_loss_statistics
+from objectives.token_loss import denominators, token_loss
+from objectives.weighting import weight_metrics
+
+
+class Inspection(NamedTuple):
+    """Texts as rows, each of one window of one document; float32 or int32 arrays [R, T].
+
+    Attributes:
+      document_R: which document a row is of.
+      batch: the rows as a batch; slots with segment 0 are padding.
+      nll, entropy: of every token, nats.
+      references: what the weighting compares with, by name.
+      weights: of the weighting; 0 where the weight of the data is.
+      metrics: figures over all rows by name: mean_loss = sum(d nll) / sum(d), loss = the weighted
+        one as training has it, targets, and those of `weight_metrics` and of the weighting.
+    """
+
+    document_R: np.ndarray
+    batch: dict[str, np.ndarray]
+    nll: np.ndarray
+    entropy: np.ndarray
+    references: dict[str, np.ndarray]
+    weights: np.ndarray
+    metrics: dict[str, float]
+
+
+def cut(
+    documents: Sequence[Document], tokenizer: Tokenizer, length: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Windows of at most `length` tokens, each a row of its own: (document [R], batch [R, T]).
+
+    A window sees nothing of the one before, as a document that is cut in training. Unlike there, no
+    row holds two documents, so that a statistic of a row is one of a text.
+    """
+    rows, document_R = [], []
+    for index, document in enumerate(documents):
+        positions = encode_document(document, tokenizer)
+        for start in range(0, len(positions), length):
+            rows.append(make_row([positions[start : start + length]], length))
+            document_R.append(index)
+    return np.array(document_R), {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+
+
+def inspect(
+    run: Experiment,
+    state: TrainState,
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    second_models: Mapping[str, tuple[Model, Trained]] | None = None,
+) -> Inspection:
+    """Weighs documents as a train step of a run would weigh them, were they its batch.
+
+    As in training the model is not its moving average, it is quantized when the run is in that
+    phase, and statistics of the batch are those of all rows. The weighting starts from its initial
+    state. `second_models` maps sources of `objective.references` to what they hold.
+
+    Raises:
+      InputError: no document has a token that counts, or the weighting needs more than other text
+        than the run's own has.
+    """
+    c, weighting = run.config, run.weighting
+    document_R, batch = cut(documents, tokenizer, c.data.sequence_length)
+    if missing := [key for key in weighting.batch_keys if key not in batch]:
+        raise InputError(
+            f"objective.weighting={c.objective.weighting!r} needs {' and '.join(missing)} of "
+            "training documents, which other text does not have"
+        )
+    if not batch["weights"].any():
+        raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")
+    quantized = run.quantized if run.usable(state)[1] else None
+
+    def measure(model, trained, *options, **more):
+        statistics = make_loss_statistics(model, c.objective.block_size, *options, **more)
+        rows = c.train.batch_size // c.train.accumulation
+        return _in_batches(statistics, trained, batch, rows)
+
+    likelihood = run.loss._replace(losses=None)
+    attention = ATTENTION in weighting.references
+    own = measure(run.model, state.trained, quantized, likelihood, attention=attention)
+    references = {}
+    for name in run.references():
+        source = c.objective.references[name]
+        if source == EMA:
+            references[name] = measure(
+                run.model, state.ema, quantized, likelihood._replace(block_length=0)
+            ).nll
+        else:
+            references[name] = measure(*second_models[source]).nll
+    if attention:
+        references[ATTENTION] = own.attention
+    arrays = {name: jnp.asarray(x) for name, x in batch.items()}
+    weights_BT, _, metrics = weighting.weigh(
+        own, arrays, references, weighting.init(), jnp.asarray(state.step)
+    )
+    totals = denominators(weights_BT, arrays["weights"], weighting.normaliser)
+    plain = denominators(arrays["weights"], arrays["weights"])
+    loss, _ = token_loss(own, weights_BT, arrays["weights"], totals, 0.0)
+    mean, _ = token_loss(own, arrays["weights"], arrays["weights"], plain, 0.0)
+    metrics |= weight_metrics(weights_BT, arrays["weights"])
+    metrics |= {"loss": loss, "mean_loss": mean, "targets": totals.targets}
+    return Inspection(
+        document_R,
+        batch,
+        np.asarray(own.nll),
+        np.asarray(own.entropy),
+        {name: np.asarray(x) for name, x in references.items()},
+        np.asarray(weights_BT),
+        {name: float(x) for name, x in metrics.items()},
+    )
+
+
+def _in_batches(statistics: Callable[..., Any], trained: Any, batch, rows: int) -> Any:
+    """Statistics of all rows, so many at a time; the last batch is filled up with its first."""
+    statistics = jax.jit(statistics)
+    count = len(batch["tokens"])
+    rows = min(rows, count)
+    parts = []
+    for start in range(0, count, rows):
+        chosen = np.arange(start, start + rows) % count
+        parts.append(statistics(trained, {name: x[chosen] for name, x in batch.items()}))
+    return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)

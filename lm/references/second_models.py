@@ -1,0 +1,139 @@
+"""The sources of a run's references, opened: second models and stored scores."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from lm.data import scores
+from lm.data.documents import Corpus
+from lm.errors import InputError
+from lm.model.trained import Trained
+from lm.references.sources import EMA, SOURCES, valid_sources
+from lm.runs import run_record
+from lm.training.experiment import Experiment, build
+from objectives.losses.base import softmax
+
+
+class SecondModel(NamedTuple):
+    """A run whose model is a reference: the key that names it, and its parts."""
+
+    key: str
+    record: run_record.Record
+    run: Experiment
+
+
+class References(NamedTuple):
+    """Where the references of a run come from, besides its own moving average.
+
+    Attributes:
+      models: source (a work directory, as the config has it) -> the model in it.
+      scores: name of a reference -> its folder of scores.
+    """
+
+    models: dict[str, SecondModel]
+    scores: dict[str, scores.Scores]
+
+    def abstract(self) -> dict[str, Trained]:
+        """Shapes, dtypes and shardings of what `restore` gives, without allocating it."""
+        return {
+            source: Trained(one.run.abstract_state().trained.params)
+            for source, one in self.models.items()
+        }
+
+    def restore(
+        self, say: Callable[[str], None], steps: dict[str, int]
+    ) -> tuple[dict[str, Trained], dict[str, int]]:
+        """What was trained of each second model, on the mesh of the run, and at which step.
+
+        It is the moving average where that run keeps one, with weights on their grids where it was
+        saved in its quantized phase.
+
+        Args:
+          say: shows one line.
+          steps: source -> step of the checkpoint to take; the newest where there is none.
+
+        Raises:
+          InputError: there is no such checkpoint, or it cannot be read.
+        """
+        trained, found = {}, {}
+        for source, (key, record, run) in self.models.items():
+            state = run_record.restore(record, run, key, say, steps.get(source))
+            trained[source], found[source] = Trained(run.plain(state).params), int(state.step)
+        return trained, found
+
+    def stored(self, corpora: Sequence[Corpus], tokenizer: str) -> dict[str, list[scores.Stored]]:
+        """Name of a reference -> its stored scores, one a corpus.
+
+        Raises:
+          InputError: they are those of another corpus or tokenizer.
+        """
+        found = {}
+        for name, one in self.scores.items():
+            try:
+                found[name] = scores.stored(one, name, corpora, tokenizer)
+            except InputError as error:
+                raise InputError(f"objective.references.{name}: {error}") from None
+        return found
+
+
+def open_references(run: Experiment, tokenizer: str | None = None) -> References:
+    """Looks at the sources of all references that a run needs, and allocates nothing.
+
+    Args:
+      run: from `experiment.build`; second models get its mesh.
+      tokenizer: fingerprint of the run's tokenizer; None to plan without one.
+
+    Raises:
+      InputError: a source is nothing that can be one, or a model of other tokens.
+    """
+    models, stored = {}, {}
+    for name in run.references():
+        source, key = run.config.objective.references[name], f"objective.references.{name}"
+        if source == EMA:
+            continue
+        if "scores" in SOURCES[name] and scores.is_scores(source):
+            try:
+                stored[name] = scores.load(source)
+            except InputError as error:
+                raise InputError(f"{key}: {error}") from None
+        elif "run" in SOURCES[name] and run_record.is_run(source):
+            models[source] = _open_model(run, key, source, tokenizer)
+        else:
+            raise InputError(f"{key}={source!r} is none of: {valid_sources(name)}")
+    return References(models, stored)
+
+
+def check_tokens(named: str, its: tuple[int, str], ours: tuple[int, str]) -> None:
+    """Refuses a model that does not speak of the same tokens.
+
+    Args:
+      named: the model as the user has named it.
+      its: entries of its vocabulary, and its tokenizer's fingerprint.
+      ours: the same of the run.
+
+    Raises:
+      InputError: they differ.
+    """
+    for what, one, other in zip(("vocabulary", "tokenizer"), its, ours, strict=True):
+        if one != other:
+            raise InputError(
+                f"{named} has the {what} {one}, not {other}; valid: a run with the same tokenizer"
+            )
+
+
+def _open_model(run: Experiment, key: str, source: str, tokenizer: str | None) -> SecondModel:
+    record = run_record.read(source, key)
+    vocab_size = run.model.config.vocab_size
+    its = (record.vocab_size, record.tokenizer)
+    check_tokens(f"{key}={source}", its, (vocab_size, tokenizer or record.tokenizer))
+    try:
+        # The mesh of its own training does not matter.
+        record.config.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
+        own = build(record.config, vocab_size, devices=1)
+    except InputError as error:
+        raise InputError(f"{key}={source}: {error}") from None
+    if own.loss.predict is not softmax:
+        raise InputError(
+            f"{key}={source} was trained with objective.loss={record.config.objective.loss!r}, "
+            "whose head is another: a reference needs a softmax of products"
+        )
+    return SecondModel(key, record, own._replace(mesh=run.mesh))

@@ -1,0 +1,1 @@
+"""Studies of many runs: ablations, their outcomes and comparison, fitted laws."""

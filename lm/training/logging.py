@@ -1,0 +1,218 @@
+"""What a run writes down: JSONL, TensorBoard, Weights & Biases, curves."""
+
+import io
+import json
+import os
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from lm.errors import writing
+
+
+class Stopwatch:
+    """Seconds of training, without those spent in compiling, evaluating and saving."""
+
+    def __init__(self, seconds: float = 0.0):
+        self._before = seconds
+        self._start = time.perf_counter()
+
+    def read(self) -> float:
+        """Seconds so far."""
+        return self._before + time.perf_counter() - self._start
+
+    def exclude(self, since: float) -> None:
+        """Takes out what has passed since `read` returned `since`."""
+        self._start += self.read() - since
+
+
+class Writer:
+    """metrics.jsonl always; TensorBoard and Weights & Biases as configured; on process 0 only.
+
+    TensorBoard's files are written in local work directories only.
+
+    Opening it for a run that resumes at `step` drops the lines of later steps, which will be
+    written again.
+    """
+
+    def __init__(self, workdir: epath.Path, config: ConfigDict, step: int):
+        self._file = self._board = self._wandb = None
+        if jax.process_index():
+            return
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = _Lines(path)
+        if config.train.tensorboard and not _is_bucket(workdir):
+            self._board = _Board(workdir, step)
+        if config.train.wandb_project:
+            import wandb
+
+            self._wandb = wandb.init(
+                project=config.train.wandb_project,
+                dir=None if _is_bucket(workdir) else str(workdir),
+                id=workdir.name,
+                resume="allow",
+                config=config.to_dict(),
+            )
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Adds one line of the given kind: train, validation or event."""
+        if self._file is None:
+            return
+        self._file.add(json.dumps({"step": step, "kind": kind, **values}))
+        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+        if self._board:
+            self._board.add(numbers, step)
+        if self._wandb:
+            self._wandb.log(numbers, step=step)
+
+    def flush(self) -> None:
+        """Returns when all lines are where they will be read from."""
+        for sink in (self._file, self._board):
+            if sink:
+                sink.flush()
+
+    def close(self) -> None:
+        """Flushes and closes all."""
+        for sink in (self._file, self._board):
+            if sink:
+                sink.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _is_bucket(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+class _Lines:
+    """A text file that grows by lines. In a bucket, where no file grows, it is written anew.
+
+    That is done at most every `_UPLOAD_SECONDS`, and by `flush`.
+    """
+
+    _UPLOAD_SECONDS = 30
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        self._local = None if _is_bucket(path) else io.FileIO(path, "a")
+        self._text = "" if self._local else path.read_text()
+        self._uploaded, self._length = time.monotonic(), len(self._text)
+
+    def add(self, line: str) -> None:
+        if self._local:
+            with writing(self._path):
+                _append(self._local, line.encode() + b"\n")
+            return
+        self._text += line + "\n"
+        if time.monotonic() - self._uploaded >= self._UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._local and len(self._text) > self._length:
+            with writing(self._path):
+                self._path.write_text(self._text)
+            self._uploaded, self._length = time.monotonic(), len(self._text)
+
+    def close(self) -> None:
+        self.flush()
+        if self._local:
+            self._local.close()
+
+
+def _append(file: io.FileIO, content: bytes) -> None:
+    """Adds all of it, or, where the disk is full in the middle, nothing."""
+    length, left = os.fstat(file.fileno()).st_size, content
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        file.truncate(length)
+        raise
+
+
+class _Board:
+    """TensorBoard's event file.
+
+    tensorboardX's own SummaryWriter hands events to a thread; when the disk is full the thread ends
+    and the tenth event after that waits for it forever.
+    """
+
+    _FLUSH_SECONDS = 30
+
+    def __init__(self, folder: epath.Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._folder, self._flushed = folder, time.monotonic()
+        with writing(folder):
+            self._events = EventsWriter(str(folder / "events"))
+        if step:  # Hides what an earlier start has written of later steps.
+            self._write(step=step + 1, session_log={"status": "START"})
+
+    def add(self, numbers: dict[str, float], step: int) -> None:
+        values = [{"tag": name, "simple_value": value} for name, value in numbers.items()]
+        self._write(step=step, summary={"value": values})
+        if time.monotonic() - self._flushed >= self._FLUSH_SECONDS:
+            self.flush()
+
+    def _write(self, **fields) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with writing(self._folder):
+            self._events.write_event(Event(wall_time=time.time(), **fields))
+
+    def flush(self) -> None:
+        with writing(self._folder):
+            self._events.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with writing(self._folder):
+            self._events.close()
+
+
+def write_whole(path: epath.Path, content: str) -> None:
+    """Writes a file that is either whole or as it was; raises StorageError."""
+    scratch = path.with_name(f"{path.name}.new")
+    with writing(path):
+        scratch.write_text(content)
+        scratch.replace(path)
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """All whole lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def plot_curves(workdir: epath.Path) -> epath.Path:
+    """Draws losses by step into curves.png and returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = read_metrics(workdir)
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for kind, style in (("train", {"alpha": 0.6}), ("validation", {"marker": "o"})):
+        points = [(line["step"], line["loss"]) for line in lines if line["kind"] == kind]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=kind, **style)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=workdir.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = workdir / "curves.png"
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=130)
+    plt.close(figure)
+    return path

@@ -1,0 +1,452 @@
+"""Quantization-aware training: the forward pass, the phases and their arithmetic, kills, costs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from test_loop import final_state, lines, train
+
+from lm.compression.packed import read_packed
+from lm.compression.phases import Phases, make_quantized, plan_phases
+from lm.errors import InputError
+from lm.evaluation import perplexity
+from lm.model.trained import Trained
+from lm.parallel.mesh import put_batch
+from lm.training import experiment
+from lm.training.schedules import make_phase_schedule
+from lm.training.step import make_forward
+from objectives.quantization import activation_quantizer, quantize_tree
+
+# A stable phase from step 2 to 6, quantized from step 4 of 8.
+FUSED = {
+    "train__steps": 8,
+    "optimizer__schedule": "wsd",
+    "optimizer__decay_fraction": 0.25,
+    "quantization__bits": 2.0,
+    "quantization__fraction": "0.5",
+}
+
+
+def build(count=1, **overrides):
+    config = tiny.config(data__sequence_length=16, **overrides)
+    return experiment.build(config, tiny.VOCAB, jax.devices()[:count])
+
+
+def trained_model(bits, tied=False, **overrides):
+    model = tiny.model(tied_head=tied)
+    params = tiny.params(model)
+    section = tiny.config(quantization__bits=bits, **overrides).quantization
+    quantized = make_quantized(section, params)
+    return model, quantized, Trained(params, quantized.first_scales(params))
+
+
+@pytest.mark.parametrize("bits", [1.0, 1.58, 2.0, 4.0])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_quantized_pass_is_the_plain_pass_of_quantized_weights(bits, tied):
+    """Outputs, and gradients in weights and scales, against quantizing the whole tree first."""
+    model, quantized, trained = trained_model(bits, tied)
+    b = tiny.batch()
+
+    def loss(hidden, head):
+        logits = hidden @ head
+        return optax.softmax_cross_entropy_with_integer_labels(logits, b["targets"]).mean()
+
+    def ours(trained):
+        return loss(*make_forward(model, quantized)(trained, b))
+
+    def definition(trained):
+        params = quantize_tree(trained.params, trained.scales, quantized.rules)
+        return loss(*make_forward(model)(Trained(params), b))
+
+    value, grads = jax.jit(jax.value_and_grad(ours))(trained)
+    expected, expected_grads = jax.jit(jax.value_and_grad(definition))(trained)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    leaves = jax.tree.leaves(grads.scales)
+    assert len(leaves) == 6 + (1 if tied else 2)
+    for a, e in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(a, e, atol=2e-6 * np.abs(e).max() + 1e-12)
+    assert all(np.abs(x).max() > 0 for x in leaves)
+    # Negative control: full precision is another loss.
+    plain = loss(*make_forward(model)(trained, b))
+    assert abs(plain - expected) > 1e-4
+
+
+@pytest.mark.parametrize("quantizer", ["absmax", "minmax", "mxfp4", "fp8_e4m3"])
+def test_quantizers_without_learned_scales_train_too(quantizer):
+    extra = {"quantization__quantizer": quantizer}
+    model, quantized, trained = trained_model(8.0 if "fp8" in quantizer else 4.0, **extra)
+    assert not jax.tree.leaves(trained.scales)
+    hidden, head = jax.jit(make_forward(model, quantized))(trained, tiny.batch())
+    on_grid = quantized.on_grid(trained)
+    expected, expected_head = make_forward(model)(Trained(on_grid), tiny.batch())
+    np.testing.assert_allclose(hidden, expected, atol=1e-5)
+    np.testing.assert_array_equal(head, expected_head)
+
+
+def steps_of(run, batches, quantized):
+    metrics = []
+    with jax.set_mesh(run.mesh):
+        shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
+        state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
+        if quantized:
+            state = run.begin_quantized()(state)
+        step = run.train_step(quantized)
+        for b in batches:
+            state, values = step(state, put_batch(run.mesh, b))
+            metrics.append(jax.device_get(values))
+        assert step._cache_size() == 1
+    return state, metrics
+
+
+def test_devices_and_micro_batches_change_nothing():
+    batches = [tiny.batch(rows=8, seed=i) for i in range(3)]
+    one = build(quantization__bits=2.0, quantization__fraction="1", mesh__data=1)
+    mesh = {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__sequence": 2, "train__accumulation": 2}
+    many = build(8, quantization__bits=2.0, quantization__fraction="1", **mesh)
+    (state, metrics), (other, other_metrics) = (steps_of(r, batches, True) for r in (one, many))
+    np.testing.assert_allclose(
+        [m["loss"] for m in other_metrics], [m["loss"] for m in metrics], rtol=1e-5
+    )
+    # A weight at the edge of two codes may round to either; few do.
+    for a, b in zip(*(jax.tree.leaves(s.trained.scales) for s in (other, state)), strict=True):
+        assert np.mean(~np.isclose(a, b, rtol=1e-3)) < 0.02
+    up, scale = (other.trained[i]["layers"]["mlp"]["up"].sharding.spec for i in (0, 1))
+    assert tuple(up) == (None, "fsdp", "tensor")
+    assert tuple(scale) == (None, None, "tensor")
+    # Negative control: the same steps in full precision have other losses.
+    _, plain = steps_of(one, batches, False)
+    assert abs(plain[0]["loss"] - metrics[0]["loss"]) > 1e-3
+
+
+def test_another_loss_and_a_weighting_are_of_the_quantized_model():
+    """The quantized step against the plain step of a model that is on its grids already."""
+    options = {
+        "objective__loss": "inverted_hinge",
+        "objective__weighting": "dft*uskd",
+        "optimizer__clip_norm": 0.0,
+        "mesh__data": 1,
+    }
+    quantized = {"quantization__bits": 2.0, "quantization__fraction": "1"}
+    run, plain = build(**options, **quantized), build(**options)
+    b = [tiny.batch(rows=8)]
+    state, (metrics,) = steps_of(run, b, True)
+    with jax.set_mesh(run.mesh):
+        first = run.begin_quantized()(jax.jit(run.init)(jax.random.key(0)))
+        on_grid = Trained(jax.jit(run.quantized.on_grid)(first.trained))
+        begun = jax.jit(plain.init)(jax.random.key(0))._replace(trained=on_grid)
+        _, expected = plain.train_step()(begun, put_batch(plain.mesh, b[0]))
+    for name in ("loss", "nll", "weight_sum", "weight_entropy"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.trained))
+    # Negative controls: without quantization, and with cross-entropy, the numbers are others.
+    _, (full,) = steps_of(plain, b, False)
+    assert abs(full["weight_sum"] - metrics["weight_sum"]) > 1e-4 * metrics["weight_sum"]
+    _, (other,) = steps_of(
+        build(**options | {"objective__loss": "cross_entropy"}, **quantized), b, True
+    )
+    assert abs(other["loss"] - metrics["loss"]) > 0.1
+    np.testing.assert_allclose(other["weight_sum"], metrics["weight_sum"], rtol=1e-5)
+
+
+def test_scales_are_trained_and_do_not_decay():
+    run = build(quantization__bits=2.0, quantization__fraction="1", mesh__data=1)
+    state, _ = steps_of(run, [tiny.batch(rows=8)], True)
+    first = run.quantized.first_scales(jax.jit(run.init)(jax.random.key(0)).trained.params)
+    moved = [bool(np.any(a != b)) for a, b in _pairs(state.trained.scales, first)]
+    assert all(moved)
+    zeros = jax.tree.map(jnp.zeros_like, state.trained)
+    updates, _ = jax.jit(run.optimizer.update)(zeros, run.optimizer.init(zeros), state.trained)
+    assert not any(np.any(x) for x in jax.tree.leaves(updates.scales))
+    assert np.any(updates.params["layers"]["mlp"]["up"])  # negative control: weights do
+
+
+def _pairs(a, b):
+    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+
+
+def test_the_scan_over_layers_keeps_no_second_copy_of_the_weights():
+    """Temporaries of a step grow with depth no faster than those of a full-precision step."""
+
+    def temporaries(layers, quantized):
+        run = build(
+            model__layers=layers,
+            model__width=64,
+            model__mlp_width=256,
+            train__batch_size=1,
+            quantization__bits=4.0,
+            quantization__fraction="1",
+        )
+        b = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in tiny.batch(rows=1).items()}
+        with jax.set_mesh(run.mesh):
+            lowered = run.train_step(quantized).lower(run.abstract_state(), b)
+        layer = sum(x.nbytes for x in jax.tree.leaves(_layer(run)))
+        return lowered.compile().memory_analysis().temp_size_in_bytes, layer
+
+    def _layer(run):
+        layers = run.abstract_state().trained.params["layers"]
+        return jax.tree.map(lambda x: np.zeros(x.shape[1:], np.float32), layers)
+
+    (few, layer), (many, _) = temporaries(2, True), temporaries(10, True)
+    plain = temporaries(10, False)[0]
+    assert many - few < plain - temporaries(2, False)[0] + 8 * 0.2 * layer
+    assert many < 1.15 * plain
+
+
+def test_the_phase_arithmetic():
+    config = tiny.config(train__steps=1000, quantization__bits=4.0, quantization__fraction="0.25")
+    assert plan_phases(config, 10).switch == 750
+    config.quantization.fraction = "optimal"
+    # S = 1000 * 8 * 32 / (64,000 * 4 / 8) = 8: exp(-6.7297 / ln 8)
+    np.testing.assert_allclose(plan_phases(config, 64_000).fraction, 0.0393, atol=5e-4)
+    config.train.accumulation = 4  # a step is a step, however it is split
+    assert plan_phases(config, 64_000).switch == 961
+    config.quantization.bits = 16.0
+    assert plan_phases(config, 64_000) == Phases(1000, 1000)
+
+
+def test_schedules_of_two_phases():
+    base = {"train__steps": 100, "optimizer__schedule": "wsd", "optimizer__warmup_steps": 10}
+    base |= {"optimizer__decay_fraction": 0.2, "optimizer__final_fraction": 0.0}
+
+    def rates(fused, switch=60):
+        config = tiny.config(**base, quantization__warmup_steps=5, quantization__peak_factor=0.5)
+        schedule = make_phase_schedule(config, Phases(100, switch, fused), 1.0)
+        return np.array([float(schedule(i)) for i in range(100)])
+
+    fused, plain, unfused = rates(True), rates(True, switch=100), rates(False)
+    np.testing.assert_array_equal(fused, plain)  # the switch does not show
+    assert fused[60] == 1
+    np.testing.assert_allclose(unfused[:10], np.arange(1, 11) / 10, rtol=1e-5)
+    assert (unfused[10:48] == 1).all()
+    assert unfused[59] < 0.1  # the first phase has decayed
+    np.testing.assert_allclose(unfused[60:65], 0.5 * np.arange(1, 6) / 5, rtol=1e-5)
+    assert (unfused[65:92] == 0.5).all()
+    assert unfused[99] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ({"quantization__bits": 9.0}, "quantization.bits=9"),
+        ({"quantization__quantizer": "seq", "quantization__bits": 4.0}, "seq has 2 bits"),
+        ({"quantization__quantizer": "lsg"}, "did you mean 'lsq'"),
+        (
+            {"quantization__granularity": "group", "quantization__group_size": 7},
+            "group_size=7 does not divide",
+        ),
+        ({"quantization__granularity": "row"}, "granularity"),
+        ({"quantization__fraction": "1.5"}, "from 0 to 1 or 'optimal'"),
+        ({"quantization__fraction": "half"}, "from 0 to 1 or 'optimal'"),
+        ({"quantization__fraction": "optimal", "model__width": 1024}, "more than one token a byte"),
+        ({"optimizer__schedule": "cosine"}, "needs a stable phase"),
+        ({"quantization__fraction": "0.1"}, "not in the stable phase"),
+        ({"quantization__fraction": "0.9"}, "not in the stable phase"),
+        (
+            {"quantization__fused_cooldown": False, "quantization__warmup_steps": 4},
+            "quantization.warmup_steps=4",
+        ),
+        (
+            {
+                "quantization__fused_cooldown": False,
+                "quantization__warmup_steps": 1,
+                "quantization__peak_factor": 0.0,
+            },
+            "quantization.peak_factor",
+        ),
+    ],
+)
+def test_bad_sections_are_refused_with_the_reason(overrides, names):
+    with pytest.raises(InputError, match=names):
+        build(**(FUSED | overrides))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """A run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    config = tiny.config(
+        data__corpus=corpus, evaluation__every_steps=2, train__ema_decay=0.9, **FUSED
+    )
+    result, said = train(config, folder)
+    assert result.finished
+    assert any("step 4: the quantized phase begins, 2 bits" in line for line in said)
+    return config, folder
+
+
+def test_the_loss_jumps_at_the_switch(whole, tmp_path):
+    """Against the same run in full precision: the same losses before, a higher one after."""
+    config, folder = whole
+    plain = config.copy_and_resolve_references()
+    plain.quantization.bits = 16.0
+    train(plain, tmp_path / "plain")
+    losses, expected = (
+        [line["loss"] for line in lines(f, "train")] for f in (folder, tmp_path / "plain")
+    )
+    assert losses[:4] == expected[:4]
+    assert losses[4] > expected[4] + 0.01
+
+
+def test_both_losses_are_reported_in_both_phases(whole):
+    _, folder = whole
+    seen = {line["step"]: line for line in lines(folder, "validation")}
+    for step, phase in ((2, "full_precision"), (4, "full_precision"), (6, "quantized")):
+        assert seen[step]["loss"] == seen[step][f"{phase}_loss"]
+        assert seen[step]["quantized_loss"] != seen[step]["full_precision_loss"]
+    errors = seen[8]["quantization_error"]
+    assert set(errors) == set(seen[8]["outside_clip_range"])
+    assert len(errors["layers/mlp/up"]) == 2
+    assert 0 < errors["layers/mlp/up"][0] < 1
+    assert isinstance(errors["head/kernel"], float)
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 6])
+def test_a_run_cut_before_at_and_after_the_switch_is_the_whole_run(whole, tmp_path, stop_after):
+    config, folder = whole
+    stopped, _ = train(config, tmp_path / "cut", stop_after=stop_after)
+    assert stopped.step == stop_after
+    resumed, _ = train(config, tmp_path / "cut")
+    assert resumed.finished
+    for kind in ("train", "validation", "event"):
+        assert lines(tmp_path / "cut", kind) == lines(folder, kind)
+    (a, at), (b, bt) = (final_state(config, f) for f in (tmp_path / "cut", folder))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert at == bt
+
+
+def test_sixteen_bits_are_the_run_without_quantization(corpus, tmp_path):
+    plain = tiny.config(data__corpus=corpus, train__steps=3)
+    sixteen = tiny.config(data__corpus=corpus, train__steps=3, quantization__bits=16.0)
+    sixteen.quantization.fraction = "0.5"
+    for name, config in (("plain", plain), ("sixteen", sixteen)):
+        train(config, tmp_path / name)
+    (a, _), (b, _) = (
+        final_state(plain, tmp_path / "plain"),
+        final_state(sixteen, tmp_path / "sixteen"),
+    )
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert lines(tmp_path / "plain", "train") == lines(tmp_path / "sixteen", "train")
+
+
+def test_a_work_directory_keeps_its_quantization(whole):
+    config, folder = whole
+    other = config.copy_and_resolve_references()
+    other.quantization.fraction = "0.4"
+    with pytest.raises(InputError, match=r"quantization\.fraction"):
+        train(other, folder)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_moments_go_on_or_begin_anew_at_the_switch(reset):
+    run = build(mesh__data=1, **FUSED, quantization__reset_optimizer=reset)
+    state, _ = steps_of(run, [tiny.batch(rows=8)], False)
+    after = run.begin_quantized()(jax.tree.map(jnp.copy, state))
+    size = optax.tree.norm(optax.tree.get(after.optimizer, "mu", filtering=_of_matrices))
+    assert (size == 0) == reset
+    counts = {int(c) for _, c in optax.tree.get_all_with_path(after.optimizer, "count")}
+    assert counts == ({0, 1} if reset else {1})  # that of the schedule goes on
+
+
+def _of_matrices(path, value):
+    return any("matrix" in str(key) for key in path)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp8_e4m3"])
+def test_activations_are_rounded_token_by_token(kind):
+    """The inputs of every product, with weights as they are or on grids; not when off."""
+    model = tiny.model()
+    params, b = tiny.params(model), tiny.batch()
+    section = tiny.config(quantization__activations=kind).quantization
+    quantized = make_quantized(section, params)
+    trained = Trained(params, quantized.first_scales(params))
+    assert not jax.tree.leaves(trained.scales)
+    hidden, _ = jax.jit(make_forward(model, quantized))(trained, b)
+    rounding = activation_quantizer(int(kind[3:]) if kind.startswith("int") else kind)
+    seen = []
+
+    def product(path, x, w, scale):
+        seen.append(path)
+        return rounding(x) @ w
+
+    inputs = b["tokens"], b["positions"], b["segment_ids"]
+    expected = jax.jit(lambda p: model.apply(p, *inputs, product=product))(params)
+    np.testing.assert_allclose(hidden, expected, atol=2e-5)
+    assert set(seen) == {
+        f"layers/{name}"
+        for name in ("attention/query", "attention/key", "attention/value", "attention/output")
+    } | {"layers/mlp/up", "layers/mlp/down"}
+    plain = jax.jit(lambda p: model.apply(p, *inputs))(params)
+    assert np.abs(hidden - plain).max() > 1e-3
+
+
+def test_packed_weights_and_post_training_losses_of_a_run(whole, corpus, tmp_path):
+    """The file gives the run's last evaluation; at the switch the run says what it has to beat."""
+    config, folder = whole
+    found = read_packed(folder / "packed.safetensors")
+    run = experiment.build(config, found.vocab_size)
+    data = experiment.load_data(config.data)
+    with jax.set_mesh(run.mesh):
+        batches = experiment.evaluation_batches(config, data.validation, data.tokenizer)
+        score = perplexity.evaluate(
+            run.eval_step(plain=True), Trained(found.params), batches, run.mesh
+        )
+    last = lines(folder, "validation")[-1]
+    np.testing.assert_allclose(score.loss, last["quantized_loss"], rtol=1e-6)
+    assert abs(score.loss - last["full_precision_loss"]) > 1e-4  # negative control
+
+    compared = config.copy_and_resolve_references()
+    compared.quantization.update({"gptq_batches": 2, "from": ""})
+    compared.train.steps, compared.quantization.fraction = 6, "0.34"
+    compared.evaluation.batches = 0
+    train(compared, tmp_path / "compared")
+    (event,) = lines(tmp_path / "compared", "event")
+    at_switch = next(x for x in lines(tmp_path / "compared", "validation") if x["step"] == 4)
+    np.testing.assert_allclose(event["rtn"], at_switch["quantized_loss"], rtol=1e-6)
+    assert np.isfinite(event["gptq"])
+    assert event["gptq"] != event["rtn"]
+
+
+def test_runs_share_a_full_precision_phase(whole, corpus, tmp_path):
+    """Bit for bit what one run would be that trains both phases."""
+    config, folder = whole
+    first = config.copy_and_resolve_references()
+    first.quantization.bits = 16.0
+    first.checkpoint.update(every_steps=4, keep=5)
+    train(first, tmp_path / "first")
+    second = config.copy_and_resolve_references()
+    second.quantization["from"] = str(tmp_path / "first")
+    _, said = train(second, tmp_path / "second")
+    assert f"starts with step 4 of {tmp_path / 'first'}" in said
+    (a, at), (b, bt) = (final_state(config, f) for f in (tmp_path / "second", folder))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert at == bt
+    losses = [line["loss"] for line in lines(folder, "train")]
+    assert [line["loss"] for line in lines(tmp_path / "second", "train")] == losses[4:]
+
+    for key, value, names in (
+        ("model.width", 64, r"model\.width=32, not 64"),
+        ("train.seed", 7, r"train\.seed=0, not 7"),
+        ("train.steps", 12, "another learning rate|no checkpoint at step 6"),
+        ("quantization.fraction", "0.375", "no checkpoint at step 5"),
+        ("quantization.from", str(tmp_path), "holds no run"),
+    ):
+        other = second.copy_and_resolve_references()
+        other.update_from_flattened_dict({key: value})
+        with pytest.raises(InputError, match=names):
+            train(other, tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
+
+    # The parameters alone, for a run that is quantized from its first step on.
+    tuned = second.copy_and_resolve_references()
+    tuned.quantization.update(fraction="1", bits=4.0)
+    tuned.train.update(steps=3, seed=3)
+    _, said = train(tuned, tmp_path / "tuned")
+    assert any(line.startswith("starts with the parameters of step 8") for line in said)
+    begun = lines(tmp_path / "tuned", "train")[0]["loss"]
+    assert begun < losses[0] - 0.3
