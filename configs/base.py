@@ -82,6 +82,8 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is off
 
     config.objective = ConfigDict()
+    # weighted (a weighted mean of one loss a token), or another of objectives.OBJECTIVES
+    config.objective.name = "weighted"
     # cross_entropy, or a section of `_losses`
     config.objective.loss = "cross_entropy"
     # uniform (the weights of the data), or a section of `_weightings`; "dft*dynamic" multiplies

@@ -40,17 +40,15 @@ class TokenStatistics(NamedTuple):
       logsumexp: log sum_j exp(z_j); its square is the z-loss.
       entropy: -sum_j p_j log p_j, of the whole predicted distribution.
       log_probability: log p_y = -nll.
+      loss: what is minimised of the token: nll, unless a loss of `objectives.losses` is another
+        one. None stands for nll.
     """
 
     nll: jax.Array
     logsumexp: jax.Array
     entropy: jax.Array
     log_probability: jax.Array
-
-    @property
-    def loss(self) -> jax.Array:
-        """What is minimised: nll. Of another loss it is a field (`objectives.losses`)."""
-        return self.nll
+    loss: jax.Array | None = None
 
 
 def token_statistics(
@@ -123,7 +121,7 @@ def token_statistics(
     targets = targets - first_column(head, axis)
     static = _Static(scores or products(softcap), block_size, axis)
     nll_BT, logsumexp_BT, entropy_BT = _statistics(static, hidden, head, targets)
-    return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT)
+    return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT, nll_BT)
 
 
 def _check_arguments(hidden, head, targets, softcap, block_size) -> None:

@@ -28,7 +28,6 @@ from lm.runs import initialise, run_record
 from lm.runs.checkpoints import Checkpoints, saved_steps
 from lm.training import experiment
 from lm.training.logging import Stopwatch, Writer, plot_curves, read_metrics, write_whole
-from objectives.losses.base import softmax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -41,8 +40,6 @@ _FIXED = (
     "train.seed",
     "train.ema_decay",
     "optimizer.name",
-    "objective.tempnet.width",
-    "objective.harmonic.distance",
     "quantization",
 )
 _FREE = (
@@ -178,7 +175,7 @@ class _Loop:
         self.writer = Writer(workdir, config, self.step)
         self.eval_step = built.eval_step()
         self.sampler = sampling.make_sampler(
-            built.model, data.tokenizer, loss=built.loss, temperature=0.8
+            built.model, data.tokenizer, loss=built.objective.loss, temperature=0.8
         )
         self.peak = peak_flops(config.train.peak_flops)
         self.agree, self.time_is_up = CrossProcessAny(built.mesh), False
@@ -490,13 +487,12 @@ def _settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Conf
 
 def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -> dict[str, Any]:
     """What config.json holds: the config, its vocabulary, and the packages that ran."""
-    carried = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", built.abstract_state().weighting)
+    carried = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", built.abstract_state().objective)
     return {
         "config": config.to_dict(),
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.fingerprint,
-        "weighting_state": str(carried),
-        "prediction": "softmax" if built.loss.predict is softmax else config.objective.loss,
+        "must_match": {**built.objective.must_match, "state": str(carried)},
         "versions": {
             "python": ".".join(map(str, sys.version_info[:3])),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -551,14 +547,11 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]
             and old.get(key) != new.get(key)
         ):
             raise InputError(_other(workdir, key, old, new))
-    # Losses whose head is the same can be exchanged: a trained run may go on to forget.
-    if old.get("prediction", "softmax") != new["prediction"]:
-        raise InputError(_other(workdir, "config.objective.loss", old, new))
-    # Weightings that carry nothing can be exchanged; the state of others is in the checkpoints.
-    carries = "weighting_state"
-    if old.get(carries, "()") != new[carries]:
-        names = ("config.objective.weighting", "config.objective.glow.samples", carries)
-        key = next(key for key in names if old.get(key) != new[key])
+    # Objectives that predict the same distribution and carry the same state can be exchanged: a
+    # trained run may go on to forget.
+    if any(old.get(f"must_match.{name}") != x for name, x in record["must_match"].items()):
+        changed = [key for key in new if key.startswith("config.objective.") and key in old]
+        key = next(key for key in (*changed, "must_match") if old.get(key) != new.get(key))
         raise InputError(_other(workdir, key, old, new))
     return recorded
 

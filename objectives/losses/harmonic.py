@@ -69,6 +69,7 @@ def harmonic(
     return Loss(
         init=init if distance == "mahalanobis" else no_parameters,
         predict=predict,
+        prediction=f"harmonic, distance {distance}",
         softcapped=False,
     )
 
