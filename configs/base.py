@@ -145,6 +145,9 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_minutes = 10.0  # 0 is off
     config.checkpoint.keep = 2  # newest checkpoints kept
     config.checkpoint.keep_best = 1  # checkpoints kept for their validation loss
+    # After a signal, how long an evaluation or calibration under way may go on before it is
+    # abandoned and the state is saved
+    config.checkpoint.grace_seconds = 10.0
     config.checkpoint.at_steps = ()  # steps that are saved besides, and never removed
 
     config.evaluation = ConfigDict()

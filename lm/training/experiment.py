@@ -197,6 +197,7 @@ _MINIMA = {
     "objective.block_size": 1,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0,
+    "checkpoint.grace_seconds": 0,
     "checkpoint.keep": 1,
     "checkpoint.keep_best": 0,
     "evaluation.every_steps": 0,

@@ -90,11 +90,11 @@ def test_rho1_chooses_over_the_batch_and_ss_token_in_each_row():
 def test_ss_token_toy():
     given = {
         "history_nll": array(0.3, 0.9, 1.4, 3.2),
-        "attention": array(0.1, 0.4, 0.3, 0.2),
+        "attention_to": array(0.1, 0.4, 0.3, 0.2),
     }
     near(loss_of(WEIGHTINGS["ss_token"](attention_row="predictor"), TOY, **given), 1.264747)
     # The rows of the labels are one later: the same numbers, moved there.
-    moved = given | {"attention": array(9.0, 0.1, 0.4, 0.3)}
+    moved = given | {"attention_to": array(9.0, 0.1, 0.4, 0.3)}
     weights, _, _ = weigh(WEIGHTINGS["ss_token"](keep=0.5, gamma=0.0), TOY, **moved)
     near(weights, [0, 1, 1, 1])  # 0.3 is its own and the one before: a tie, both are kept
 
