@@ -5,9 +5,9 @@ the section of its name as its hyper-parameters; one whose first argument is `ba
 weighted objective.
 """
 
-from objectives.objective import Objective
+from objectives.objective import Head, Objective, Prepared
 from objectives.weighted import weighted
 
 OBJECTIVES = {"weighted": weighted}
 
-__all__ = ["OBJECTIVES", "Objective"]
+__all__ = ["OBJECTIVES", "Head", "Objective", "Prepared"]

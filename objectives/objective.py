@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from objectives.cross_entropy import TokenStatistics
 from objectives.losses.base import CROSS_ENTROPY, Loss
 from objectives.terms import Term
 
@@ -28,6 +29,18 @@ class Prepared(NamedTuple):
     metrics: Mapping[str, jax.Array] = {}
 
 
+class Head(NamedTuple):
+    """A further prediction at every position, by the model's output matrix.
+
+    Attributes:
+      states: (parameters of the loss, hidden [B, T, D], taps of the model) -> [B, T, D].
+      targets: (batch) -> int32 [B, T].
+    """
+
+    states: Callable[..., jax.Array]
+    targets: Callable[..., jax.Array]
+
+
 class Objective(NamedTuple):
     """What is minimised, and a declaration of all that it needs.
 
@@ -46,16 +59,15 @@ class Objective(NamedTuple):
       loss: makes the statistics of every token from the hidden states and the head.
       whole_batch: whether `prepare` reads statistics or `aux`, or a term is no sum over rows. With
         micro-batches it costs a forward pass more.
-      differentiated: fields of the statistics through which a gradient may come back. To leave the
-        entropy out saves its sums in the forward pass of the head.
+      differentiated: fields of the statistics through which a gradient comes back where there are
+        two passes. Where none comes through the entropy, to leave it out saves its sums.
       batch_keys: names of what `batch` must hold besides the keys of every batch; "keys" are random
         keys, one a token.
       references: names of the references whose losses [B, T] are compared with.
       teacher: name of the reference whose hidden states and head `loss` reads; "" for none.
       taps: name of a tap of the model (`lm.model.transformer.TAPS`) -> (batch) -> its argument.
         `aux` holds the result under the same name.
-      heads: name of a tap that gives hidden states [B, T, D] -> (batch) -> targets [B, T]. `aux`
-        holds the `TokenStatistics` of these states under the model's head.
+      heads: name -> `Head`. `aux` holds its `TokenStatistics` under this name.
       must_match: what must be the same when a run goes on, by name, as text. The shapes of the
         state need not be declared.
     """
@@ -65,10 +77,10 @@ class Objective(NamedTuple):
     init: Callable[[], Any] = tuple
     loss: Loss = CROSS_ENTROPY
     whole_batch: bool = False
-    differentiated: tuple[str, ...] = ("loss",)
+    differentiated: tuple[str, ...] = TokenStatistics._fields
     batch_keys: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     teacher: str = ""
     taps: Mapping[str, Callable[..., jax.Array]] = {}
-    heads: Mapping[str, Callable[..., jax.Array]] = {}
+    heads: Mapping[str, Head] = {}
     must_match: Mapping[str, str] = {}

@@ -6,6 +6,7 @@ B batch, T length. d is the weight of the data, w that of the weighting, l the l
 import jax
 import jax.numpy as jnp
 
+from objectives.cross_entropy import TokenStatistics
 from objectives.losses.base import CROSS_ENTROPY, Loss
 from objectives.objective import Objective, Prepared
 from objectives.terms import Term, masked_sum
@@ -64,7 +65,7 @@ def weighted(
         weighting.init,
         loss,
         whole_batch=bool(weighting.uses_statistics or weighting.taps or loss.reduce),
-        differentiated=passed if weighting.detached else ("nll", "logsumexp", "entropy", "loss"),
+        differentiated=passed if weighting.detached else TokenStatistics._fields,
         batch_keys=weighting.batch_keys + ("keys",) * loss.random,
         references=weighting.references,
         teacher=loss.teacher,

@@ -94,9 +94,8 @@ def make_training_statistics(
     `aux` holds the taps of the model that the objective asks for, and the statistics of its further
     heads. The batch holds "keys" for a random loss; `teacher` is a `ReferenceModel`.
     """
-    loss, heads = objective.loss, objective.heads
-    taps = {**objective.taps, **dict.fromkeys(heads, lambda batch: None)}
-    forward = make_forward(model, quantized, loss.attention_blocks, taps)
+    loss = objective.loss
+    forward = make_forward(model, quantized, loss.attention_blocks, objective.taps)
 
     def statistics(trained, batch, teacher=None):
         outputs, head_DV = forward(trained, batch)
@@ -108,8 +107,9 @@ def make_training_statistics(
             inputs = inputs._replace(teacher=losses.Teacher(of_teacher.hidden, its_head, scores))
         found = sharded_loss.training_statistics(loss, inputs, batch["weights"])
         aux = dict(outputs.aux)
-        for name, targets in heads.items():
-            further = _inputs(model, block_size, aux[name], head_DV, targets(batch))
+        for name, head in objective.heads.items():
+            states_BTD = head.states(trained.loss, outputs.hidden, outputs.aux)
+            further = _inputs(model, block_size, states_BTD, head_DV, head.targets(batch))
             aux[name] = sharded_loss.prediction_statistics(CROSS_ENTROPY, further)
         return found, aux
 

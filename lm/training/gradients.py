@@ -103,12 +103,9 @@ def two_pass(statistics: Statistics, objective: Objective, accumulation: int) ->
 
         def passed_back(trained, micro, slopes):
             (found, aux), (d_found, d_aux) = statistics(trained, micro), slopes
-            pairs = _fields(objective, d_found, found)
-            for name in aux:
-                if name in objective.heads:
-                    pairs += _fields(objective, d_aux[name], aux[name])
-                else:
-                    pairs.append((d_aux[name], aux[name]))
+            names = objective.differentiated
+            pairs = [(getattr(d_found, name), getattr(found, name)) for name in names]
+            pairs += zip(jax.tree.leaves(d_aux), jax.tree.leaves(aux), strict=True)
             return sum(masked_sum(slope, x) for slope, x in pairs), ()
 
         grad = jax.grad(passed_back, has_aux=True)
@@ -116,11 +113,6 @@ def two_pass(statistics: Statistics, objective: Objective, accumulation: int) ->
         return grads, metrics, state
 
     return gradients
-
-
-def _fields(objective, slopes, statistics):
-    """The fields of the statistics that a gradient comes back through, each after its slope."""
-    return [(getattr(slopes, name), getattr(statistics, name)) for name in objective.differentiated]
 
 
 def _loss(objective, found_and_aux, batch, references, state, step):
