@@ -219,3 +219,16 @@ def test_a_bad_objective_is_refused_before_anything_runs(case):
     config = tiny.config(**{f"objective__{key}": value for key, value in keys.items()})
     with pytest.raises(InputError, match=message):
         experiment.make_weighting(config)
+
+
+def test_the_nll_of_all_targets_is_a_metric_under_every_weighting():
+    """Under `ss_token` with another loss, too; the weighted loss is another number."""
+    options = {"objective__ss_token__gamma": 0.0, "objective__ss_token__keep": 0.5}
+    metrics, _ = tiny.steps(
+        [tiny.batch(rows=8) | {"sample_ids": jnp.arange(8)[:, None].repeat(16, 1)}],
+        mesh__data=1,
+        objective__weighting="ss_token",
+        objective__loss="inverted_hinge",
+        **options,
+    )
+    assert abs(metrics[0]["nll"] - metrics[0]["loss"]) > 0.1
