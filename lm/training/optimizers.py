@@ -1,8 +1,5 @@
 """Optimizers, from Optax; every parameter belongs to a group or is an error."""
 
-import re
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,40 +8,13 @@ from ml_collections import ConfigDict
 from lm.compression.phases import Phases
 from lm.errors import InputError
 from lm.model.config import check_choice
+from lm.model.parameters import parameter_kinds
 from lm.model.trained import Trained
 from lm.training.schedules import make_phase_schedule
-
-# The first rule whose expression is found in a parameter's path decides its group.
-GROUPS = (
-    (r"(^|/)(scale|bias)$", "vector"),
-    (r"^embedding/", "embedding"),
-    (r"^head/", "head"),
-    (r"^layers/.*/(query|key|value|output|up|gate|down)$", "matrix"),
-)
 
 # MuonDimensionNumbers of a matrix stacked over layers, [L, in, out]. Without them Optax takes a
 # three-dimensional leaf for no matrix and silently gives it to Adam.
 _STACKED = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-
-
-def parameter_groups(params: Any) -> Any:
-    """The group of every leaf: "matrix", "embedding", "head" or "vector".
-
-    Raises:
-      InputError: a parameter that no rule of `GROUPS` covers.
-    """
-
-    def group(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for expression, label in GROUPS:
-            if re.search(expression, name):
-                return label
-        raise InputError(
-            f"parameter {name} {leaf.shape} is covered by no rule of "
-            "lm/training/optimizers.py:GROUPS; add one that says how it is optimized"
-        )
-
-    return jax.tree_util.tree_map_with_path(group, params)
 
 
 def make_optimizer(
@@ -72,7 +42,7 @@ def make_optimizer(
         if c[key] < 0:
             raise InputError(f"optimizer.{key}={c[key]} must be 0 or above")
     groups = Trained(
-        parameter_groups(trained.params),
+        parameter_kinds(trained.params),
         jax.tree.map(lambda _: "vector", trained.scales),
         jax.tree.map(lambda _: "loss" if loss_learning_rate else "vector", trained.loss),
     )

@@ -16,13 +16,13 @@ from etils import epath
 from configs.papers import binary_codes
 from lm.model import decoding, embeddings
 from lm.model.config import ModelConfig
+from lm.model.parameters import parameter_kinds
 from lm.model.trained import Trained
 from lm.model.transformer import make_model
 from lm.parallel.mesh import batch_sharding
 from lm.planning.flops import flops_per_token
 from lm.runs.checkpoints import Checkpoints
 from lm.training import experiment
-from lm.training.optimizers import parameter_groups
 from lm.training.state import parameter_shapes
 from lm.training.step import make_gradients, make_statistics, make_train_step
 from objectives.weighting import uniform
@@ -181,7 +181,7 @@ def test_a_checkpoint_restores_the_state(run, state, tmp_path):
 
 
 def test_every_parameter_has_an_optimizer(run, state):
-    groups = parameter_groups(state.trained.params)
+    groups = parameter_kinds(state.trained.params)
     assert set(jax.tree.leaves(groups.get("embedding", {}))) <= {"embedding"}
     assert ("embedding" in groups) == (run.model.config.embedding not in TABLE_FREE)
 
