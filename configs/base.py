@@ -38,6 +38,8 @@ def get_config() -> ConfigDict:
     config.model.unroll = 0  # layers in one turn of the loop; 0: up to 8 without remat, else 1
     config.model.dtype = "float32"  # compute dtype: float32 | bfloat16
     config.model.param_dtype = "float32"  # storage dtype of parameters: float32 | bfloat16
+    # no custom gradients, slower on CPU: with objective.block_size=0, jax.jvp and Hessian products
+    config.model.plain_autodiff = False
 
     config.data = ConfigDict()
     config.data.corpus = "stdlib"  # stdlib | tfds:NAME[/config] | FOLDER | FILE.jsonl; commas mix
@@ -88,7 +90,9 @@ def get_config() -> ConfigDict:
     config.objective.weighting = "uniform"
     config.objective.normalisation = "kept"  # kept | all | sequence: what the loss is divided by
     config.objective.z_loss = 0.0  # coefficient of the mean squared log-sum-exp
-    config.objective.block_size = 1024  # vocabulary entries of one block of the cross-entropy
+    # vocabulary entries of one block of the loss; 0: all at once, by plain automatic
+    # differentiation (forward mode and Hessian products; memory for [B, T, V] logits)
+    config.objective.block_size = 1024
     config.objective.update(_losses())
     config.objective.update(_weightings())
 

@@ -15,7 +15,7 @@ from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
 from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.data.layout import BATCH
 from lm.errors import InputError
-from lm.model import splash
+from lm.model import splash, xla_cpu
 from lm.model.config import ModelConfig, check_choice
 from lm.model.trained import Trained
 from lm.model.transformer import Model, make_model
@@ -123,16 +123,9 @@ class Experiment(NamedTuple):
 
 
 def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, bool] | None:
-    """How to compile a train step for the devices of a mesh.
-
-    XLA on CPU updates the parameters and each moment in loops of their own. Unless it looks at
-    which parts of an array overlap it copies the moments first, for one loop could overwrite what
-    another still reads: 130 of 795 MiB of temporaries at 49 million parameters, and bit for bit the
-    same result.
-    """
-    if isinstance(mesh, AbstractMesh) or mesh.devices.flat[0].platform != "cpu":
+    if isinstance(mesh, AbstractMesh):
         return None
-    return {"xla_cpu_copy_insertion_use_region_analysis": True}
+    return xla_cpu.compiler_options(mesh.devices.flat[0].platform)
 
 
 def build(
@@ -194,7 +187,7 @@ _MINIMA = {
     "data.shuffle_rows": 1,
     "data.workers": 0,
     "objective.z_loss": 0,
-    "objective.block_size": 1,
+    "objective.block_size": 0,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0,
     "checkpoint.keep": 1,
