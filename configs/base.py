@@ -84,6 +84,8 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is off
 
     config.objective = ConfigDict()
+    # weighted (a weighted mean of one loss a token), or another of objectives.OBJECTIVES
+    config.objective.name = "weighted"
     # cross_entropy, or a section of `_losses`
     config.objective.loss = "cross_entropy"
     # uniform (the weights of the data), or a section of `_weightings`; "dft*dynamic" multiplies
@@ -147,6 +149,9 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_minutes = 10.0  # 0 is off
     config.checkpoint.keep = 2  # newest checkpoints kept
     config.checkpoint.keep_best = 1  # checkpoints kept for their validation loss
+    # After a signal, how long an evaluation or calibration under way may go on before it is
+    # abandoned and the state is saved
+    config.checkpoint.grace_seconds = 10.0
     config.checkpoint.at_steps = ()  # steps that are saved besides, and never removed
 
     config.evaluation = ConfigDict()

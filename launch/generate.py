@@ -35,7 +35,7 @@ def main() -> None:
     sampler = sampling.make_sampler(
         loaded.run.model,
         loaded.tokenizer,
-        loss=loaded.run.loss,
+        loss=loaded.run.objective.loss,
         temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,

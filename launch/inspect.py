@@ -40,7 +40,7 @@ def main() -> None:
     overrides = [f"weighting={_WEIGHTING.value}"] * bool(_WEIGHTING.value) + _OBJECTIVE.value
     for override in overrides:
         _override(c.objective, override)
-    run = loaded.run._replace(weighting=experiment.make_weighting(c))
+    run = loaded.run._replace(objective=experiment.make_objective(c))
     references = open_references(run, loaded.tokenizer.fingerprint)
     for name in references.scores:
         raise InputError(

@@ -74,7 +74,7 @@ def main() -> None:
             raise InputError("--bits=WIDTH is missing: this run was not trained with quantization")
         result = _put_on_grids(run, trained, rules, data)
         before = evaluate(run.eval_step(), trained, quantized)
-        plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.loss))
+        plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.objective.loss))
         after = evaluate(plain, Trained(result.params), False)
     size = packed.write_packed(
         command.OUTPUT.value,

@@ -104,7 +104,7 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
 
     from lm.references import scoring
     from lm.references.second_models import check_tokens
-    from lm.training.step import make_statistics
+    from lm.training.forward import make_prediction_statistics
 
     def plain(one):
         return one.run.plain(one.state)._replace(scales=())
@@ -128,7 +128,9 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
         origin |= {"against": _AGAINST.value, "against_step": other.step}
         contrast = scoring.make_contrast(model, other.run.model)
         return (plain(loaded), plain(other)), contrast, origin
-    statistics = make_statistics(model, c.objective.block_size, None, loaded.run.loss)
+    statistics = make_prediction_statistics(
+        model, c.objective.block_size, None, loaded.run.objective.loss
+    )
 
     def values(trained, batch):
         nll_BT = statistics(trained, batch).nll

@@ -1,1 +1,13 @@
-"""What is minimised: pure functions of arrays and pytrees. No Flax, no I/O, no global state."""
+"""What is minimised; a config names one of `OBJECTIVES` in `objective.name`.
+
+"weighted" is made of `objective.loss`, `objective.weighting` and `objective.z_loss`. Another takes
+the section of its name as its hyper-parameters; one whose first argument is `base` extends the
+weighted objective.
+"""
+
+from objectives.objective import Head, Objective, Prepared
+from objectives.weighted import weighted
+
+OBJECTIVES = {"weighted": weighted}
+
+__all__ = ["OBJECTIVES", "Head", "Objective", "Prepared"]

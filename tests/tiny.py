@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from lm.model.config import ModelConfig
-from lm.model.transformer import Model, make_model
+from lm.model.transformer import Model, Tokens, make_model
 from lm.parallel.mesh import put_batch
 from lm.training import experiment
 
@@ -44,6 +44,16 @@ def model(**overrides) -> Model:
 def params(model: Model, seed=0):
     """Fresh parameters."""
     return jax.jit(model.init)(jax.random.key(seed))
+
+
+def inputs(b) -> Tokens:
+    """The input of a model in a batch."""
+    return Tokens(b["tokens"], b["positions"], b["segment_ids"])
+
+
+def hidden(model: Model, params, b) -> jax.Array:
+    """Hidden states of a batch."""
+    return model.apply(params, inputs(b)).hidden
 
 
 def batch(rows=4, length=16, seed=0, uneven=True) -> dict[str, jax.Array]:

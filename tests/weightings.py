@@ -38,7 +38,7 @@ def make(name: str, neutral: bool = False) -> Weighting:
     weighting = WEIGHTINGS[name](**METHODS[name][neutral])
 
     def weigh(statistics, batch, references, state, step):
-        references = {name: batch[name] for name in weighting.references}
+        references = {name: batch[name] for name in (*weighting.references, *weighting.taps)}
         return weighting.weigh(statistics, batch, references, state, step)
 
     return weighting._replace(weigh=weigh)
@@ -56,7 +56,7 @@ def batch(rows=8, length=12, seed=0) -> dict[str, jax.Array]:
         tiny.batch(rows, length, seed)
         | {name: uniform(2.0, 5.0) for name in losses}
         | {
-            "attention": uniform(0.0, 1.0),
+            "attention_to": uniform(0.0, 1.0),
             "error_mask": (uniform(0.0, 1.0) > 0.6).astype(jnp.float32),
             "faulty_log_probability": jnp.full((rows, length), -3.5),
             "likelihood": uniform(0.0, 1.0),

@@ -80,6 +80,7 @@ def gptq_model(
     importance: Callable[[jax.Array], jax.Array] | None = None,
     *,
     damping: float = 0.01,
+    between: Callable[[], None] = lambda: None,
 ) -> PostTrained:
     """GPTQ (arXiv 2210.17323) layer by layer, as in its official code.
 
@@ -100,6 +101,7 @@ def gptq_model(
         weight of the token in the Hessians, such as `rsq_importance` (RSQ, arXiv 2503.01820, in the
         form of its code). The attention is that of the layer before its own quantization.
       damping: see `objectives.quantization.gptq`.
+      between: called before every matrix; an exception that it raises ends the work.
 
     Raises:
       InputError: a Hessian is too ill-conditioned, or weights are not finite.
@@ -141,6 +143,7 @@ def gptq_model(
         return calibration_hessian(jnp.where(batch["segment_ids"][..., None] > 0, hidden_BTD, 0))
 
     def quantize(name, weights, hessian):
+        between()
         result = _gptq(weights, hessian, rules(name), damping=damping)
         if not jnp.isfinite(result.loss):
             raise InputError(

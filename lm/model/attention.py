@@ -45,7 +45,7 @@ def attend(
         no transposes.
       query_segments_BT, key_segments_BS: int32; tokens of different segments do not meet.
       offset: index of the first query among the keys; must be 0 when T = S.
-      blocks_BT: int32, of queries and keys alike (T = S); see `block_ids`. None is no blocks.
+      blocks_BT: int32, of queries and keys (T = S); see `visible`. None is no blocks.
       implementation: "einsum"; "xla" or "cudnn" through `jax.nn.dot_product_attention`; "splash",
         a kernel for TPUs, and "einsum" for what it cannot have, such as decoding; "auto" is "cudnn"
         for half precision on GPU, "splash" on TPU where it can be, and "einsum" elsewhere and
@@ -113,26 +113,6 @@ def visible(
         return seen_BTS
     blocks_BT1 = query_blocks_BT[:, :, None]
     return seen_BTS & ((blocks_BT1 == key_blocks_BS[:, None, :]) | (blocks_BT1 == LAST_BLOCK))
-
-
-def block_ids(positions_BT: jax.Array, segment_ids_BT: jax.Array, length: int) -> jax.Array:
-    """Blocks of `length` tokens, counted from the start of each document: int32 [B, T].
-
-    The last block that a row has of a segment is `LAST_BLOCK`.
-
-    Args:
-      positions_BT: int32, of a token in its document.
-      segment_ids_BT: int32, alike for the tokens of a document, which stand in one piece.
-      length: tokens of a block.
-    """
-    blocks_BT = positions_BT // length
-    index_T = jnp.arange(positions_BT.shape[1])
-    ends_BT = jnp.pad(
-        segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (0, 1)), constant_values=True
-    )
-    end_BT = jax.lax.cummin(jnp.where(ends_BT, index_T, index_T[-1]), axis=1, reverse=True)
-    last_BT = jnp.take_along_axis(blocks_BT, end_BT, axis=1)
-    return jnp.where(blocks_BT == last_BT, LAST_BLOCK, blocks_BT)
 
 
 def _einsum_attention(

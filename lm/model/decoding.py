@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.model.transformer import KVCache, Model
+from lm.model.transformer import KVCache, Model, Tokens
 
 # (hidden states [B, 1, D], head [D, V]) -> logits [B, 1, V].
 Logits = Callable[[jax.Array, jax.Array], jax.Array]
@@ -41,7 +41,8 @@ def next_logits(
     By `logits`, for a model trained to predict another distribution than the softmax of products;
     otherwise hidden @ head, soft-capped.
     """
-    hidden_BTD, cache = model.apply(params, tokens_BT, positions_BT, segments_BT, cache)
+    inputs = Tokens(tokens_BT, positions_BT, segments_BT)
+    hidden_BTD, _, cache = model.apply(params, inputs, cache)
     if logits is not None:
         return logits(hidden_BTD[:, -1:], model.head(params))[:, 0], cache
     logits_BV = jnp.dot(hidden_BTD[:, -1], model.head(params), preferred_element_type=jnp.float32)

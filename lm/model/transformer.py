@@ -33,6 +33,54 @@ class KVCache(NamedTuple):
     length: jax.Array  # tokens written so far
 
 
+class Tokens(NamedTuple):
+    """The input of a model: int32 arrays [B, T].
+
+    Attributes:
+      tokens: ids below the size of the vocabulary.
+      positions: of each token in its document.
+      segment_ids: equal for the tokens that may attend to each other.
+      blocks: cut the attention further, see `attention.visible`; None in decoding, and where a
+        segment attends to all of itself.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    segment_ids: jax.Array
+    blocks: jax.Array | None = None
+
+
+class LayerProducts(NamedTuple):
+    """How the layers multiply by their weights, so that quantization need not be known here.
+
+    Attributes:
+      product: (path such as "layers/mlp/up", input [B, T, I], weight [I, O] as it is stored, scale)
+        -> [B, T, O].
+      scales: a tree stacked over layers like the parameters' "layers"; `product` gets the leaf at
+        the path, and () where there is none.
+    """
+
+    product: Callable[..., jax.Array] = plain_product
+    scales: Any = None
+
+
+PLAIN = LayerProducts()
+
+
+class Outputs(NamedTuple):
+    """The result of a forward pass.
+
+    Attributes:
+      hidden: states in front of the head, [B, T, D] in the compute dtype.
+      aux: the taps that were asked for, by name.
+      cache: with the tokens of this pass; None where none was given.
+    """
+
+    hidden: jax.Array
+    aux: dict[str, jax.Array]
+    cache: KVCache | None
+
+
 class Model(NamedTuple):
     """Pure functions of one architecture, made by `make_model`.
 
@@ -40,30 +88,19 @@ class Model(NamedTuple):
       config: the architecture.
       init: (key) -> parameters.
       axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
-      apply: (parameters, tokens [B, T], positions, segment_ids, cache=None,
-        product=plain_product, scales=None, blocks=None, attention_to=None) -> hidden [B, T, D], or
-        (hidden, cache) when a cache is given. Blocks [B, T] cut the attention, see
-        `attention.block_ids`; there are none in decoding. With `attention_to` [B, T] bool instead
-        of a cache it gives (hidden, share): of the attention of the last layer at each position the
-        share that goes to the marked positions, as if there were no blocks, mean over heads,
-        float32 [B, T], a constant to gradients.
+      apply: (parameters, Tokens, cache=None, products=PLAIN, taps=None) -> Outputs. `taps` maps a
+        name of `TAPS` to its argument.
       head: (parameters) -> output matrix [D, V].
       embed: (parameters, tokens) -> input of the first layer [B, T, D].
       block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product)
         -> the next layer's x. `apply` is embed, every block, finish.
       finish: (parameters, output of the last layer) -> hidden [B, T, D].
-
-    `product` replaces the matrix products of the layers: (path such as "layers/mlp/up", input
-    [B, T, I], weight [I, O] as it is stored, scale) -> [B, T, O]. The scale is what `scales`, a
-    tree stacked over layers like the parameters' "layers", has at that path, and () where it has
-    nothing. What `product` does with them (put weights on a grid, round activations, write inputs
-    down) is not this module's business.
     """
 
     config: ModelConfig
     init: Callable[[jax.Array], Any]
     axes: Callable[[], Any]
-    apply: Callable[..., Any]
+    apply: Callable[..., Outputs]
     head: Callable[[Any], jax.Array]
     embed: Callable[[Any, jax.Array], jax.Array]
     block: Callable[..., jax.Array]
@@ -87,7 +124,7 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
 
     def boxed(key):
         tokens_BT = jnp.zeros((1, 2), jnp.int32)
-        return module.init(key, tokens_BT, tokens_BT, tokens_BT)["params"]
+        return module.init(key, Tokens(tokens_BT, tokens_BT, tokens_BT))["params"]
 
     def init(key):
         return nn.unbox(boxed(key))
@@ -96,34 +133,17 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
     def axes():
         return nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
 
-    def apply(
-        params,
-        tokens,
-        positions,
-        segment_ids,
-        cache=None,
-        product=plain_product,
-        scales=None,
-        blocks=None,
-        attention_to=None,
-    ):
-        variables = {"params": params}
-        if scales := _without_empty(scales or {}):
+    def apply(params, inputs, cache=None, products=PLAIN, taps=None):
+        variables, taps = {"params": params}, taps or {}
+        if scales := _without_empty(products.scales or {}):
             variables["scales"] = {"layers": scales}
-        keep_input = attention_to is not None
         with scope():
-            hidden_BTD, new_cache, input_BTD = Transformer(config, product).apply(
-                variables, tokens, positions, segment_ids, cache, blocks, keep_input
+            hidden_BTD, new_cache, input_BTD = Transformer(config, products.product).apply(
+                variables, inputs, cache, keep_input="attention_to" in taps
             )
-            if keep_input:
-                # Computed once more beside the model, so that the model's own attention may be a
-                # kernel that never has its probabilities.
-                last = {k: jax.tree.map(lambda x: x[-1], v["layers"]) for k, v in variables.items()}
-                share_BT = _attention_share(
-                    config, product, last, input_BTD, positions, segment_ids, attention_to
-                )
-                return hidden_BTD, share_BT
-        return hidden_BTD if cache is None else (hidden_BTD, new_cache)
+            passed = _Pass(config, products.product, variables, inputs, input_BTD, hidden_BTD)
+            aux = {name: TAPS[name](passed, argument) for name, argument in taps.items()}
+        return Outputs(hidden_BTD, aux, new_cache)
 
     def method(function):
         def call(params, *arguments):
@@ -268,17 +288,38 @@ class AttentionShare(nn.Module):
         return attention_share(query_BNTH, key_BKTH, segment_ids_BT, to_BT)
 
 
-def _attention_share(config, product, layer, input_BTD, positions_BT, segment_ids_BT, to_BT):
-    """The share of a layer's attention that goes to `to`, from its variables and its input."""
-    layer, input_BTD = jax.lax.stop_gradient((layer, input_BTD))
-    norm = Norm(config.norm, config.param_dtype)
+class _Pass(NamedTuple):
+    """A forward pass, as a tap reads it: `input_BTD` is that of the last layer."""
+
+    config: ModelConfig
+    product: Callable[..., jax.Array]
+    variables: Any
+    inputs: Tokens
+    input_BTD: jax.Array | None
+    hidden_BTD: jax.Array
+
+
+def _attention_to(passed: _Pass, to_BT: jax.Array) -> jax.Array:
+    """The share of the last layer's attention that goes to the positions marked in `to`.
+
+    Mean over heads, float32 [B, T], without blocks, a constant to gradients. It is computed again
+    beside the model, whose own attention may be a kernel that never has its probabilities.
+    """
+    c, inputs = passed.config, passed.inputs
+    layer = {k: jax.tree.map(lambda x: x[-1], v["layers"]) for k, v in passed.variables.items()}
+    layer, input_BTD = jax.lax.stop_gradient((layer, passed.input_BTD))
+    norm = Norm(c.norm, c.param_dtype)
     y_BTD = norm.apply({"params": layer["params"]["attention_norm"]}, input_BTD)
     own = {name: tree["attention"] for name, tree in layer.items() if "attention" in tree}
-    angles = rotary.rope_angles(positions_BT, config.head_width, config.rope_base)
-    # By its name `product` knows whose weights these are.
-    return AttentionShare(config, product, name="attention").apply(
-        own, y_BTD, *angles, segment_ids_BT, to_BT
+    angles = rotary.rope_angles(inputs.positions, c.head_width, c.rope_base)
+    # `product` finds the weights by this name.
+    return AttentionShare(c, passed.product, name="attention").apply(
+        own, y_BTD, *angles, inputs.segment_ids, to_BT
     )
+
+
+# Name of a tap -> (forward pass, argument of the tap) -> array.
+TAPS = {"attention_to": _attention_to}
 
 
 class MLP(nn.Module):
@@ -369,17 +410,10 @@ class Transformer(nn.Module):
         if c.own_head:
             self.output = Head(c, name="head")
 
-    def __call__(
-        self,
-        tokens_BT,
-        positions_BT,
-        segment_ids_BT,
-        cache=None,
-        blocks_BT=None,
-        keep_input=False,
-    ):
+    def __call__(self, inputs: Tokens, cache=None, keep_input=False):
         """Hidden states, the cache, and with `keep_input` the input of the last block."""
         c = self.config
+        tokens_BT, positions_BT, segment_ids_BT, blocks_BT = inputs
         x_BTD = self.embed(tokens_BT)
         layer_cache = None
         if cache is not None:

@@ -13,20 +13,18 @@ from jax.sharding import PartitionSpec
 from lm.parallel.mesh import mesh_axes
 from objectives import losses
 from objectives.cross_entropy import TokenStatistics
-from objectives.losses import Inputs, Loss, LossStatistics
+from objectives.losses import Inputs, Loss
 
 
-def statistics(loss: Loss, inputs: Inputs) -> TokenStatistics:
-    """`objectives.losses.statistics`, on the mesh that is set."""
-    return _on_mesh(lambda inputs: losses.statistics(loss, inputs), inputs)
+def prediction_statistics(loss: Loss, inputs: Inputs) -> TokenStatistics:
+    """`objectives.losses.prediction_statistics`, on the mesh that is set."""
+    return _on_mesh(lambda inputs: losses.prediction_statistics(loss, inputs), inputs)
 
 
-def loss_statistics(
-    loss: Loss, inputs: Inputs, data_weights_BT: jax.Array
-) -> TokenStatistics | LossStatistics:
-    """`objectives.losses.loss_statistics`, on the mesh that is set."""
+def training_statistics(loss: Loss, inputs: Inputs, data_weights_BT: jax.Array) -> TokenStatistics:
+    """`objectives.losses.training_statistics`, on the mesh that is set."""
     return _on_mesh(
-        lambda inputs, weights_BT: losses.loss_statistics(loss, inputs, weights_BT),
+        lambda inputs, weights_BT: losses.training_statistics(loss, inputs, weights_BT),
         inputs,
         data_weights_BT,
     )

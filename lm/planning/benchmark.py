@@ -290,7 +290,7 @@ def weightings(run: experiment.Experiment) -> list[Item]:
         if name == "glow":
             hyper["samples"] = shape[0]
         weighting = factory(**hyper)
-        references = dict.fromkeys(weighting.references, score_BT / 5)
+        references = dict.fromkeys((*weighting.references, *weighting.taps), score_BT / 5)
         given = {key: batch.get(key, score_BT) for key in (*batch, *weighting.batch_keys)}
         weigh = _bound(
             lambda *arrays, weighting=weighting: weighting.weigh(*arrays)[0],

@@ -90,7 +90,7 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
         "parameters": state.trained,
         "optimizer": state.optimizer,
         "ema": state.ema,
-        "weighting": state.weighting,
+        "objective": state.objective,
     }
     sizes = {name: count_bytes(part) for name, part in parts.items()}
     whole = count_bytes(state)

@@ -16,11 +16,13 @@ from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 from lm.model.trained import Trained
 from lm.model.transformer import Model
-from lm.references.sources import ATTENTION, EMA
+from lm.references.sources import EMA
 from lm.training.experiment import Experiment
+from lm.training.forward import make_prediction_statistics, make_training_statistics
 from lm.training.state import TrainState
-from lm.training.step import make_loss_statistics
-from objectives.token_loss import denominators, token_loss
+from objectives.losses import CROSS_ENTROPY
+from objectives.terms import minimise
+from objectives.weighted import denominators, loss_term
 from objectives.weighting import weight_metrics
 
 
@@ -80,9 +82,9 @@ def inspect(
       InputError: no document has a token that counts, or the weighting needs more than other text
         than the run's own has.
     """
-    c, weighting = run.config, run.weighting
+    c, objective = run.config, run.objective
     document_R, batch = cut(documents, tokenizer, c.data.sequence_length)
-    if missing := [key for key in weighting.batch_keys if key not in batch]:
+    if missing := [key for key in objective.batch_keys if key not in (*batch, "keys")]:
         raise InputError(
             f"objective.weighting={c.objective.weighting!r} needs {' and '.join(missing)} of "
             "training documents, which other text does not have"
@@ -90,36 +92,34 @@ def inspect(
     if not batch["weights"].any():
         raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")
     quantized = run.quantized if run.usable(state)[1] else None
-
-    def measure(model, trained, *options, **more):
-        statistics = make_loss_statistics(model, c.objective.block_size, *options, **more)
-        rows = c.train.batch_size // c.train.accumulation
-        return _in_batches(statistics, trained, batch, rows)
-
-    likelihood = run.loss._replace(losses=None)
-    attention = ATTENTION in weighting.references
-    own = measure(run.model, state.trained, quantized, likelihood, attention=attention)
+    rows = c.train.batch_size // c.train.accumulation
+    likelihood = objective.loss._replace(losses=None, reduce=None, teacher="")
+    of_likelihood = objective._replace(loss=likelihood)
+    measure = make_training_statistics(run.model, c.objective.block_size, of_likelihood, quantized)
+    own, aux = _in_batches(measure, state.trained, batch, rows)
     references = {}
     for name in run.references():
         source = c.objective.references[name]
         if source == EMA:
-            references[name] = measure(
-                run.model, state.ema, quantized, likelihood._replace(block_length=0)
-            ).nll
+            whole = likelihood._replace(attention_blocks=None)
+            model, trained, options = run.model, state.ema, (quantized, whole)
         else:
-            references[name] = measure(*second_models[source]).nll
-    if attention:
-        references[ATTENTION] = own.attention
+            (model, trained), options = second_models[source], ()
+        measure = make_prediction_statistics(model, c.objective.block_size, *options)
+        references[name] = _in_batches(measure, trained, batch, rows).nll
     arrays = {name: jnp.asarray(x) for name, x in batch.items()}
-    weights_BT, _, metrics = weighting.weigh(
-        own, arrays, references, weighting.init(), jnp.asarray(state.step)
+    prepared = objective.prepare(
+        own, aux, arrays, references, objective.init(), jnp.asarray(state.step)
     )
-    totals = denominators(weights_BT, arrays["weights"], weighting.normaliser)
+    weights_BT = prepared.rows["weights"]
     plain = denominators(arrays["weights"], arrays["weights"])
-    loss, _ = token_loss(own, weights_BT, arrays["weights"], totals, 0.0)
-    mean, _ = token_loss(own, arrays["weights"], arrays["weights"], plain, 0.0)
-    metrics |= weight_metrics(weights_BT, arrays["weights"])
-    metrics |= {"loss": loss, "mean_loss": mean, "targets": totals.targets}
+    loss, mean = (
+        minimise({"loss": loss_term(CROSS_ENTROPY, own, w_BT, totals)})[0]
+        for w_BT, totals in ((weights_BT, prepared.totals), (arrays["weights"], plain))
+    )
+    metrics = dict(prepared.metrics) | weight_metrics(weights_BT, arrays["weights"])
+    metrics |= {"loss": loss, "mean_loss": mean, "targets": plain["targets"]}
+    references |= {name: x for name, x in aux.items() if isinstance(x, jax.Array)}
     return Inspection(
         document_R,
         batch,

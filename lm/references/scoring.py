@@ -16,7 +16,7 @@ from lm.data.layout import encode_document, make_row
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 from lm.model.transformer import Model
-from lm.training.step import make_forward
+from lm.training.forward import make_forward
 from objectives.weighting.critical_token import contrast_probability
 from objectives.weighting.fait import error_mask
 
@@ -29,7 +29,7 @@ def make_contrast(positive: Model, negative: Model) -> Callable[..., jax.Array]:
     models = (positive, negative)
 
     def contrast(trained, batch):
-        hidden, heads = zip(
+        outputs, heads = zip(
             *(make_forward(m)(t, batch) for m, t in zip(models, trained, strict=True)), strict=True
         )
 
@@ -42,7 +42,7 @@ def make_contrast(positive: Model, negative: Model) -> Callable[..., jax.Array]:
             return contrast_probability(*logits, target)
 
         targets_BT = batch["targets"]
-        flat = [x_BTD.reshape(-1, x_BTD.shape[-1]) for x_BTD in hidden]
+        flat = [x_BTD.reshape(-1, x_BTD.shape[-1]) for x_BTD in (one.hidden for one in outputs)]
         values = jax.lax.map(of_one, (*flat, targets_BT.reshape(-1)), batch_size=_CHUNK)
         return values.reshape(targets_BT.shape)
 

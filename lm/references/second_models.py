@@ -131,7 +131,7 @@ def _open_model(run: Experiment, key: str, source: str, tokenizer: str | None) -
         own = build(record.config, vocab_size, devices=1)
     except InputError as error:
         raise InputError(f"{key}={source}: {error}") from None
-    if own.loss.predict is not softmax:
+    if own.objective.loss.predict is not softmax:
         raise InputError(
             f"{key}={source} was trained with objective.loss={record.config.objective.loss!r}, "
             "whose head is another: a reference needs a softmax of products"

@@ -7,9 +7,6 @@ from lm.errors import InputError
 # The source that is the run's own moving average.
 EMA = "ema"
 
-# The reference that needs no source: the model itself gives it, see `lm.training.step`.
-ATTENTION = "attention"
-
 _LOSSES = ("ema", "run", "scores")
 _STORED = ("scores",)
 
@@ -48,7 +45,6 @@ def check_sources(config: ConfigDict, user: str, names: tuple[str, ...]) -> None
     Raises:
       InputError: names the key, and what would be valid.
     """
-    names = with_sources(names)
     unknown = [name for name in names if name not in SOURCES]
     if unknown:
         raise InputError(
@@ -60,11 +56,6 @@ def check_sources(config: ConfigDict, user: str, names: tuple[str, ...]) -> None
             raise InputError(f"{user} needs {key}; valid: {valid_sources(name)}")
         if source == EMA and (EMA not in SOURCES[name] or not config.train.ema_decay):
             raise InputError(f"{key}={source!r} is not possible; valid: {valid_sources(name)}")
-
-
-def with_sources(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The references that do not come from the model itself."""
-    return tuple(name for name in names if name != ATTENTION)
 
 
 def valid_sources(name: str) -> str:

@@ -75,7 +75,7 @@ class Checkpoints:
         self,
         step: int,
         state: Any,
-        iterator: grain.DatasetIterator,
+        source: Any,
         metadata: dict[str, Any],
         validation_loss: float | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=grain.checkpoint.CheckpointSave(iterator),
+                    data=grain.checkpoint.CheckpointSave(_State(source)),
                     metadata=ocp.args.JsonSave(metadata),
                 ),
                 force=True,
@@ -221,8 +221,18 @@ def _validation_losses(directory: epath.Path) -> dict[int, float]:
     return losses
 
 
-def _restore_data(folder: epath.Path, iterator: grain.DatasetIterator) -> None:
-    """Sets the iterator to where it was, even if other processes had its streams.
+class _State:
+    """The state of a source of batches, in the form in which Grain's handler writes it."""
+
+    def __init__(self, source: Any):
+        self._source = source
+
+    def get_state(self) -> bytes:
+        return json.dumps(self._source.get_state(), indent=4).encode()
+
+
+def _restore_data(folder: epath.Path, source: Any) -> None:
+    """Sets the source of batches to where it was, even if other processes had its streams.
 
     Grain writes one file a process; of streams, which have numbers in it, any process takes its
     own. Where there is one stream, all files say the same.
@@ -231,8 +241,7 @@ def _restore_data(folder: epath.Path, iterator: grain.DatasetIterator) -> None:
     state = states[0]
     if "streams" in state:
         state = {"streams": {k: v for each in states for k, v in each["streams"].items()}}
-    iterator.set_state(state)
-    iterator.start_prefetch()
+    source.set_state(state)
 
 
 def saved_steps(directory: epath.Path) -> list[int]:

@@ -2,6 +2,7 @@
 anything is compiled or written.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,12 +22,15 @@ from lm.model.trained import Trained
 from lm.model.transformer import Model, make_model
 from lm.parallel.mesh import RULES, check_batch, check_unsharded, make_mesh, share
 from lm.planning.flops import flops_per_token
-from lm.references.sources import check_sources, with_sources
+from lm.references.sources import check_sources
 from lm.training.optimizers import make_optimizer
 from lm.training.state import TrainState, init_loss, make_init, parameter_shapes, state_shardings
-from lm.training.step import TEACHER, make_begin_quantized, make_eval_step, make_train_step
+from lm.training.step import make_begin_quantized, make_eval_step, make_train_step
+from objectives import OBJECTIVES, Objective
 from objectives.losses import LOSSES, Loss
+from objectives.weighted import weighted
 from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
+from objectives.weighting.base import per_document
 
 
 class Experiment(NamedTuple):
@@ -41,10 +45,9 @@ class Experiment(NamedTuple):
     model: Model
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    weighting: Weighting
+    objective: Objective
     quantized: Quantized | None
     phases: Phases
-    loss: Loss
     init: Callable[[jax.Array], TrainState]
 
     def abstract_state(self) -> Any:
@@ -63,11 +66,10 @@ class Experiment(NamedTuple):
             self.model,
             self.optimizer,
             self.schedule,
-            self.weighting,
+            self.objective,
             self.config,
             self.quantized if quantized else None,
             second_models,
-            loss=self.loss,
         )
         return jax.jit(
             step,
@@ -85,7 +87,7 @@ class Experiment(NamedTuple):
         """The evaluation step, jitted; with quantization it gives both losses, unless `plain`."""
         block_size = self.config.objective.block_size
         quantized = None if plain else self.quantized
-        return jax.jit(make_eval_step(self.model, block_size, quantized, self.loss))
+        return jax.jit(make_eval_step(self.model, block_size, quantized, self.objective.loss))
 
     def usable(self, state: Any) -> tuple[Trained, bool]:
         """What to evaluate, and whether with quantization.
@@ -113,8 +115,8 @@ class Experiment(NamedTuple):
 
     def references(self) -> tuple[str, ...]:
         """Names of the references that a step needs from elsewhere."""
-        teacher = (TEACHER,) if self.loss.teacher else ()
-        return tuple(dict.fromkeys(with_sources(self.weighting.references) + teacher))
+        names = (*self.objective.references, self.objective.teacher)
+        return tuple(dict.fromkeys(filter(None, names)))
 
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""
@@ -144,7 +146,7 @@ def build(
         mesh, config.train.batch_size, config.train.accumulation, config.data.sequence_length
     )
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
-    weighting = make_weighting(config)
+    objective = make_objective(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), RULES)
     if config.model.attention == "splash":
         _check_splash(model.config, mesh, config.data.sequence_length)
@@ -154,17 +156,15 @@ def build(
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))
-    loss = make_loss(config, weighting)
+    loss = objective.loss
     of_loss = jax.eval_shape(lambda key: init_loss(model, loss, key), jax.random.key(0))
     optimizer, schedule = make_optimizer(
         config, phases, Trained(shapes, scales, of_loss), loss.learning_rate
     )
     first_scales = quantized.first_scales if quantized else None
     ema = config.train.ema_decay > 0
-    init = make_init(model, optimizer, weighting, ema, first_scales, loss)
-    return Experiment(
-        config, mesh, model, optimizer, schedule, weighting, quantized, phases, loss, init
-    )
+    init = make_init(model, optimizer, objective, ema, first_scales)
+    return Experiment(config, mesh, model, optimizer, schedule, objective, quantized, phases, init)
 
 
 def _check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:
@@ -190,6 +190,7 @@ _MINIMA = {
     "objective.block_size": 0,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0,
+    "checkpoint.grace_seconds": 0,
     "checkpoint.keep": 1,
     "checkpoint.keep_best": 0,
     "evaluation.every_steps": 0,
@@ -208,6 +209,34 @@ def check_numbers(config: ConfigDict) -> None:
             raise InputError(f"{key}={config[section][name]} must be at least {least}")
     if config.train.ema_decay >= 1:
         raise InputError(f"train.ema_decay={config.train.ema_decay} must be below 1 (0 is off)")
+
+
+def make_objective(config: ConfigDict) -> Objective:
+    """The objective that `objective.name` names, with the hyper-parameters of its section.
+
+    Raises:
+      InputError: an unknown name, a bad hyper-parameter, or an objective that needs what a run of
+        this config cannot give it.
+    """
+    c = config.objective
+    check_choice("objective.name", c.name, tuple(OBJECTIVES))
+    weighting = make_weighting(config)
+    base = weighted(make_loss(config, weighting), weighting, c.z_loss)
+    if c.name == "weighted":
+        return base
+    factory, hyper = OBJECTIVES[c.name], c[c.name].to_dict() if c.name in c else {}
+    extends = "base" in inspect.signature(factory).parameters
+    if not extends and (c.weighting, c.loss, c.z_loss) != ("uniform", "cross_entropy", 0.0):
+        raise InputError(
+            f"objective.name={c.name!r} is no weighted mean of losses; valid beside it: "
+            "objective.weighting='uniform', objective.loss='cross_entropy', objective.z_loss=0"
+        )
+    try:
+        objective = factory(base, **hyper) if extends else factory(**hyper)
+    except ValueError as error:
+        raise InputError(f"objective.{c.name}.{error}") from None
+    _check_needs(config, f"objective.name={c.name!r}", objective)
+    return objective
 
 
 def make_weighting(config: ConfigDict) -> Weighting:
@@ -229,7 +258,7 @@ def make_weighting(config: ConfigDict) -> Weighting:
             weighting = WEIGHTINGS[name](**hyper)
         except ValueError as error:
             raise InputError(f"objective.{name}.{error}") from None
-        _check_needs(config, name, weighting)
+        _check_needs(config, f"objective.weighting={name!r}", weighting)
         members.append(weighting)
     check_choice("objective.normalisation", c.normalisation, NORMALISATIONS)
     try:
@@ -281,19 +310,20 @@ def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
             f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
         )
     if loss.teacher:
-        check_sources(config, f"objective.loss={c.loss!r}", (TEACHER,))
+        check_sources(config, f"objective.loss={c.loss!r}", (loss.teacher,))
     return loss
 
 
-def _check_needs(config: ConfigDict, name: str, weighting: Weighting) -> None:
-    """Raises InputError, naming what is missing."""
-    missing = [key for key in weighting.batch_keys if key not in BATCH]
-    if missing:
+def _check_needs(config: ConfigDict, user: str, needs: Weighting | Objective) -> None:
+    """Raises InputError, naming what is missing; `user` is the key that asks for it."""
+    # Random keys are made in the step, references may be stored with the data.
+    known = (*BATCH, "keys", *needs.references)
+    if missing := [key for key in needs.batch_keys if key not in known]:
         raise InputError(
-            f"objective.weighting={name!r} needs {' and '.join(missing)} in every batch, which the "
-            "data of a run does not have"
+            f"{user} needs {' and '.join(missing)} in every batch, which the data of a run does "
+            "not have"
         )
-    check_sources(config, f"objective.weighting={name!r}", weighting.references)
+    check_sources(config, user, needs.references)
 
 
 class Data(NamedTuple):
@@ -327,18 +357,26 @@ def _load(c: ConfigDict, split: str) -> tuple[corpora.Corpus, ...]:
 
 
 def resolve(config: ConfigDict, train: Sequence[corpora.Corpus] | None = None) -> ConfigDict:
-    """The config with what only the training documents say: the length of GLOW's table.
+    """The config with what only the training documents say: the lengths of tables of documents.
 
     Without `train` the corpus is loaded where it is asked.
 
     Raises:
       InputError: unknown or empty corpus, or a broken file.
     """
-    if "glow" not in config.objective.weighting or config.objective.glow.samples:
+    names = [name for name in weighting_names(config) if name in WEIGHTINGS]
+    open_keys = [
+        (name, key)
+        for name in names
+        for key in per_document(WEIGHTINGS[name])
+        if not config.objective[name][key]
+    ]
+    if not open_keys:
         return config
     train = _load(config.data, "train") if train is None else train
     resolved = config.copy_and_resolve_references()
-    resolved.objective.glow.samples = sum(len(corpus.documents) for corpus in train)
+    for name, key in open_keys:
+        resolved.objective[name][key] = sum(len(corpus.documents) for corpus in train)
     return resolved
 
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm.model.trained import Trained
 from lm.model.transformer import Model
 from lm.parallel.mesh import parameter_shardings, replicated
-from objectives.losses import CROSS_ENTROPY, Loss
-from objectives.weighting import Weighting
+from objectives import Objective
+from objectives.losses import Loss
 
 
 class TrainState(NamedTuple):
@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
       trained: what is trained.
       optimizer: state of the optimizer.
       ema: moving average of `trained`, or () when it is off.
-      weighting: state of the token weighting.
+      objective: state of the objective.
       skipped: steps skipped so far.
       skipped_in_a_row: steps skipped since the last one that counted.
       norm_mean: moving average of the gradient norm over the steps that counted.
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
     trained: Trained
     optimizer: Any
     ema: Any
-    weighting: Any
+    objective: Any
     skipped: jax.Array
     skipped_in_a_row: jax.Array
     norm_mean: jax.Array
@@ -54,10 +54,9 @@ def init_loss(model: Model, loss: Loss, key: jax.Array) -> Any:
 def make_init(
     model: Model,
     optimizer: optax.GradientTransformation,
-    weighting: Weighting,
+    objective: Objective,
     ema: bool,
     first_scales: Callable[[Any], Any] | None = None,
-    loss: Loss = CROSS_ENTROPY,
 ) -> Callable[[jax.Array], TrainState]:
     """A function from a random key to a fresh TrainState.
 
@@ -67,7 +66,9 @@ def make_init(
     def init(key: jax.Array) -> TrainState:
         params = model.init(key)
         trained = Trained(
-            params, first_scales(params) if first_scales else (), init_loss(model, loss, key)
+            params,
+            first_scales(params) if first_scales else (),
+            init_loss(model, objective.loss, key),
         )
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
@@ -75,7 +76,7 @@ def make_init(
             trained=trained,
             optimizer=optimizer.init(trained),
             ema=jax.tree.map(jnp.copy, trained) if ema else (),
-            weighting=weighting.init(),
+            objective=objective.init(),
             skipped=zero,
             skipped_in_a_row=zero,
             norm_mean=jnp.zeros((), jnp.float32),

@@ -4,11 +4,10 @@ from objectives.losses.base import (
     CROSS_ENTROPY,
     Inputs,
     Loss,
-    LossStatistics,
     Teacher,
     logits,
-    loss_statistics,
-    statistics,
+    prediction_statistics,
+    training_statistics,
 )
 from objectives.losses.block_distillation import block_distillation
 from objectives.losses.cross_entropy import cross_entropy
@@ -34,10 +33,9 @@ __all__ = [
     "LOSSES",
     "Inputs",
     "Loss",
-    "LossStatistics",
     "Teacher",
     "logits",
-    "loss_statistics",
-    "statistics",
+    "prediction_statistics",
+    "training_statistics",
     *LOSSES,
 ]

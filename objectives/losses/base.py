@@ -56,16 +56,6 @@ class Prediction(NamedTuple):
     scores: Scores
 
 
-class LossStatistics(NamedTuple):
-    """`TokenStatistics` and the loss of every token, where that is not its nll; [B, T] float32."""
-
-    nll: jax.Array
-    logsumexp: jax.Array
-    entropy: jax.Array
-    log_probability: jax.Array
-    loss: jax.Array
-
-
 def no_parameters(key: jax.Array, vocab_size: int, width: int) -> tuple[()]:
     """The `init` of a loss without parameters."""
     return ()
@@ -90,8 +80,11 @@ class Loss(NamedTuple):
         sum is the number of targets) -> scalar, a function of the whole accumulated batch. Both
         are 0 where the weight is.
       random: whether `losses` or `predict` need `inputs.keys` in training.
-      teacher: whether `losses` needs `inputs.teacher`.
-      block_length: tokens of one block of the model's attention; 0 is whole attention.
+      teacher: name of the reference that `losses` reads as `inputs.teacher`; "" for none.
+      attention_blocks: (batch) -> int32 [B, T], blocks that cut the model's attention: a position
+        sees its own block of its segment, and with block -1 all of it. None is whole attention.
+      prediction: the predicted distribution and what decides the shapes of the parameters, in
+        words. Losses with equal words can be exchanged when a run goes on.
       softcapped: whether the logits may be soft-capped.
       learning_rate: peak learning rate of the parameters of the loss; 0 is that of the model's.
     """
@@ -101,8 +94,9 @@ class Loss(NamedTuple):
     losses: Callable[[Inputs, TokenStatistics], jax.Array] | None = None
     reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     random: bool = False
-    teacher: bool = False
-    block_length: int = 0
+    teacher: str = ""
+    attention_blocks: Callable[[Any], jax.Array] | None = None
+    prediction: str = "softmax"
     softcapped: bool = True
     learning_rate: float = 0.0
 
@@ -110,8 +104,8 @@ class Loss(NamedTuple):
 CROSS_ENTROPY = Loss()
 
 
-def statistics(loss: Loss, inputs: Inputs) -> TokenStatistics:
-    """Statistics of the distribution that `loss` predicts."""
+def prediction_statistics(loss: Loss, inputs: Inputs) -> TokenStatistics:
+    """Statistics of the distribution that `loss` predicts; their `loss` is the nll."""
     hidden, head, scores = loss.predict(inputs)
     return token_statistics(
         hidden,
@@ -123,12 +117,10 @@ def statistics(loss: Loss, inputs: Inputs) -> TokenStatistics:
     )
 
 
-def loss_statistics(
-    loss: Loss, inputs: Inputs, data_weights_BT: jax.Array
-) -> TokenStatistics | LossStatistics:
-    """Statistics of the distribution, and the loss of every token as their `loss`."""
+def training_statistics(loss: Loss, inputs: Inputs, data_weights_BT: jax.Array) -> TokenStatistics:
+    """Statistics of the distribution, and as their `loss` what `loss` minimises of every token."""
     if loss == CROSS_ENTROPY:
-        return statistics(loss, inputs)
+        return prediction_statistics(loss, inputs)
     # A token of weight 0 may hold anything, and what follows is arithmetic on it, whose derivative
     # would be 0 * NaN.
     live_BT = data_weights_BT != 0
@@ -136,10 +128,8 @@ def loss_statistics(
         hidden=jnp.where(live_BT[..., None], inputs.hidden, 0),
         targets=jnp.where(live_BT, inputs.targets, 0),
     )
-    of_distribution = statistics(loss, inputs)
-    if loss.losses is None:
-        return of_distribution
-    return LossStatistics(*of_distribution, loss.losses(inputs, of_distribution))
+    found = prediction_statistics(loss, inputs)
+    return found if loss.losses is None else found._replace(loss=loss.losses(inputs, found))
 
 
 def logits(loss: Loss, inputs: Inputs) -> jax.Array:

@@ -3,6 +3,7 @@
 B batch, T length, K one block of the vocabulary.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -10,6 +11,9 @@ from objectives.cross_entropy import token_statistics
 from objectives.losses.base import Loss, softmax
 from objectives.losses.expectation import expectation
 from objectives.weighting.base import check_number
+
+# The id of a last block, as `lm.model.attention` has it.
+_LAST = -1
 
 
 def block_distillation(block_length: int = 64) -> Loss:
@@ -61,4 +65,27 @@ def block_distillation(block_length: int = 64) -> Loss:
             inputs.axis,
         )
 
-    return Loss(losses=losses, teacher=True, block_length=block_length)
+    def attention_blocks(batch):
+        return block_ids(batch["positions"], batch["segment_ids"], block_length)
+
+    return Loss(losses=losses, teacher="teacher", attention_blocks=attention_blocks)
+
+
+def block_ids(positions_BT: jax.Array, segment_ids_BT: jax.Array, length: int) -> jax.Array:
+    """Blocks of `length` tokens, counted from the start of each document: int32 [B, T].
+
+    The last block that a row has of a segment is -1, which sees all of the segment.
+
+    Args:
+      positions_BT: int32, of a token in its document.
+      segment_ids_BT: int32, equal for the tokens of a document, which are contiguous.
+      length: tokens of a block.
+    """
+    blocks_BT = positions_BT // length
+    index_T = jnp.arange(positions_BT.shape[1])
+    ends_BT = jnp.pad(
+        segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (0, 1)), constant_values=True
+    )
+    end_BT = lax.cummin(jnp.where(ends_BT, index_T, index_T[-1]), axis=1, reverse=True)
+    last_BT = jnp.take_along_axis(blocks_BT, end_BT, axis=1)
+    return jnp.where(blocks_BT == last_BT, _LAST, blocks_BT)

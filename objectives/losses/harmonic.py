@@ -70,6 +70,7 @@ def harmonic(
     return Loss(
         init=init if distance == "mahalanobis" else no_parameters,
         predict=predict,
+        prediction=f"harmonic, distance {distance}",
         softcapped=False,
     )
 

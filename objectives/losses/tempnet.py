@@ -107,6 +107,7 @@ def tempnet(
         predict=predict,
         losses=losses,
         random=dropout > 0,
+        prediction=f"tempnet, width {width}",
         softcapped=False,
         learning_rate=learning_rate,
     )

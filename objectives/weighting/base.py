@@ -5,13 +5,17 @@ a token (`statistics.nll`), w the weight of a token in the loss, u = w / d its m
 """
 
 import math
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 NORMALISATIONS = ("kept", "all", "sequence")
+
+# Annotates a hyper-parameter that is a number of training documents; 0 takes all of the run's.
+TRAINING_DOCUMENTS = "training documents"
 
 
 class Weighting(NamedTuple):
@@ -30,6 +34,8 @@ class Weighting(NamedTuple):
         those of the global, accumulated batch: a statistic of the batch means all of it.
       uses_statistics: whether `weigh` reads `statistics`.
       references: names of what `references` must hold, [B, T] unless the method says otherwise.
+      taps: name of a tap of the model -> (batch) -> its argument; see `objectives.Objective`. The
+        result is in `references` under the same name.
       batch_keys: names of what `batch` must hold besides the keys of every batch.
       normaliser: the denominator, "kept" for sum(w) or "all" for sum(d); see `normalise`.
       detached: whether the weights carry no gradient. The denominator never does.
@@ -41,6 +47,7 @@ class Weighting(NamedTuple):
     weigh: Callable[..., tuple[Any, Any, dict[str, Any]]]
     uses_statistics: bool = False
     references: tuple[str, ...] = ()
+    taps: Mapping[str, Callable[..., jax.Array]] = {}
     batch_keys: tuple[str, ...] = ()
     normaliser: str = "kept"
     detached: bool = True
@@ -87,6 +94,7 @@ def chain(*weightings: Weighting) -> Weighting:
         weigh=weigh,
         uses_statistics=any(m.uses_statistics for m in weightings),
         references=_union(m.references for m in weightings),
+        taps={name: tap for m in weightings for name, tap in m.taps.items()},
         batch_keys=_union(m.batch_keys for m in weightings),
         normaliser="all" if any(m.normaliser == "all" for m in weightings) else "kept",
         detached=all(m.detached for m in weightings),
@@ -142,6 +150,16 @@ def weight_metrics(weights_BT: jax.Array, data_weights_BT: jax.Array) -> dict[st
         "weight_entropy": -jnp.sum(q_BT * log_q_BT),
         "effective_sample_size": jnp.square(jnp.sum(weights_BT)) / _or_one(squares),
     }
+
+
+def per_document(factory: Callable[..., Weighting]) -> list[str]:
+    """The hyper-parameters of a factory that are annotated with `TRAINING_DOCUMENTS`."""
+    hints = typing.get_type_hints(factory, include_extras=True)
+    return [
+        name
+        for name, hint in hints.items()
+        if TRAINING_DOCUMENTS in getattr(hint, "__metadata__", ())
+    ]
 
 
 def stateless() -> tuple[()]:

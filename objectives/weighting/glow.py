@@ -1,16 +1,18 @@
 """GLOW: samples that no longer improve count more."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
-from objectives.weighting.base import Weighting, check_number, multiply
+from objectives.weighting.base import TRAINING_DOCUMENTS, Weighting, check_number, multiply
 
 # In the table of losses, which are not negative.
 _NEVER = -1.0
 
 
 def glow(
-    samples: int = 0,
+    samples: Annotated[int, TRAINING_DOCUMENTS] = 0,
     alpha: float = 2.0,
     beta: float = 10.0,
     lowest: float = 0.5,

@@ -30,10 +30,10 @@ def ss_token(
     cross-entropy; gamma = 1 needs no attention, gamma = 0 no history. The released code's gamma of
     0 over the first 10,000 samples is not here.
 
-    Needs the references "history_nll" (unless gamma is 0), the history model's losses, [B, T]; and
-    "attention" (unless gamma is 1), [B, T]: at every position, the attention of the last layer that
-    goes to the prompt, summed over the prompt's positions and averaged over heads. In text without
-    a prompt the first token of a segment stands for it.
+    Needs the reference "history_nll" (unless gamma is 0), the history model's losses, [B, T]; and
+    the tap "attention_to" (unless gamma is 1), [B, T]: at every position, the attention of the last
+    layer that goes to the prompt, summed over the prompt's positions and averaged over heads. In
+    text without a prompt the first token of a segment stands for it.
 
     Args:
       keep: share of the targets of a row that count, in (0, 1].
@@ -50,7 +50,7 @@ def ss_token(
     check_name("attention_row", attention_row, ("label", "predictor"))
 
     def attention_of_targets(batch, references):
-        own_BT = reference(references, "attention")
+        own_BT = reference(references, "attention_to")
         if attention_row == "predictor":
             return own_BT
         segments_BT = batch["segment_ids"]
@@ -70,5 +70,22 @@ def ss_token(
         chosen_BT = selection.highest(score_BT, live_BT, keep, axis=1)
         return multiply(batch, jnp.where(jnp.isnan(score_BT), jnp.nan, chosen_BT)), state, {}
 
-    names = ("history_nll",) * (gamma > 0) + ("attention",) * (gamma < 1)
-    return Weighting(stateless, weigh, uses_statistics=gamma > 0, references=names)
+    return Weighting(
+        stateless,
+        weigh,
+        uses_statistics=gamma > 0,
+        references=("history_nll",) * (gamma > 0),
+        taps={"attention_to": prompt_tokens} if gamma < 1 else {},
+    )
+
+
+def prompt_tokens(batch: dict[str, jax.Array]) -> jax.Array:
+    """Which tokens are the prompt of their segment, [B, T] bool.
+
+    The first of a segment, which nothing predicts, and every token that is no target: the slot
+    before it, of the same segment, has weight 0. In raw text that is the end-of-text token alone,
+    or the first token of a segment that continues a document cut by the end of a row.
+    """
+    segments_BT = batch["segment_ids"]
+    first_BT = (segments_BT != jnp.roll(segments_BT, 1, axis=1)).at[:, 0].set(True)
+    return first_BT | (jnp.roll(batch["weights"], 1, axis=1) == 0)

@@ -46,7 +46,7 @@ def trained(**overrides):
     optimizer = optax.adamw(5e-3)
 
     def loss(params, batch):
-        hidden = model.apply(params, batch["tokens"], batch["positions"], batch["segment_ids"])
+        hidden = tiny.hidden(model, params, batch)
         return token_statistics(hidden, model.head(params), batch["targets"]).nll.mean()
 
     @jax.jit

@@ -13,10 +13,11 @@ from lm.compression.phases import Phases, make_quantized, plan_phases
 from lm.errors import InputError
 from lm.evaluation import perplexity
 from lm.model.trained import Trained
+from lm.model.transformer import LayerProducts
 from lm.parallel.mesh import put_batch
 from lm.training import experiment
+from lm.training.forward import make_forward
 from lm.training.schedules import make_phase_schedule
-from lm.training.step import make_forward
 from objectives.quantization import activation_quantizer, quantize_tree
 
 # A stable phase from step 2 to 6, quantized from step 4 of 8.
@@ -49,7 +50,8 @@ def test_the_quantized_pass_is_the_plain_pass_of_quantized_weights(bits, tied):
     model, quantized, trained = trained_model(bits, tied)
     b = tiny.batch()
 
-    def loss(hidden, head):
+    def loss(outputs, head):
+        hidden = outputs.hidden
         logits = hidden @ head
         return optax.softmax_cross_entropy_with_integer_labels(logits, b["targets"]).mean()
 
@@ -78,10 +80,10 @@ def test_quantizers_without_learned_scales_train_too(quantizer):
     extra = {"quantization__quantizer": quantizer}
     model, quantized, trained = trained_model(8.0 if "fp8" in quantizer else 4.0, **extra)
     assert not jax.tree.leaves(trained.scales)
-    hidden, head = jax.jit(make_forward(model, quantized))(trained, tiny.batch())
+    outputs, head = jax.jit(make_forward(model, quantized))(trained, tiny.batch())
     on_grid = quantized.on_grid(trained)
     expected, expected_head = make_forward(model)(Trained(on_grid), tiny.batch())
-    np.testing.assert_allclose(hidden, expected, atol=1e-5)
+    np.testing.assert_allclose(outputs.hidden, expected.hidden, atol=1e-5)
     np.testing.assert_array_equal(head, expected_head)
 
 
@@ -366,7 +368,7 @@ def test_activations_are_rounded_token_by_token(kind):
     quantized = make_quantized(section, params)
     trained = Trained(params, quantized.first_scales(params))
     assert not jax.tree.leaves(trained.scales)
-    hidden, _ = jax.jit(make_forward(model, quantized))(trained, b)
+    hidden = jax.jit(make_forward(model, quantized))(trained, b)[0].hidden
     rounding = activation_quantizer(int(kind[3:]) if kind.startswith("int") else kind)
     seen = []
 
@@ -374,14 +376,15 @@ def test_activations_are_rounded_token_by_token(kind):
         seen.append(path)
         return rounding(x) @ w
 
-    inputs = b["tokens"], b["positions"], b["segment_ids"]
-    expected = jax.jit(lambda p: model.apply(p, *inputs, product=product))(params)
+    layers = LayerProducts(product)
+    inputs = tiny.inputs(b)
+    expected = jax.jit(lambda p: model.apply(p, inputs, products=layers).hidden)(params)
     np.testing.assert_allclose(hidden, expected, atol=2e-5)
     assert set(seen) == {
         f"layers/{name}"
         for name in ("attention/query", "attention/key", "attention/value", "attention/output")
     } | {"layers/mlp/up", "layers/mlp/down"}
-    plain = jax.jit(lambda p: model.apply(p, *inputs))(params)
+    plain = jax.jit(lambda p: model.apply(p, inputs).hidden)(params)
     assert np.abs(hidden - plain).max() > 1e-3
 
 

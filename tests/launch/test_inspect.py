@@ -207,7 +207,7 @@ def test_what_is_not_finite_is_marked_and_the_page_still_made(rho1):
 def test_attention_of_a_prompt_is_a_reference(run, state):
     found = inspected(run, state, "ss_token", gamma=0.0, keep=0.5)
     seen = parsed(found)
-    attention = seen.column("attention")
+    attention = seen.column("attention_to")
     assert ((attention > 0) & (attention <= 1 + 1e-6)).all()
     # While a window has only its prompt, all attention goes there.
     np.testing.assert_allclose(attention[0], 1, rtol=1e-6)

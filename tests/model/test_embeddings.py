@@ -19,7 +19,7 @@ from lm.model.embeddings import (
     lift,
     token_codes,
 )
-from lm.model.transformer import make_model
+from lm.model.transformer import Tokens, make_model
 
 ALL = np.arange(1 << 16, dtype=np.int32)
 CODED = tuple(codes.CODES)
@@ -33,7 +33,9 @@ def model(vocab_size=tiny.VOCAB, **overrides):
 
 def logits(model, params, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    run = jax.jit(lambda p, t: model.apply(p, t, positions, jnp.ones_like(t)) @ model.head(p))
+    run = jax.jit(
+        lambda p, t: model.apply(p, Tokens(t, positions, jnp.ones_like(t))).hidden @ model.head(p)
+    )
     return np.asarray(run(params, tokens))
 
 

@@ -16,6 +16,7 @@ from lm.model.parameters import (
     parameter_kinds,
     path_of,
 )
+from lm.model.transformer import LayerProducts, Tokens
 
 
 def shapes(**overrides):
@@ -49,8 +50,8 @@ def test_matrices_come_in_the_order_in_which_a_layer_reads_them():
         return x_BTI @ w_IO
 
     model, batch = tiny.model(activation="swiglu"), tiny.batch(1, 8)
-    inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
-    jax.eval_shape(lambda p: model.apply(p, *inputs, product=product), params)
+    inputs = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"])
+    jax.eval_shape(lambda p: model.apply(p, inputs, products=LayerProducts(product)).hidden, params)
     assert layer_matrices(params["layers"]) == list(dict.fromkeys(seen))
     assert layer_matrices(shapes()["layers"]) == [n for n in seen[:7] if n != "mlp/gate"]
     assert sum(map(len, MATRICES_BY_INPUT)) == len(set(seen))

@@ -10,6 +10,7 @@ from configs import base
 from lm.errors import InputError
 from lm.model.config import ModelConfig
 from lm.model.rotary import rotate
+from lm.model.transformer import LayerProducts
 
 VARIANTS = [
     {},
@@ -19,7 +20,7 @@ VARIANTS = [
 
 
 def logits(model, params, b):
-    hidden = model.apply(params, b["tokens"], b["positions"], b["segment_ids"])
+    hidden = tiny.hidden(model, params, b)
     return hidden @ model.head(params)
 
 
@@ -97,8 +98,12 @@ def test_equals_float64_reference(made):
     np.testing.assert_allclose(run(params, b), expected, atol=2e-4)
 
 
+def attention_of(outputs):
+    return outputs.hidden, outputs.aux["attention_to"]
+
+
 def share(model, params, b, to):
-    return model.apply(params, b["tokens"], b["positions"], b["segment_ids"], attention_to=to)
+    return attention_of(model.apply(params, tiny.inputs(b), taps={"attention_to": to}))
 
 
 def test_the_attention_of_the_last_layer_equals_a_dense_float64_reference(made):
@@ -113,7 +118,7 @@ def test_the_attention_of_the_last_layer_equals_a_dense_float64_reference(made):
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_allclose(run(params, np.ones_like(to))[1], 1, atol=1e-6)
-    plain = model.apply(params, b["tokens"], b["positions"], b["segment_ids"])
+    plain = tiny.hidden(model, params, b)
     np.testing.assert_allclose(hidden, plain, atol=5e-6)
     upside_down = {**params, "layers": jax.tree.map(lambda x: x[::-1], params["layers"])}
     assert np.abs(run(upside_down, to)[1] - expected).max() > 0.01
@@ -131,8 +136,9 @@ def test_the_attention_sees_the_products_and_scales_of_the_layers():
         assert isinstance(scale, tuple) != scaled
         return x_BTD @ (w_DF * scale if scaled else w_DF)
 
-    inputs = (b["tokens"], b["positions"], b["segment_ids"])
-    hidden, got = model.apply(params, *inputs, product=product, scales=scales, attention_to=to)
+    layers = LayerProducts(product, scales)
+    taps = {"attention_to": to}
+    hidden, got = attention_of(model.apply(params, tiny.inputs(b), products=layers, taps=taps))
     halved = jax.tree.map(lambda x: x, params)
     halved["layers"]["attention"]["query"] /= 2
     expected_hidden, expected = share(model, halved, b, to)
@@ -168,7 +174,7 @@ def test_the_attention_costs_queries_and_keys_of_one_layer_and_no_square():
         return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
 
     def hidden(params):
-        return model.apply(params, b["tokens"], b["positions"], b["segment_ids"])
+        return tiny.hidden(model, params, b)
 
     c, to = model.config, b["weights"] == 0
     flops, memory = cost(hidden)
@@ -262,7 +268,7 @@ def test_compute_dtype_is_apart_from_parameter_dtype():
     params = tiny.params(model)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     b = tiny.batch()
-    hidden = model.apply(params, b["tokens"], b["positions"], b["segment_ids"])
+    hidden = tiny.hidden(model, params, b)
     assert hidden.dtype == jnp.bfloat16
     full = logits(tiny.model(), params, b)
     np.testing.assert_allclose(np.float32(hidden @ model.head(params)), full, atol=0.15)

@@ -12,7 +12,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from lm.errors import InputError
 from lm.model import products, rotary, xla_cpu
 from lm.model.trained import Trained
-from lm.training.step import make_statistics
+from lm.model.transformer import Tokens
+from lm.training.forward import make_prediction_statistics
 
 DEVICES = {
     "tpu": AbstractDevice("TPU v5", None, "tpu"),
@@ -67,15 +68,15 @@ def lowered(kind: str, **overrides) -> tuple[str, str]:
     """The model's forward pass as a jaxpr, and its gradient as a program, for a kind of device."""
     model, batch = tiny.model(**overrides), tiny.batch(2, 16)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
-    statistics = make_statistics(model, 1024)
+    inputs = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"])
+    statistics = make_prediction_statistics(model, 1024)
 
     def loss(params):
         return statistics(Trained(params), batch).nll.sum()
 
     mesh = AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=DEVICES[kind])
     with jax.sharding.use_abstract_mesh(mesh):
-        forward = str(jax.make_jaxpr(lambda p: model.apply(p, *inputs))(params))
+        forward = str(jax.make_jaxpr(lambda p: model.apply(p, inputs).hidden)(params))
         traced = jax.jit(jax.grad(loss)).trace(params)
         return forward, traced.lower(lowering_platforms=(kind,)).as_text()
 
@@ -110,7 +111,7 @@ def test_plain_autodiff_has_none_on_cpu():
 def losses(plain: bool):
     """Functions of a toy's parameters: the sum of its losses; and the parameters."""
     model = tiny.model(plain_autodiff=plain, layers=1, activation="gelu")
-    statistics, batch = make_statistics(model, 0), tiny.batch(2, 16)
+    statistics, batch = make_prediction_statistics(model, 0), tiny.batch(2, 16)
 
     def loss(params):
         return statistics(Trained(params), batch).nll.mean()

@@ -8,8 +8,8 @@ import pytest
 from objectives import losses
 from objectives.cross_entropy import token_statistics
 from objectives.losses import LOSSES, Inputs
-from objectives.losses.base import loss_statistics
-from objectives.token_loss import masked_sum
+from objectives.losses.base import training_statistics
+from objectives.terms import masked_sum
 from objectives.vocabulary import products
 
 B, T, D, V = 2, 5, 6, 11
@@ -81,7 +81,7 @@ def test_every_loss_is_that_of_blocks_and_has_a_forward_mode(name):
 
     def value(block_size, hidden, head):
         inputs = Inputs(hidden, head, targets, params, 0.0, block_size, keys, teacher)
-        return masked_sum(weights, loss_statistics(loss, inputs, weights).loss)
+        return masked_sum(weights, training_statistics(loss, inputs, weights).loss)
 
     def plain(hidden, head):
         gradient = jax.grad(lambda *p: value(0, *p), (0, 1))
@@ -119,7 +119,7 @@ def test_a_token_without_weight_passes_exactly_nothing(name, broken):
 
     def value(hidden, head):
         inputs = Inputs(hidden, head, targets, (), 0.0, 0, None, teacher)
-        found = loss_statistics(loss, inputs, jnp.ones((B, T)))
+        found = training_statistics(loss, inputs, jnp.ones((B, T)))
         return masked_sum(weights, found.loss), found.loss
 
     slopes, of_tokens = jax.jit(jax.grad(value, (0, 1), has_aux=True))(bad_hidden, bad_head)

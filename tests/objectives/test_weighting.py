@@ -9,7 +9,9 @@ import pytest
 import weightings
 
 from objectives.cross_entropy import TokenStatistics
-from objectives.token_loss import denominators, token_loss
+from objectives.losses import CROSS_ENTROPY
+from objectives.terms import minimise
+from objectives.weighted import denominators, loss_term
 from objectives.weighting import WEIGHTINGS, chain, normalise, weight_metrics
 from objectives.weighting.critical_token import contrast_probability
 from objectives.weighting.fait import error_mask
@@ -56,8 +58,12 @@ def weigh(weighting, stats, batch=None, state=None, step=FIRST, **references):
 def loss_of(weighting, stats, batch=None, **references):
     batch = plain(stats.nll.shape) if batch is None else batch
     weights, _, _ = weigh(weighting, stats, batch, **references)
+    return weighted_mean(weighting, stats, weights, batch)
+
+
+def weighted_mean(weighting, stats, weights, batch):
     totals = denominators(weights, batch["weights"], weighting.normaliser)
-    return token_loss(stats, weights, batch["weights"], totals, 0.0)[0]
+    return minimise({"loss": loss_term(CROSS_ENTROPY, stats, weights, totals)})[0]
 
 
 def near(actual, expected, tolerance=1e-5):
@@ -84,11 +90,11 @@ def test_rho1_chooses_over_the_batch_and_ss_token_in_each_row():
 def test_ss_token_toy():
     given = {
         "history_nll": array(0.3, 0.9, 1.4, 3.2),
-        "attention": array(0.1, 0.4, 0.3, 0.2),
+        "attention_to": array(0.1, 0.4, 0.3, 0.2),
     }
     near(loss_of(WEIGHTINGS["ss_token"](attention_row="predictor"), TOY, **given), 1.264747)
     # The rows of the labels are one later: the same numbers, moved there.
-    moved = given | {"attention": array(9.0, 0.1, 0.4, 0.3)}
+    moved = given | {"attention_to": array(9.0, 0.1, 0.4, 0.3)}
     weights, _, _ = weigh(WEIGHTINGS["ss_token"](keep=0.5, gamma=0.0), TOY, **moved)
     near(weights, [0, 1, 1, 1])  # 0.3 is its own and the one before: a tie, both are kept
 
@@ -298,8 +304,7 @@ def loss_and_gradient(weighting, b):
     def loss(params, b):
         stats = weightings.bigram_statistics(params, b)
         weights, _, _ = weighting.weigh(stats, b, {}, weightings.state(weighting), FIRST)
-        totals = denominators(weights, b["weights"], weighting.normaliser)
-        return token_loss(stats, weights, b["weights"], totals, 0.1)[1]["loss"]
+        return weighted_mean(weighting, stats, weights, b)
 
     # The batch is an argument: the compiler adds up a constant one in another order.
     return jax.jit(jax.value_and_grad(loss))(weightings.bigram(), b)
@@ -333,8 +338,7 @@ def test_gradient_is_weight_times_p_minus_y(name, by):
     def loss(logits):
         stats = dense_statistics(logits, b["targets"])
         weights, _, _ = weighting.weigh(stats, b, {}, weightings.state(weighting), FIRST)
-        totals = denominators(weights, b["weights"], weighting.normaliser)
-        return token_loss(stats, weights, b["weights"], totals, 0.0)[0], weights
+        return weighted_mean(weighting, stats, weights, b), weights
 
     gradient, weights = jax.jit(jax.grad(loss, has_aux=True))(logits)
     share = weights / (b["weights"].sum() if by == "all" else weights.sum())
@@ -383,13 +387,12 @@ def test_nan_makes_the_loss_nan_and_an_empty_batch_has_no_weight(name):
     @jax.jit
     def run(stats, b):
         weights, _, _ = weighting.weigh(stats, b, {}, weightings.state(weighting), FIRST)
-        totals = denominators(weights, b["weights"], weighting.normaliser)
-        return token_loss(stats, weights, b["weights"], totals, 0.0)[0], weights.sum()
+        return weighted_mean(weighting, stats, weights, b), weights.sum()
 
     assert np.isfinite(run(stats, b)[0])
     for key in weighting.references:
         # The attention to a target stands elsewhere, but in the same row.
-        where = live if key != "attention" else live[0]
+        where = live if key != "attention_to" else live[0]
         assert np.isnan(run(stats, {**b, key: b[key].at[where].set(jnp.nan)})[0])
     broken = jax.tree.map(lambda x: x.at[live].set(jnp.nan), stats)
     assert np.isnan(run(broken, b)[0])

@@ -156,8 +156,8 @@ def test_no_quantization_is_other_losses():
 def test_a_mean_of_micro_batch_means_is_other_losses(monkeypatch):
     """Negative control of the accumulation."""
 
-    def mean_of_means(statistics, weighting, *, z_loss, accumulation, reduce):
-        one = make_gradients(statistics, weighting, z_loss=z_loss, accumulation=1, reduce=reduce)
+    def mean_of_means(statistics, objective, accumulation):
+        one = make_gradients(statistics, objective)
 
         def gradients(trained, batch, *others):
             parts = [{k: x[i::accumulation] for k, x in batch.items()} for i in range(accumulation)]

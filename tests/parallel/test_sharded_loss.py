@@ -46,7 +46,7 @@ def compute(loss, vocab_size=40, rows=ROWS, block_size=7):
     def total(hidden, matrix, params):
         keys = token_keys(0, jnp.zeros((), jnp.int32), (rows, LENGTH))
         inputs = Inputs(hidden, matrix, targets, params, 0.0, block_size, keys, teacher)
-        stats = sharded_loss.loss_statistics(loss, inputs, weights)
+        stats = sharded_loss.training_statistics(loss, inputs, weights)
         of_targets = (jnp.where(weights != 0, x, 0.0) for x in stats)
         return sum((i + 1) * jnp.sum(x) for i, x in enumerate(of_targets)), stats
 

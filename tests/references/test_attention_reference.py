@@ -11,15 +11,13 @@ from etils import epath
 
 from lm.model.trained import Trained
 from lm.training import experiment, loop
+from lm.training.forward import make_forward, make_training_statistics
+from lm.training.gradients import make_gradients
 from lm.training.logging import read_metrics
-from lm.training.step import (
-    make_forward,
-    make_gradients,
-    make_loss_statistics,
-    make_train_step,
-    prompt_tokens,
-)
+from lm.training.step import make_train_step
+from objectives.weighted import weighted
 from objectives.weighting import ss_token
+from objectives.weighting.ss_token import prompt_tokens
 
 FIRST = jnp.zeros((), jnp.int32)
 
@@ -60,7 +58,7 @@ def test_gradients_are_those_of_the_attention_given_as_a_constant(gamma, accumul
         """The same with the history, and maybe the attention, as constants."""
         fixed = {"history_nll": history_BT}
         if attention_BT is not None:
-            fixed["attention"] = attention_BT
+            fixed["attention_to"] = attention_BT
 
         def weigh(statistics, batch, references, state, step):
             return weighting.weigh(statistics, batch, references | fixed, state, step)
@@ -68,12 +66,15 @@ def test_gradients_are_those_of_the_attention_given_as_a_constant(gamma, accumul
         return weighting._replace(weigh=weigh)
 
     def run(weighting, attention):
-        statistics = make_loss_statistics(model, 16, attention=attention)
-        compute = make_gradients(statistics, weighting, z_loss=0.1, accumulation=accumulation)
+        objective = weighted(weighting=weighting, z_loss=0.1)
+        if not attention:
+            objective = objective._replace(taps={})
+        statistics = make_training_statistics(model, 16, objective)
+        compute = make_gradients(statistics, objective, accumulation)
         return jax.jit(compute)(trained, b, (), FIRST)
 
-    inputs = (b["tokens"], b["positions"], b["segment_ids"])
-    _, share_BT = jax.jit(model.apply)(trained.params, *inputs, attention_to=to_BT)
+    outputs = jax.jit(model.apply)(trained.params, tiny.inputs(b), taps={"attention_to": to_BT})
+    share_BT = outputs.aux["attention_to"]
     constant = given(weighting, share_BT)._replace(uses_statistics=True)
     expected = run(constant, False)
     close(run(given(weighting), True), expected)
@@ -93,7 +94,8 @@ def test_in_the_quantized_phase_it_is_that_of_the_weights_on_their_grids():
     on_grid = Trained(jax.jit(run.quantized.on_grid)(trained))
 
     def attention(trained, quantized=None):
-        return jax.jit(make_forward(run.model, quantized, attention=True))(trained, b)[2]
+        forward = make_forward(run.model, quantized, taps={"attention_to": prompt_tokens})
+        return jax.jit(forward)(trained, b)[0].aux["attention_to"]
 
     close(attention(trained, run.quantized), attention(on_grid))
     with pytest.raises(AssertionError):
@@ -162,7 +164,7 @@ def test_a_step_grows_by_the_queries_and_keys_of_one_layer():
             train__ema_decay=0.9,
         )
         run = experiment.build(config, tiny.VOCAB, jax.devices()[:1])
-        step = make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config)
+        step = make_train_step(run.model, run.optimizer, run.schedule, run.objective, config)
         state = jax.eval_shape(run.init, jax.random.key(0))
         return jax.jit(step).lower(state, b).compile().cost_analysis()["flops"], run.model.config
 

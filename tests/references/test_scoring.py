@@ -14,7 +14,7 @@ from lm.model.config import ModelConfig
 from lm.model.trained import Trained
 from lm.model.transformer import make_model
 from lm.references.scoring import make_contrast, score_documents, score_faults
-from lm.training.step import make_statistics
+from lm.training.forward import make_prediction_statistics
 
 LENGTH = 12
 
@@ -51,7 +51,7 @@ DOCUMENTS = [one for corpus in CORPORA for one in corpus.documents]
 def compute():
     one = model()
     trained = Trained(tiny.params(one))
-    return jax.jit(lambda batch: make_statistics(one, 64)(trained, batch).nll)
+    return jax.jit(lambda batch: make_prediction_statistics(one, 64)(trained, batch).nll)
 
 
 def alone(compute, positions):

@@ -18,7 +18,8 @@ from lm.references import scoring
 from lm.references.second_models import open_references
 from lm.references.sources import SOURCES
 from lm.training import experiment, loop
-from lm.training.step import make_statistics, make_train_step
+from lm.training.forward import make_prediction_statistics
+from lm.training.step import make_train_step
 
 LENGTH = 64
 SHORT = {"data__sequence_length": LENGTH, "data__packing": "best_fit", "model__layers": 1}
@@ -54,7 +55,7 @@ def trained(corpus, tmp_path_factory):
 
 
 def write_scores(folder, data, run, trained_params, name="reference_nll", **options):
-    statistics = make_statistics(run.model, 64)
+    statistics = make_prediction_statistics(run.model, 64)
     compute = jax.jit(lambda batch: statistics(trained_params, batch).nll)
     values = scoring.score_documents(
         compute, data.train, data.tokenizer, batch_size=4, sequence_length=LENGTH, **options
@@ -115,17 +116,17 @@ class Prepared:
 
     def step(self, average=None):
         """Metrics of the first step, with the weights; the average can be given."""
-        inner = self.run.weighting
+        inner = self.run.objective
 
-        def weigh(*arguments):
-            weights_BT, state, metrics = inner.weigh(*arguments)
-            return weights_BT, state, metrics | {"weights": weights_BT}
+        def prepare(*arguments):
+            found = inner.prepare(*arguments)
+            return found._replace(metrics={**found.metrics, "weights": found.rows["weights"]})
 
         step = make_train_step(
             self.run.model,
             self.run.optimizer,
             self.run.schedule,
-            inner._replace(weigh=weigh),
+            inner._replace(prepare=prepare),
             self.config,
             second_models=self.models(),
         )
@@ -193,7 +194,7 @@ def test_stored_references_cost_nothing_and_a_second_model_one_forward_pass(
     third = by_scores.compile()
     by_model = Prepared(corpus, "prior_nll", trained, **prior)
     second = by_model.compile()
-    statistics = make_statistics(by_model.run.model, 1024)
+    statistics = make_prediction_statistics(by_model.run.model, 1024)
     shapes = by_model.run.abstract_state().trained
     forward = (
         jax.jit(lambda t, b: statistics(t, b).nll).lower(shapes, abstract_batch(by_model.run))
@@ -274,7 +275,7 @@ def test_the_plan_counts_the_bytes_of_a_second_model(corpus, trained):
     assert made.bytes["references"] == made.bytes["parameters"]
     assert (
         "references"
-        not in plan.make_plan(run._replace(weighting=run.weighting._replace(references=()))).bytes
+        not in plan.make_plan(run._replace(objective=run.objective._replace(references=()))).bytes
     )
 
 

@@ -10,18 +10,20 @@ import weightings
 from test_losses import METHODS as OF_LOSSES
 
 from lm.model.trained import Trained
+from lm.model.transformer import Outputs
 from lm.training.state import make_init
 from lm.training.step import make_train_step
 from objectives.losses import CROSS_ENTROPY, LOSSES
+from objectives.weighted import weighted
 from objectives.weighting import uniform
 
 
 def bigram_model():
     """A model of two matrices, which compiles in no time."""
 
-    def apply(params, tokens, positions, segment_ids, attention_to=None, blocks=None):
-        hidden = params["embedding"][tokens]
-        return hidden if attention_to is None else (hidden, jnp.zeros(tokens.shape))
+    def apply(params, inputs, products=None, taps=None):
+        aux = {name: jnp.zeros(inputs.tokens.shape) for name in taps or {}}
+        return Outputs(params["embedding"][inputs.tokens], aux, None)
 
     return tiny.model(width=8)._replace(
         init=lambda key: weightings.bigram(), apply=apply, head=lambda params: params["head"]
@@ -32,13 +34,12 @@ def step_of(weighting, loss=CROSS_ENTROPY, accumulation=1):
     """A fresh state, and (batch, frozen) -> the state after a step and its metrics."""
     model, optimizer = bigram_model(), optax.sgd(0.1)
     config = tiny.config(train__accumulation=accumulation, objective__references__teacher="run")
-    init = make_init(model, optimizer, weighting, False, None, loss)
-    state = init(jax.random.key(0))._replace(weighting=weightings.state(weighting))
+    objective = weighted(loss, weighting)
+    init = make_init(model, optimizer, objective, False)
+    state = init(jax.random.key(0))._replace(objective=weightings.state(weighting))
     schedule = optax.constant_schedule(0.1)
     step = jax.jit(
-        make_train_step(
-            model, optimizer, schedule, weighting, config, None, {"run": model}, loss=loss
-        )
+        make_train_step(model, optimizer, schedule, objective, config, None, {"run": model})
     )
     return state, lambda batch, frozen: step(state, batch, {"run": Trained(frozen)})
 
@@ -46,7 +47,7 @@ def step_of(weighting, loss=CROSS_ENTROPY, accumulation=1):
 def check_skipped(before, after, metrics):
     assert metrics["skipped_steps"] == 1
     assert after.skipped == 1
-    for name in ("trained", "optimizer", "weighting"):
+    for name in ("trained", "optimizer", "objective"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
 
 

@@ -11,7 +11,8 @@ import tiny
 
 from lm.references.sources import SOURCES
 from lm.training import experiment
-from lm.training.step import make_statistics, make_train_step
+from lm.training.forward import make_prediction_statistics
+from lm.training.step import make_train_step
 from objectives.weighting import WEIGHTINGS
 
 VOCAB, ROWS, LENGTH = 256, 4, 64
@@ -41,7 +42,7 @@ def measure(*names, stored=(), **overrides):
         **overrides,
     )
     run = experiment.build(config, VOCAB, jax.devices()[:1])
-    step = make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config)
+    step = make_train_step(run.model, run.optimizer, run.schedule, run.objective, config)
     b = jax.tree.map(lambda x: x[:, :LENGTH], tiny.batch(ROWS, LENGTH))
     b["sample_ids"] = jnp.zeros((ROWS, LENGTH), jnp.int32)
     b |= {name: jnp.ones((ROWS, LENGTH)) for name in stored}
@@ -86,7 +87,7 @@ def test_weights_from_stored_references_cost_next_to_nothing(plain):
     assert len(names) == 7
     stored = [name for name in SOURCES if name != "teacher"]
     found, run, _ = measure(*names, stored=stored)
-    assert set(run.weighting.references) == set(stored)
+    assert set(run.objective.references) == set(stored)
     check(found, plain, selections=2)
 
 
@@ -96,7 +97,7 @@ def test_an_average_as_reference_costs_its_forward_pass():
     (after, _), run, b = measure(
         "rho1", train__ema_decay=0.9, objective__references__reference_nll="ema"
     )
-    statistics = make_statistics(run.model, run.config.objective.block_size)
+    statistics = make_prediction_statistics(run.model, run.config.objective.block_size)
     trained = jax.eval_shape(run.init, jax.random.key(0)).trained
     forward = jax.jit(lambda t, b: statistics(t, b).nll).lower(trained, b).compile()
     assert BOUND * before < after < before + 1.03 * costs(forward)[0]

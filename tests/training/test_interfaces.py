@@ -18,14 +18,16 @@ from lm.model import decoding, embeddings
 from lm.model.config import ModelConfig
 from lm.model.parameters import parameter_kinds
 from lm.model.trained import Trained
-from lm.model.transformer import make_model
+from lm.model.transformer import Tokens, make_model
 from lm.parallel.mesh import batch_sharding
 from lm.planning.flops import flops_per_token
 from lm.runs.checkpoints import Checkpoints
 from lm.training import experiment
+from lm.training.forward import make_training_statistics
+from lm.training.gradients import make_gradients
 from lm.training.state import parameter_shapes
-from lm.training.step import make_gradients, make_statistics, make_train_step
-from objectives.weighting import uniform
+from lm.training.step import make_train_step
+from objectives.weighted import weighted
 
 VOCAB = 64  # divides over two devices
 TABLE_FREE = ("binary", "affine", "random_codes", "gaussian")
@@ -43,7 +45,7 @@ def compile_step(run):
             k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where)
             for k, v in tiny.batch(rows=8).items()
         }
-        step = make_train_step(run.model, run.optimizer, run.schedule, run.weighting, run.config)
+        step = make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config)
         return jax.jit(step, donate_argnums=0).lower(run.abstract_state(), b).compile()
 
 
@@ -143,9 +145,9 @@ def state(run):
 def test_accumulation_gives_the_same_gradients(run, state):
     b, grads = batch(), {}
     for accumulation in (1, 4):
-        compute = make_gradients(
-            make_statistics(run.model, 32), uniform(), z_loss=0.1, accumulation=accumulation
-        )
+        objective = weighted(z_loss=0.1)
+        statistics = make_training_statistics(run.model, 32, objective)
+        compute = make_gradients(statistics, objective, accumulation)
         with jax.set_mesh(run.mesh):
             grads[accumulation], _, _ = jax.jit(compute)(state.trained, b, (), jnp.zeros((), int))
     for x, y in zip(*(jax.tree.leaves(g) for g in grads.values()), strict=True):
@@ -161,7 +163,9 @@ def test_decoding_continues_as_the_whole_text_would(run, state):
         out = jax.jit(generate)(params, prompt, jnp.ones_like(prompt), jax.random.key(0))
         text = jnp.concatenate([prompt, out], axis=1)
         positions = jnp.broadcast_to(jnp.arange(9), text.shape)
-        forward = jax.jit(lambda p: run.model.apply(p, text, positions, jnp.ones_like(text)))
+        forward = jax.jit(
+            lambda p: run.model.apply(p, Tokens(text, positions, jnp.ones_like(text))).hidden
+        )
         logits = forward(params) @ run.model.head(params)
     np.testing.assert_array_equal(out, jnp.argmax(logits[:, 4:-1], axis=-1))
 

@@ -116,7 +116,7 @@ def test_what_a_weighting_carries_goes_on_as_well(corpus, tmp_path):
     (a, at), (b, bt) = (final_state(config, tmp_path / run) for run in ("cut", "whole"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert at == bt
-    (table,) = jax.tree.leaves(a.weighting)
+    (table,) = jax.tree.leaves(a.objective)
     assert table.shape == (documents,)
     assert (table >= 0).mean() > 0.5
     seen = [line["glow_seen"] for line in lines(tmp_path / "cut", "train")]

@@ -13,19 +13,20 @@ from configs import base
 from lm.errors import InputError
 from lm.evaluation import sampling
 from lm.model.trained import Trained
+from lm.model.transformer import Outputs, Tokens
 from lm.parallel.mesh import make_mesh, put_batch
 from lm.training import experiment
-from lm.training.step import (
-    SecondModel,
-    make_eval_step,
+from lm.training.forward import (
+    ReferenceModel,
     make_forward,
-    make_gradients,
-    make_loss_statistics,
-    make_train_step,
+    make_training_statistics,
     token_keys,
 )
-from objectives.losses import LOSSES, Inputs, Loss, Teacher, loss_statistics
+from lm.training.gradients import make_gradients
+from lm.training.step import make_eval_step, make_train_step
+from objectives.losses import LOSSES, Inputs, Loss, Teacher, training_statistics
 from objectives.vocabulary import products
+from objectives.weighted import weighted
 from objectives.weighting import chain, uniform
 
 FIRST = jnp.zeros((), jnp.int32)
@@ -51,14 +52,15 @@ def bigram(params, batch):
 
 
 def statistics_of(loss: Loss):
-    """Of a bigram model, as `make_loss_statistics` gives those of a Transformer."""
+    """Of a bigram model, as `make_training_statistics` gives those of a Transformer."""
 
     def statistics(trained, batch, teacher=None):
         hidden, head = bigram(trained.params, batch)
         x = Inputs(hidden, head, batch["targets"], trained.loss, keys=batch.get("keys"))
         if teacher is not None:
-            x = x._replace(teacher=Teacher(*teacher.forward(teacher.trained, batch), products()))
-        return loss_statistics(loss, x, batch["weights"])
+            outputs, its_head = teacher.forward(teacher.trained, batch)
+            x = x._replace(teacher=Teacher(outputs.hidden, its_head, products()))
+        return training_statistics(loss, x, batch["weights"]), {}
 
     return statistics
 
@@ -66,17 +68,16 @@ def statistics_of(loss: Loss):
 def compute(loss: Loss, accumulation=1, names=BOTH, z_loss=0.1):
     """A jitted batch -> (gradients, metrics) of a bigram model."""
     weighting = chain(*map(weightings.make, names)) if names else uniform()
-    gradients = make_gradients(
-        statistics_of(loss),
-        weighting,
-        z_loss=z_loss,
-        accumulation=accumulation,
-        reduce=loss.reduce,
-    )
+    gradients = make_gradients(statistics_of(loss), weighted(loss, weighting, z_loss), accumulation)
     trained = Trained(weightings.bigram(), loss=loss.init(jax.random.key(5), tiny.VOCAB, 8))
     models = {}
     if loss.teacher:
-        models["teacher"] = SecondModel(bigram, None, 0.0, weightings.bigram(seed=9))
+        models["teacher"] = ReferenceModel(
+            lambda *of: (Outputs(bigram(*of)[0], {}, None), bigram(*of)[1]),
+            None,
+            0.0,
+            weightings.bigram(seed=9),
+        )
     return jax.jit(
         lambda b: gradients(trained, b, weighting.init(), FIRST, models)[:2],
     )
@@ -115,7 +116,7 @@ def test_the_order_the_split_and_the_scale_of_the_batch_change_nothing(name):
     grads, metrics = run(b)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((grads, metrics)))
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads))
-    assert ("nll" in metrics) == (name not in ("cross_entropy", "harmonic"))
+    assert "nll" in metrics
 
     order = np.random.default_rng(1).permutation(8)
     close(run({k: x[order] for k, x in b.items()}), (grads, metrics))
@@ -171,9 +172,7 @@ def steps(run, batches):
     with jax.set_mesh(run.mesh):
         state = jax.jit(run.init)(jax.random.key(0))
         step = jax.jit(
-            make_train_step(
-                run.model, run.optimizer, run.schedule, run.weighting, run.config, loss=run.loss
-            )
+            make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config)
         )
         states, metrics = [jax.device_get(state)], []
         for b in batches:
@@ -234,7 +233,7 @@ def test_a_harmonic_head_is_evaluated_and_sampled_by_its_distances():
     # Columns of uneven length: the largest product is not the smallest distance.
     params["head"]["kernel"] *= jnp.linspace(0.1, 4.0, tiny.VOCAB)
     trained = Trained(params)
-    hidden = run.model.apply(trained.params, b["tokens"], b["positions"], b["segment_ids"])
+    hidden = tiny.hidden(run.model, trained.params, b)
     distance = jnp.sum((hidden[:, :, None] - run.model.head(trained.params).T) ** 2, -1) / 32
     log_p = jax.nn.log_softmax(-30 * jnp.log(distance + 1e-4))
     nll = -jnp.take_along_axis(log_p, b["targets"][..., None], -1)[..., 0]
@@ -245,12 +244,13 @@ def test_a_harmonic_head_is_evaluated_and_sampled_by_its_distances():
 
     prompt = jnp.asarray([[0, 5, 6, 7]])
     positions = jnp.arange(4)[None]
-    hidden = run.model.apply(trained.params, prompt, positions, jnp.ones_like(prompt))[0, -1]
+    inputs = Tokens(prompt, positions, jnp.ones_like(prompt))
+    hidden = run.model.apply(trained.params, inputs).hidden[0, -1]
     centres = run.model.head(trained.params).T
     nearest = int(jnp.argmin(jnp.sum((hidden - centres) ** 2, -1)))
     assert nearest != int(jnp.argmax(centres @ hidden)), "the test cannot tell the heads apart"
     prompt = "".join(chr(tiny.VOCAB * 2 + i) for i in (5, 6, 7))
-    sampler = sampling.make_sampler(run.model, Letters(), loss=run.loss, temperature=0)
+    sampler = sampling.make_sampler(run.model, Letters(), loss=run.objective.loss, temperature=0)
     text = sampler(trained, prompt, 0, 1).removeprefix(prompt)
     assert text == ("" if nearest == 0 else Letters().decode([nearest]))
 
@@ -258,12 +258,11 @@ def test_a_harmonic_head_is_evaluated_and_sampled_by_its_distances():
 def test_a_student_with_one_block_is_its_teacher_and_with_more_is_not():
     model, b = tiny.model(layers=1), tiny.batch()
     trained = Trained(tiny.params(model))
-    teacher = SecondModel(make_forward(model), None, 0.0, trained)
+    teacher = ReferenceModel(make_forward(model), None, 0.0, trained)
     for length, equal in ((16, True), (3, False)):
         loss = LOSSES["block_distillation"](block_length=length)
-        compute = make_gradients(
-            make_loss_statistics(model, 16, loss=loss), uniform(), z_loss=0.0, accumulation=2
-        )
+        objective = weighted(loss)
+        compute = make_gradients(make_training_statistics(model, 16, objective), objective, 2)
         grads, metrics, _ = jax.jit(
             lambda t, b, compute=compute: compute(t, b, (), FIRST, {"teacher": teacher})
         )(trained, b)
@@ -290,7 +289,7 @@ def test_a_run_distils_its_own_average():
     trained = states[0].trained
     cut, whole = (
         jax.jit(make_eval_step(run.model, 16, None, loss))(trained, batches[0])["nll"]
-        for loss in (run.loss, Loss())
+        for loss in (run.objective.loss, Loss())
     )
     assert abs(cut - whole) > 1e-3 * whole
 

@@ -10,8 +10,10 @@ import tiny
 from lm.model.trained import Trained
 from lm.parallel.mesh import batch_sharding, put_batch
 from lm.training import experiment
-from lm.training.step import make_eval_step, make_gradients, make_statistics, make_train_step
-from objectives.weighting import uniform
+from lm.training.forward import make_training_statistics
+from lm.training.gradients import make_gradients
+from lm.training.step import make_eval_step, make_train_step
+from objectives.weighted import weighted
 
 PLAIN = {"mesh__data": 1}
 
@@ -28,7 +30,7 @@ def run_steps(run, batches, state=None):
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
         step = jax.jit(
-            make_train_step(run.model, run.optimizer, run.schedule, run.weighting, run.config),
+            make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config),
             out_shardings=(shardings, None),
         )
         states, metrics = [state], []
@@ -41,9 +43,9 @@ def run_steps(run, batches, state=None):
 
 
 def gradients(model, b, accumulation, z_loss=0.1):
-    compute = make_gradients(
-        make_statistics(model, 16), uniform(), z_loss=z_loss, accumulation=accumulation
-    )
+    objective = weighted(z_loss=z_loss)
+    statistics = make_training_statistics(model, 16, objective)
+    compute = make_gradients(statistics, objective, accumulation)
     return jax.jit(compute)(Trained(tiny.params(model)), b, (), jnp.zeros((), jnp.int32))
 
 
@@ -55,7 +57,7 @@ def close(a, b, tolerance=1e-5):
 
 def dense_loss(model, params, b, z_loss):
     """The definition, with a [B, T, V] array."""
-    hidden = model.apply(params, b["tokens"], b["positions"], b["segment_ids"])
+    hidden = tiny.hidden(model, params, b)
     logits = hidden @ model.head(params)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, b["targets"])
     lse = jax.nn.logsumexp(logits, axis=-1)
@@ -98,10 +100,11 @@ def test_a_zero_weight_token_may_be_nan(accumulation):
     b["weights"] = b["weights"].at[1, 5].set(0.0)
 
     def run(poison):
-        def apply(params, tokens, positions, segments):
-            hidden = model.apply(params, tokens, positions, segments)
+        def apply(params, inputs, **options):
+            outputs = model.apply(params, inputs, **options)
             # The token is found by its value, so that it is found in a micro-batch, too.
-            return jnp.where((positions == 99)[..., None], poison, hidden)
+            marked = (inputs.positions == 99)[..., None]
+            return outputs._replace(hidden=jnp.where(marked, poison, outputs.hidden))
 
         marked = {**b, "positions": b["positions"].at[1, 5].set(99)}
         return gradients(model._replace(apply=apply), marked, accumulation)
@@ -208,7 +211,7 @@ def test_the_step_donates_its_state_and_warns_of_no_rematerialization(capfd):
     with jax.set_mesh(run.mesh):
         state = run.abstract_state()
         step = jax.jit(
-            make_train_step(run.model, run.optimizer, run.schedule, run.weighting, run.config),
+            make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config),
             donate_argnums=0,
         )
         where = batch_sharding(run.mesh)

@@ -13,7 +13,9 @@ from configs import base
 from lm.errors import InputError
 from lm.parallel.mesh import make_mesh
 from lm.training import experiment
-from lm.training.step import make_gradients, make_train_step
+from lm.training.gradients import make_gradients
+from lm.training.step import make_train_step
+from objectives.weighted import weighted
 from objectives.weighting import WEIGHTINGS, normalise
 from objectives.weighting.base import Weighting
 
@@ -22,7 +24,8 @@ FIRST = jnp.zeros((), jnp.int32)
 
 def compute(weighting: Weighting, accumulation=1, statistics=weightings.bigram_statistics):
     """A jitted batch -> (gradients, metrics, state of the weighting)."""
-    gradients = make_gradients(statistics, weighting, z_loss=0.1, accumulation=accumulation)
+    objective = weighted(weighting=weighting, z_loss=0.1)
+    gradients = make_gradients(lambda *of: (statistics(*of), {}), objective, accumulation)
 
     def run(b):
         return gradients(weightings.bigram(), b, weightings.state(weighting), FIRST)
@@ -146,14 +149,14 @@ def test_a_skipped_step_keeps_the_table_of_losses():
     options = {"objective__weighting": "glow", "objective__glow__samples": 8}
     config = tiny.config(data__sequence_length=16, mesh__data=1, **options)
     run = experiment.build(config, tiny.VOCAB, jax.devices()[:1])
-    step = jax.jit(make_train_step(run.model, run.optimizer, run.schedule, run.weighting, config))
+    step = jax.jit(make_train_step(run.model, run.optimizer, run.schedule, run.objective, config))
     b = tiny.batch(rows=8) | {"sample_ids": jnp.arange(8, dtype=jnp.int32)[:, None].repeat(16, 1)}
     first, values = step(jax.jit(run.init)(jax.random.key(0)), b)
-    assert np.isfinite(first.weighting).all()
+    assert np.isfinite(first.objective).all()
     second, values = step(first, {**b, "sample_ids": b["sample_ids"] + 1})
     assert values["skipped_steps"] == 1
     assert np.isnan(values["loss"])
-    np.testing.assert_array_equal(second.weighting, first.weighting)
+    np.testing.assert_array_equal(second.objective, first.objective)
     jax.tree.map(np.testing.assert_array_equal, second.trained, first.trained)
 
 
@@ -216,3 +219,16 @@ def test_a_bad_objective_is_refused_before_anything_runs(case):
     config = tiny.config(**{f"objective__{key}": value for key, value in keys.items()})
     with pytest.raises(InputError, match=message):
         experiment.make_weighting(config)
+
+
+def test_the_nll_of_all_targets_is_a_metric_under_every_weighting():
+    """Under `ss_token` with another loss, too; the weighted loss is another number."""
+    options = {"objective__ss_token__gamma": 0.0, "objective__ss_token__keep": 0.5}
+    metrics, _ = tiny.steps(
+        [tiny.batch(rows=8) | {"sample_ids": jnp.arange(8)[:, None].repeat(16, 1)}],
+        mesh__data=1,
+        objective__weighting="ss_token",
+        objective__loss="inverted_hinge",
+        **options,
+    )
+    assert abs(metrics[0]["nll"] - metrics[0]["loss"]) > 0.1

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.losses import LOSSES, Inputs, Loss, Teacher, logits, loss_statistics
+from objectives.losses import LOSSES, Inputs, Loss, Teacher, logits, training_statistics
 from objectives.losses.overlap import tversky_index
 from objectives.losses.tempnet import tempered_loss
-from objectives.token_loss import masked_sum
+from objectives.terms import masked_sum
 from objectives.vocabulary import products
 
 V, D, BLOCK = 41, 6, 16
@@ -37,7 +37,7 @@ def inputs(rows=2, length=5, seed=0, **options) -> Inputs:
 def value(loss: Loss, x: Inputs, weights=None):
     """The losses of all tokens and their mean, or the reduced loss."""
     weights = jnp.ones(x.targets.shape) if weights is None else weights
-    losses = loss_statistics(loss, x, weights).loss
+    losses = training_statistics(loss, x, weights).loss
     if loss.reduce is None:
         return masked_sum(weights, losses), losses
     return loss.reduce(losses, weights), losses
@@ -302,7 +302,7 @@ def test_harmonic_probabilities(exponent, expected):
     loss = LOSSES["harmonic"](exponent=exponent, epsilon=0.0)
     x = Inputs(jnp.asarray([[[1.0, 0.0]]]), CENTRES, jnp.zeros((1, 1), jnp.int32))
     np.testing.assert_allclose(jax.nn.softmax(logits(loss, x))[0, 0], expected, atol=1e-5)
-    assert loss_statistics(loss, x, jnp.ones((1, 1))).loss == pytest.approx(
+    assert training_statistics(loss, x, jnp.ones((1, 1))).loss == pytest.approx(
         -np.log(expected[0]), abs=1e-5
     )
 

@@ -1,0 +1,132 @@
+"""From parameters and a batch to the statistics of its tokens.
+
+B rows, T tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.compression.phases import Quantized
+from lm.model.trained import Trained
+from lm.model.transformer import PLAIN, LayerProducts, Model, Outputs, Tokens
+from lm.parallel import sharded_loss
+from objectives import Objective, losses
+from objectives.cross_entropy import TokenStatistics
+from objectives.losses import CROSS_ENTROPY, Loss
+from objectives.vocabulary import products
+
+# (trained, batch) -> (outputs of the model, output matrix [D, V])
+Forward = Callable[[Trained, Mapping[str, jax.Array]], tuple[Outputs, jax.Array]]
+
+
+class ReferenceModel(NamedTuple):
+    """A model that is compared with: its functions, and what was trained of it.
+
+    Attributes:
+      forward: of `make_forward`.
+      statistics: of `make_prediction_statistics`.
+      softcap: of its logits.
+      trained: the first argument of both functions.
+    """
+
+    forward: Forward
+    statistics: Callable[..., TokenStatistics]
+    softcap: float
+    trained: Trained
+
+
+def make_forward(
+    model: Model,
+    quantized: Quantized | None = None,
+    attention_blocks: Callable[..., jax.Array] | None = None,
+    taps: Mapping[str, Callable[..., Any]] | None = None,
+) -> Forward:
+    """(trained, batch) -> `Outputs` of the model and its output matrix [D, V].
+
+    Args:
+      model: the model.
+      quantized: puts weights on their grids; without it they are in full precision.
+      attention_blocks: (batch) -> blocks [B, T] that cut the attention; see `Loss`.
+      taps: name of a tap of the model -> (batch) -> its argument.
+    """
+
+    def forward(trained, batch):
+        params, layers = trained.params, PLAIN
+        if quantized is not None:
+            params = quantized.outer(trained)
+            layers = LayerProducts(quantized.product, trained.scales["layers"])
+        blocks = attention_blocks(batch) if attention_blocks else None
+        inputs = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"], blocks)
+        arguments = {name: argument(batch) for name, argument in (taps or {}).items()}
+        return model.apply(params, inputs, products=layers, taps=arguments), model.head(params)
+
+    return forward
+
+
+def make_prediction_statistics(
+    model: Model,
+    block_size: int,
+    quantized: Quantized | None = None,
+    loss: Loss = CROSS_ENTROPY,
+) -> Callable[..., TokenStatistics]:
+    """(trained, batch) -> statistics [B, T] of the distribution that the model predicts.
+
+    The loss decides which distribution that is; what it minimises is not computed.
+    """
+    forward = make_forward(model, quantized, loss.attention_blocks)
+
+    def statistics(trained, batch):
+        outputs, head_DV = forward(trained, batch)
+        inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
+        return sharded_loss.prediction_statistics(loss, inputs._replace(params=trained.loss))
+
+    return statistics
+
+
+def make_training_statistics(
+    model: Model, block_size: int, objective: Objective, quantized: Quantized | None = None
+) -> Callable[..., tuple[TokenStatistics, dict[str, Any]]]:
+    """(trained, batch, teacher=None) -> (statistics [B, T] with the loss of each token, aux).
+
+    `aux` holds the taps of the model that the objective asks for, and the statistics of its further
+    heads. The batch holds "keys" for a random loss; `teacher` is a `ReferenceModel`.
+    """
+    loss = objective.loss
+    forward = make_forward(model, quantized, loss.attention_blocks, objective.taps)
+
+    def statistics(trained, batch, teacher=None):
+        outputs, head_DV = forward(trained, batch)
+        inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
+        inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"))
+        if teacher is not None:
+            of_teacher, its_head = teacher.forward(teacher.trained, batch)
+            scores = products(teacher.softcap)
+            inputs = inputs._replace(teacher=losses.Teacher(of_teacher.hidden, its_head, scores))
+        found = sharded_loss.training_statistics(loss, inputs, batch["weights"])
+        aux = dict(outputs.aux)
+        for name, head in objective.heads.items():
+            states_BTD = head.states(trained.loss, outputs.hidden, outputs.aux)
+            further = _inputs(model, block_size, states_BTD, head_DV, head.targets(batch))
+            aux[name] = sharded_loss.prediction_statistics(CROSS_ENTROPY, further)
+        return found, aux
+
+    return statistics
+
+
+def _inputs(model, block_size, hidden_BTD, head_DV, targets_BT) -> losses.Inputs:
+    softcap = model.config.logit_softcap
+    return losses.Inputs(hidden_BTD, head_DV, targets_BT, softcap=softcap, block_size=block_size)
+
+
+def token_keys(seed: int, step: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """A random key for each token, [B, T], that depends on seed, step, row and position alone.
+
+    So that a resumed run, and one on other devices or with other micro-batches, draws the same.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    rows_B, positions_T = (jnp.arange(size) for size in shape)
+    keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows_B)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys_B, positions_T)

@@ -1,0 +1,74 @@
+"""Where the batches of training come from.
+
+B rows, T tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import grain
+import jax
+from jax.sharding import Mesh
+
+from lm.data.layout import BATCH
+from lm.errors import InputError
+from lm.parallel.mesh import put_batch
+from lm.training.state import TrainState
+from objectives import Objective
+
+
+class Source(Protocol):
+    """A source of batches. Its state is saved with every checkpoint.
+
+    Attributes:
+      keys: names of the arrays in its batches.
+    """
+
+    keys: frozenset[str]
+
+    def next(self, step: int, state: TrainState) -> dict[str, jax.Array]:
+        """The batch of a step, arrays [B, T] on the mesh; `state` is that before the step."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What `set_state` needs to go on from here, as JSON; of this process alone."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to where `get_state` was called, in this process or before a restart."""
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+
+
+class GrainSource:
+    """Batches of a Grain dataset, put on the mesh."""
+
+    def __init__(self, dataset: grain.IterDataset, mesh: Mesh, references: Mapping[str, Any]):
+        self.keys = frozenset((*BATCH, *references))
+        self._iterator, self._mesh = iter(dataset), mesh
+
+    def next(self, step: int, state: TrainState) -> dict[str, jax.Array]:
+        """The next batch; data does not depend on the step or on the state."""
+        return put_batch(self._mesh, next(self._iterator))
+
+    def get_state(self) -> dict[str, Any]:
+        """The position in the data."""
+        return self._iterator.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to a position, and begins to read ahead."""
+        self._iterator.set_state(state)
+        self._iterator.start_prefetch()
+
+    def close(self) -> None:
+        """Ends the threads or processes that read ahead."""
+        self._iterator.close()
+
+
+def check_keys(source: Source, objective: Objective) -> None:
+    """Raises InputError for a batch key that the objective declares and the source has not."""
+    # Random keys are made in the step.
+    if missing := set(objective.batch_keys) - source.keys - {"keys"}:
+        raise InputError(
+            f"the objective needs {' and '.join(sorted(missing))} in every batch; the source of "
+            f"batches has: {', '.join(sorted(source.keys))}"
+        )
