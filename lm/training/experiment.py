@@ -24,7 +24,14 @@ from lm.parallel.mesh import RULES, check_batch, check_unsharded, make_mesh, sha
 from lm.planning.flops import flops_per_token
 from lm.references.sources import check_sources
 from lm.training.optimizers import make_optimizer
-from lm.training.state import TrainState, init_loss, make_init, parameter_shapes, state_shardings
+from lm.training.state import (
+    TrainState,
+    average_as_model,
+    init_loss,
+    make_init,
+    parameter_shapes,
+    state_shardings,
+)
 from lm.training.step import make_begin_quantized, make_eval_step, make_train_step
 from objectives import OBJECTIVES, Objective
 from objectives.losses import LOSSES, Loss
@@ -95,7 +102,9 @@ class Experiment(NamedTuple):
         That is the moving average where there is one. In the first phase the scales are those that
         the quantized phase would begin with now: its quantized loss is that of rounding to nearest.
         """
-        trained = state.ema if self.config.train.ema_decay else state.trained
+        trained = state.trained
+        if self.config.train.ema_decay:
+            trained = average_as_model(self.model, state.ema)
         if self.quantized is None:
             return trained, False
         if int(state.step) > self.phases.switch:

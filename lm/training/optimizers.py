@@ -72,7 +72,24 @@ def make_optimizer(
     optimizer = optax.chain(clip, optax.partition(transforms, groups))
     if config.quantization.relative_scale_steps:
         optimizer = _relative_scales(optimizer)
-    return optimizer, schedule
+    return _in_float32(optimizer), schedule
+
+
+def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer on float32 views of its parameters.
+
+    Its moments are float32 from the start, and so are its updates: `optax.apply_updates` adds them
+    in float32 and rounds once to the dtype of a parameter.
+    """
+
+    def init(trained):
+        return optimizer.init(optax.tree.cast(trained, jnp.float32))
+
+    def update(grads, state, trained):
+        grads, trained = (optax.tree.cast(tree, jnp.float32) for tree in (grads, trained))
+        return optimizer.update(grads, state, trained)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
