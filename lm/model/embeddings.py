@@ -2,8 +2,8 @@
 
 B batch, T length, V vocabulary, D width, K bits of a code, R rank of a factored table.
 
-Every interface but the plain codes starts with a mean square of about 1. `INTERFACES` maps the names
-of `model.embedding` to modules; the arithmetic of codes is in `lm/model/codes.py`.
+Every interface but the plain codes starts with a mean square of about 1. `INTERFACES` maps the
+names of `model.embedding` to modules; the arithmetic of codes is in `lm/model/codes.py`.
 """
 
 import flax.linen as nn

@@ -1,4 +1,4 @@
-"""Optimizers, from Optax; every parameter belongs to a group or is an error."""
+"""Optimizers from Optax, one for each kind of parameter; their state is float32."""
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,24 @@ _STACKED = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 def make_optimizer(
     config: ConfigDict, phases: Phases, trained: Trained, loss_learning_rate: float = 0.0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of the `optimizer` section for what is trained (or its shapes).
+    """The optimizer of the `optimizer` section.
 
     Clipping by global norm, then AdamW, Lion or Muon (Muon for matrices, AdamW for the rest), with
-    decoupled weight decay on all but vectors (norm scales, biases, all that is no model parameter).
-    The step of a quantizer's scale is that times the scale, with quantization.relative_scale_steps.
-    Parameters of the loss have the schedule with `loss_learning_rate` as its peak, if it is not 0.
+    decoupled weight decay on all parameters of the model but vectors (norm scales and biases). With
+    quantization.relative_scale_steps the step of a quantizer's scale is multiplied by the scale.
+    Moments and updates are float32, whatever the dtype of the parameters.
+
+    Args:
+      config: of the run.
+      phases: its steps, which the schedule is made for.
+      trained: what is trained, or its shapes.
+      loss_learning_rate: peak learning rate of the parameters of the loss; 0 is the model's.
 
     Returns:
-      The transformation and the schedule of its (matrix) learning rate.
+      The transformation, and the learning rate by step (of the matrices, with Muon).
+
+    Raises:
+      InputError: an unknown name, a number out of range, or a parameter of no known kind.
     """
     c = config.optimizer
     check_choice("optimizer.name", c.name, ("adamw", "lion", "muon"))
@@ -93,10 +102,10 @@ def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """g * min(1, limit / |g|), of the norm of all gradients: `optax.clip_by_global_norm`.
+    """g * min(1, limit / |g|) with the norm of all gradients, as `optax.clip_by_global_norm`.
 
-    Optax divides every gradient by the norm; XLA on CPU writes the quotients down before it makes
-    moments of them, but computes a product anew where it is used.
+    Optax divides every gradient by the norm. A product with one factor takes less memory traffic:
+    XLA computes it where it is used, instead of storing quotients.
     """
 
     def clip(grads, params):
@@ -108,10 +117,10 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def _relative_scales(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Makes the update u of a quantizer's scale relative: u * |scale|.
+    """Multiplies the update u of a quantizer's scale by the scale: u * |scale|.
 
-    Adam and Lion take no notice of the size of a gradient, and so not of the gradient factor of LSQ
-    either: their step is the learning rate, which may be more than a tenth of a scale.
+    The steps of Adam and Lion do not depend on the size of a gradient, and so not on the gradient
+    factor of LSQ: they are the learning rate, which may be more than a tenth of a scale.
     """
 
     def update(grads, state, trained):

@@ -53,7 +53,7 @@ def test_refuses_extensions_that_fit_no_run(value):
 
 def test_refuses_extensions_of_two_phases():
     c = config(30, extended_from=(10,), schedule="wsd")
-    with pytest.raises(InputError, match="extended_from=.*quantized from step 15"):
+    with pytest.raises(InputError, match=r"extended_from=.*quantized from step 15"):
         make_phase_schedule(c, Phases(30, 15), PEAK)
 
 
