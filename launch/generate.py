@@ -32,7 +32,7 @@ def main() -> None:
     from lm.evaluation import sampling
 
     loaded = workdir.load_chosen()
-    sampler = sampling.make_sampler(
+    sampler = sampling.Sampler(
         loaded.run.model,
         loaded.tokenizer,
         loss=loaded.run.objective.loss,
@@ -40,8 +40,24 @@ def main() -> None:
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
+    length, trained_on = _length(loaded), loaded.config.data.sequence_length
+    if length > trained_on:
+        command.say(
+            f"prompt and --tokens={_TOKENS.value} are {length} tokens together; the model was "
+            f"trained on {trained_on} at most (data.sequence_length)"
+        )
+    print(_PROMPT.value, end="", flush=True)
     with jax.set_mesh(loaded.run.mesh):
-        print(sampler(loaded.run.plain(loaded.state), _PROMPT.value, _SEED.value, _TOKENS.value))
+        trained = loaded.run.plain(loaded.state)
+        for piece in sampler.stream(trained, _PROMPT.value, _SEED.value, _TOKENS.value):
+            print(piece, end="", flush=True)
+    print()
+
+
+def _length(loaded: workdir.Loaded) -> int:
+    """Tokens of the prompt, its beginning included, and those that may be added."""
+    ids, _ = loaded.tokenizer.encode(_PROMPT.value)
+    return 1 + len(ids) + _TOKENS.value
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """All keys of a config, as text, JSON or Markdown."""
 
-import json
 from collections.abc import Iterable
 
 from configs import base
+from lm import strict_json
 
 # Section, name, default as it is written in Python, meaning.
 Key = tuple[str, str, str, str]
@@ -30,7 +30,7 @@ def as_text(found: Iterable[Key]) -> str:
 def as_json(found: Iterable[Key]) -> str:
     """{full name: {"default": ..., "meaning": ...}}."""
     wanted = {f"{section}.{name}" for section, name, *_ in found}
-    return json.dumps(
+    return strict_json.dumps(
         {
             f"{section}.{name}": {"default": default, "meaning": meaning}
             for section, name, (default, meaning) in base.entries()

@@ -14,25 +14,27 @@ ROOT = Path(__file__).parent.parent
 
 # What each part may import of ours, from the ground up. Its own part is always allowed. A file that
 # stands on another floor than its folder comes first.
-_GROUND = ("lm/errors", "lm/model", "lm/data", "objectives")
+_BASE = ("lm/errors", "lm/strict_json")
+_GROUND = (*_BASE, "lm/model", "lm/data", "objectives")
 _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/references/sources")
 _RUN = (*_STEP, "lm/training", "lm/runs", "lm/runs/run_record")
 _AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise")
 BELOW = {
     "objectives": (),
     "lm/errors": (),
-    "lm/model": ("lm/errors",),
-    "lm/data": ("lm/errors",),
-    "lm/parallel": ("lm/errors", "objectives"),
+    "lm/strict_json": (),
+    "lm/model": _BASE,
+    "lm/data": _BASE,
+    "lm/parallel": (*_BASE, "objectives"),
     "lm/planning/flops": ("lm/model",),
-    "lm/references/sources": ("lm/errors",),
-    "lm/runs/run_record": ("lm/errors", "lm/runs", "lm/training"),
+    "lm/references/sources": _BASE,
+    "lm/runs/run_record": (*_BASE, "lm/runs", "lm/training"),
     "lm/runs/initialise": (*_RUN, "lm/references"),
     "lm/training/resume": _RUN,
     "lm/training/events": (*_AROUND, "lm/training/loop"),
     "lm/training/loop": (*_AROUND, "lm/training/events", "lm/training/resume"),
     "lm/compression": (*_GROUND, "lm/parallel"),
-    "lm/runs": ("lm/errors", "lm/parallel"),
+    "lm/runs": (*_BASE, "lm/parallel"),
     "lm/training": _STEP,
     "lm/evaluation": (*_GROUND, "lm/parallel"),
     "lm/references": _RUN,

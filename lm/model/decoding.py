@@ -1,10 +1,10 @@
 """Sampling text: the prompt fills a KV cache, then one token follows the other.
 
-B batch, P prompt length, S cache length, V vocabulary.
+B batch, P prompt length, S cache length or tokens added, C tokens of a call, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,27 @@ def sample(
     return jax.random.categorical(key, logits_BV).astype(jnp.int32)
 
 
-def generate(
+class Decoding(NamedTuple):
+    """Rows that are being continued.
+
+    Attributes:
+      logits_BV: of the next token, float32.
+      position_B: of the next token.
+      cache: of the tokens so far.
+      ended_B: whether a row has ended.
+      step: tokens added so far.
+      keys_S: a random key for each token that may be added.
+    """
+
+    logits_BV: jax.Array
+    position_B: jax.Array
+    cache: KVCache
+    ended_B: jax.Array
+    step: jax.Array
+    keys_S: jax.Array
+
+
+def start(
     model: Model,
     params: Any,
     prompt_BP: jax.Array,
@@ -94,20 +114,16 @@ def generate(
     key: jax.Array,
     *,
     steps: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     logits: Logits | None = None,
-) -> jax.Array:
-    """Continues each prompt by `steps` tokens, [B, steps] int32. Jit it with `steps` static.
+) -> Decoding:
+    """Reads the prompts into a cache with room for `steps` tokens more.
 
     Args:
       model, params: the model.
       prompt_BP: int32, at least one token a row; shorter prompts are padded on the left.
       prompt_mask_BP: 1 where the prompt is real, 0 in its padding.
       key: random key.
-      steps: tokens to add.
-      temperature, top_k, top_p: see `sample`.
+      steps: tokens to add at most; static under `jax.jit`.
       logits: see `next_logits`.
     """
     batch, prompt_length = prompt_BP.shape
@@ -117,21 +133,95 @@ def generate(
     logits_BV, cache = next_logits(
         model, params, prompt_BP, positions_BP, segments_BP, cache, logits
     )
+    return Decoding(
+        logits_BV,
+        positions_BP[:, -1] + 1,
+        cache,
+        jnp.zeros((batch,), bool),
+        jnp.zeros((), jnp.int32),
+        jax.random.split(key, steps),
+    )
 
-    def step(carry, key):
-        logits_BV, position_B, cache = carry
-        token_B = sample(key, logits_BV, temperature=temperature, top_k=top_k, top_p=top_p)
+
+def advance(
+    model: Model,
+    params: Any,
+    state: Decoding,
+    count: int,
+    *,
+    end_of_text: int = -1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    logits: Logits | None = None,
+) -> tuple[Decoding, jax.Array]:
+    """Adds at most `count` tokens to each row; stops as soon as all rows have ended.
+
+    Args:
+      model, params: the model.
+      state: of `start` or of the call before.
+      count: static under `jax.jit`; no more are added than `start` has room for.
+      end_of_text: the token that ends a row; -1 for none.
+      temperature, top_k, top_p: see `sample`.
+      logits: see `next_logits`.
+
+    Returns:
+      The state, and the tokens [B, count] int32; `end_of_text` where a row has ended.
+    """
+    batch = state.position_B.shape[0]
+
+    def more(carry):
+        state, _, added = carry
+        room = (added < count) & (state.step < state.keys_S.shape[0])
+        return room & ~jnp.all(state.ended_B)
+
+    def step(carry):
+        state, tokens_BC, added = carry
+        token_B = sample(
+            state.keys_S[state.step],
+            state.logits_BV,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        token_B = jnp.where(state.ended_B, end_of_text, token_B)
         logits_BV, cache = next_logits(
             model,
             params,
             token_B[:, None],
-            position_B[:, None],
+            state.position_B[:, None],
             jnp.ones((batch, 1), jnp.int32),
-            cache,
+            state.cache,
             logits,
         )
-        return (logits_BV, position_B + 1, cache), token_B
+        state = state._replace(
+            logits_BV=logits_BV,
+            position_B=state.position_B + 1,
+            cache=cache,
+            ended_B=state.ended_B | (token_B == end_of_text),
+            step=state.step + 1,
+        )
+        return state, tokens_BC.at[:, added].set(token_B), added + 1
 
-    carry = (logits_BV, positions_BP[:, -1] + 1, cache)
-    _, tokens_SB = jax.lax.scan(step, carry, jax.random.split(key, steps))
-    return tokens_SB.T
+    tokens_BC = jnp.full((batch, count), end_of_text, jnp.int32)
+    state, tokens_BC, _ = jax.lax.while_loop(more, step, (state, tokens_BC, jnp.int32(0)))
+    return state, tokens_BC
+
+
+def generate(
+    model: Model,
+    params: Any,
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    key: jax.Array,
+    *,
+    steps: int,
+    logits: Logits | None = None,
+    **options: Any,
+) -> jax.Array:
+    """Continues each prompt by `steps` tokens, [B, steps] int32. Jit it with `steps` static.
+
+    Arguments are those of `start`, options those of `advance`.
+    """
+    state = start(model, params, prompt_BP, prompt_mask_BP, key, steps=steps, logits=logits)
+    return advance(model, params, state, steps, logits=logits, **options)[1]

@@ -15,6 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from lm import strict_json
 from lm.errors import InputError, writing
 from lm.parallel.cross_process import first_message
 from lm.runs import integrity
@@ -89,7 +90,8 @@ class Checkpoints:
         self._wait()
         self._saving = step
         if validation_loss is not None:
-            metadata = {**metadata, _BEST: validation_loss}
+            if math.isfinite(validation_loss):
+                metadata = {**metadata, _BEST: validation_loss}
             self._best.losses[step] = validation_loss
         with writing(self._directory / str(step)):
             self._manager.save(
@@ -228,7 +230,7 @@ class _State:
         self._source = source
 
     def get_state(self) -> bytes:
-        return json.dumps(self._source.get_state(), indent=4).encode()
+        return strict_json.dumps(self._source.get_state(), indent=4).encode()
 
 
 def _restore_data(folder: epath.Path, source: Any) -> None:
@@ -237,7 +239,7 @@ def _restore_data(folder: epath.Path, source: Any) -> None:
     Grain writes one file a process; of streams, which have numbers in it, any process takes its
     own. Where there is one stream, all files say the same.
     """
-    states = [json.loads(path.read_text()) for path in sorted(folder.glob("process_*.json"))]
+    states = [strict_json.loads(path.read_text()) for path in sorted(folder.glob("process_*.json"))]
     state = states[0]
     if "streams" in state:
         state = {"streams": {k: v for each in states for k, v in each["streams"].items()}}

@@ -4,13 +4,13 @@ The form of the config is that of configs/ablation.py. Nothing here runs or prin
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from lm import strict_json
 from lm.errors import InputError
 from lm.model.config import check_choice
 from lm.planning import plan
@@ -242,7 +242,7 @@ def make_plan(
         config = _config(ablation, variant)
         if steps:
             config.train.steps = steps
-        section = json.dumps(config.data.to_dict(), sort_keys=True)
+        section = strict_json.dumps(config.data.to_dict(), sort_keys=True)
         if section not in loaded:
             loaded[section] = experiment.load_data(config.data)
         data = loaded[section]

@@ -1,7 +1,6 @@
 """The runs of an ablation: one a variant and seed, and the short ones that measure speed."""
 
 import hashlib
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from lm import strict_json
 from lm.studies.ablation import RATES, Planned, leaves, variant_in
 
 
@@ -47,7 +47,7 @@ class Run(NamedTuple):
         }
         if self.planned.variant.quantizes:
             content["quantize"] = dict(changes)
-        return json.loads(json.dumps(content))
+        return strict_json.loads(strict_json.dumps(content))
 
 
 def runs(planned: Mapping[str, Planned], seeds: tuple[int, ...], folder: Path) -> list[Run]:
@@ -66,7 +66,7 @@ def _run(one: Planned, seed: int, folder: Path) -> Run:
     content.pop("checkpoint")
     content["data"].pop("directory")
     identity = [content, dict(one.variant.changes) if one.variant.quantizes else {}]
-    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8)
+    digest = hashlib.blake2b(strict_json.dumps(identity, sort_keys=True).encode(), digest_size=8)
     _substitute(config, place)
     needs = tuple(place(name) for name in one.variant.needs)
     return Run(one, seed, place(one.variant.name), config, needs, digest.hexdigest())

@@ -96,8 +96,8 @@ def sample(loop: "Loop") -> str:
     c, before = loop.config.evaluation, loop.watch.read()
     if not c.sample_tokens:
         return ""
-    trained = loop.built.plain(loop.state)
-    text = loop.sampler(trained, c.sample_prompt, loop.step, c.sample_tokens)
+    trained, quantized = loop.built.usable(loop.state)
+    text = loop.samplers[quantized](trained, c.sample_prompt, loop.step, c.sample_tokens)
     if jax.process_index() == 0:
         folder = loop.workdir / "samples"
         with writing(folder):

@@ -1,7 +1,6 @@
 """What a run writes down: JSONL, TensorBoard, Weights & Biases, curves."""
 
 import io
-import json
 import os
 import time
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from lm import strict_json
 from lm.errors import writing
 
 
@@ -35,16 +35,16 @@ class Writer:
     TensorBoard's files are written in local work directories only.
 
     Opening it for a run that resumes at `step` drops the lines of later steps, which will be
-    written again.
+    written again. `run_id` is the run's id in Weights & Biases: of its own, kept on resume.
     """
 
-    def __init__(self, workdir: epath.Path, config: ConfigDict, step: int):
+    def __init__(self, workdir: epath.Path, config: ConfigDict, step: int, run_id: str):
         self._file = self._board = self._wandb = None
         if jax.process_index():
             return
         path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(path, "".join(strict_json.dumps(line) + "\n" for line in kept))
         self._file = _Lines(path)
         if config.train.tensorboard and not _is_bucket(workdir):
             self._board = _Board(workdir, step)
@@ -54,7 +54,8 @@ class Writer:
             self._wandb = wandb.init(
                 project=config.train.wandb_project,
                 dir=None if _is_bucket(workdir) else str(workdir),
-                id=workdir.name,
+                id=run_id,
+                name="/".join(workdir.parts[-2:]),
                 resume="allow",
                 config=config.to_dict(),
             )
@@ -63,7 +64,7 @@ class Writer:
         """Adds one line of the given kind: train, validation or event."""
         if self._file is None:
             return
-        self._file.add(json.dumps({"step": step, "kind": kind, **values}))
+        self._file.add(strict_json.dumps({"step": step, "kind": kind, **values}))
         numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
         if self._board:
             self._board.add(numbers, step)
@@ -189,8 +190,8 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            lines.append(strict_json.loads(line))
+        except ValueError:
             continue
     return lines
 

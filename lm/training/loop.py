@@ -20,7 +20,14 @@ from lm.runs.checkpoints import Checkpoints, saved_steps
 from lm.training import events, experiment, schedules
 from lm.training.logging import Stopwatch, Writer, write_whole
 from lm.training.progress import above, duration, progress_bar
-from lm.training.resume import as_text, check_workdir, check_writable, resolved, settle_streams
+from lm.training.resume import (
+    as_text,
+    check_workdir,
+    check_writable,
+    resolved,
+    settle_run_id,
+    settle_streams,
+)
 from lm.training.sources import GrainSource, Source, check_keys
 from lm.training.stopping import StopRequest, stop_signals
 
@@ -82,6 +89,7 @@ class _Parts(NamedTuple):
       second_models: source of a reference -> its model.
       frozen: source of a reference -> what was trained of it.
       start: the run that this one begins with; None for none.
+      run_id: of the run, in Weights & Biases.
     """
 
     built: experiment.Experiment
@@ -90,6 +98,7 @@ class _Parts(NamedTuple):
     second_models: Mapping[str, Model]
     frozen: Mapping[str, Any]
     start: initialise.Source | None
+    run_id: str
 
 
 def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
@@ -103,6 +112,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     dataset = experiment.train_batches(config, data, stored, built.mesh)
     record = resolved(config, data.tokenizer, built)
     before = check_workdir(workdir, record)
+    record["run_id"] = settle_run_id(workdir)
     with jax.set_mesh(built.mesh):
         frozen, record["references"] = references.restore(say, before.get("references", {}))
     start = None
@@ -116,7 +126,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}
         source = GrainSource(dataset, built.mesh, stored)
-        parts = _Parts(built, data, source, second_models, frozen, start)
+        parts = _Parts(built, data, source, second_models, frozen, start, record["run_id"])
         loop = Loop(config, workdir, say, parts, stop)
         if change := loop.describe_change(before.get("config", {})):
             loop.say(change)
@@ -142,7 +152,7 @@ class Loop:
       state: the train state after `step` steps.
       validation: of this step; None where there was none.
       eval_step: the one evaluation step of the run, so that it is compiled once.
-      sampler: the one sampler.
+      samplers: one of each phase, True for the quantized one.
       watch: seconds of training.
     """
 
@@ -168,14 +178,18 @@ class Loop:
         if self.step and not parts.start:
             say(f"resumed at step {self.step}")
         self.watch = Stopwatch(metadata.get("training_seconds", 0.0))
-        self.writer = Writer(workdir, config, self.step)
+        self.writer = Writer(workdir, config, self.step, parts.run_id)
         self.eval_step, self.train_steps = self.built.eval_step(), {}
-        self.sampler = sampling.make_sampler(
-            self.built.model,
-            self.data.tokenizer,
-            loss=self.built.objective.loss,
-            temperature=0.8,
-        )
+        self.samplers = {
+            quantized: sampling.Sampler(
+                self.built.model,
+                self.data.tokenizer,
+                loss=self.built.objective.loss,
+                quantized=self.built.quantized if quantized else None,
+                temperature=0.8,
+            )
+            for quantized in (False, True)
+        }
         self.peak = peak_flops(config.train.peak_flops)
         self.agree, self.time_is_up = CrossProcessAny(self.built.mesh), False
         self.agree_to_interrupt = CrossProcessAny(self.built.mesh)

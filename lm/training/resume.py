@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.metadata
-import json
+import secrets
 import sys
 from typing import Any
 
@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lm import strict_json
 from lm.errors import InputError, StorageError, writing
 from lm.parallel.cross_process import first_message
 from lm.parallel.mesh import share
@@ -56,6 +57,14 @@ def settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Confi
     return settled
 
 
+def settle_run_id(workdir: epath.Path) -> str:
+    """The id of the run in `workdir`, or a new one; the same on all processes."""
+    own = ""
+    if jax.process_index() == 0:
+        own = run_record.read_record(workdir).get("run_id") or secrets.token_hex(8)
+    return first_message(own)
+
+
 def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -> dict[str, Any]:
     """What config.json holds: the config, its vocabulary, and the packages that ran."""
     carried = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", built.abstract_state().objective)
@@ -73,7 +82,7 @@ def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -
 
 def as_text(record: dict[str, Any]) -> str:
     """The content of config.json."""
-    return json.dumps(record, indent=2) + "\n"
+    return strict_json.dumps(record, indent=2) + "\n"
 
 
 def check_writable(workdir: epath.Path, record: dict[str, Any]) -> None:

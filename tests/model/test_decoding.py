@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model import decoding
+from lm.model.transformer import Tokens
 
 
 def generate(model, params, prompt, mask, steps):
@@ -23,7 +24,7 @@ def test_cached_equals_uncached(change):
     tokens = jax.random.randint(jax.random.key(1), (2, 10), 0, tiny.VOCAB)
     positions = jnp.broadcast_to(jnp.arange(10), (2, 10))
     ones = jnp.ones((2, 10), jnp.int32)
-    hidden = model.apply(params, tokens, positions, ones)
+    hidden = model.apply(params, Tokens(tokens, positions, ones)).hidden
     expected = hidden @ model.head(params)
     if cap := model.config.logit_softcap:
         expected = cap * jnp.tanh(expected / cap)
@@ -44,7 +45,8 @@ def test_generates_what_the_uncached_model_would():
     positions = jnp.broadcast_to(jnp.arange(14), text.shape)
     hidden = jax.jit(model.apply)
     for t in range(6, 14):
-        logits = hidden(params, text, positions, jnp.ones_like(text))[:, t - 1] @ model.head(params)
+        found = hidden(params, Tokens(text, positions, jnp.ones_like(text))).hidden
+        logits = found[:, t - 1] @ model.head(params)
         text = text.at[:, t].set(jnp.argmax(logits, axis=-1))
     np.testing.assert_array_equal(out, text[:, 6:])
 
@@ -58,6 +60,43 @@ def test_a_prompt_padded_on_the_left_continues_as_alone():
     alone = generate(model, params, prompt, jnp.ones_like(prompt), steps=6)
     beside = generate(model, params, padded, mask, steps=6)
     np.testing.assert_array_equal(alone, beside)
+
+
+END = 5
+
+
+def rigged(length):
+    """A (model, parameters) whose most likely token is END once `length` tokens are in the cache."""
+    model = tiny.model(layers=1)
+
+    def apply(params, inputs, cache=None, **options):
+        outputs = model.apply(params, inputs, cache, **options)
+        ends = cache.length + inputs.tokens.shape[1] >= length
+        one_hot = jax.nn.one_hot(jnp.where(ends, END, 7), tiny.VOCAB)
+        return outputs._replace(
+            hidden=jnp.broadcast_to(one_hot, (*inputs.tokens.shape, tiny.VOCAB))
+        )
+
+    return model._replace(apply=apply, head=lambda params: jnp.eye(tiny.VOCAB)), tiny.params(model)
+
+
+def test_decoding_stops_at_the_end_of_text_and_not_before():
+    """After the step that draws it no other is taken; without an end all are."""
+    model, params = rigged(length=6)
+    prompt = jnp.ones((2, 4), jnp.int32)
+
+    def steps_taken(end):
+        state = decoding.start(
+            model, params, prompt, jnp.ones_like(prompt), jax.random.key(0), steps=30
+        )
+        state, tokens = decoding.advance(model, params, state, 30, end_of_text=end, temperature=0.0)
+        return int(state.step), tokens
+
+    taken, tokens = steps_taken(END)
+    assert taken == 3
+    np.testing.assert_array_equal(tokens[:, :3], [[7, 7, END]] * 2)
+    assert (tokens[:, 3:] == END).all()
+    assert steps_taken(-1)[0] == 30
 
 
 def draws(logits, n=2000, **options):

@@ -250,7 +250,7 @@ def test_a_harmonic_head_is_evaluated_and_sampled_by_its_distances():
     nearest = int(jnp.argmin(jnp.sum((hidden - centres) ** 2, -1)))
     assert nearest != int(jnp.argmax(centres @ hidden)), "the test cannot tell the heads apart"
     prompt = "".join(chr(tiny.VOCAB * 2 + i) for i in (5, 6, 7))
-    sampler = sampling.make_sampler(run.model, Letters(), loss=run.objective.loss, temperature=0)
+    sampler = sampling.Sampler(run.model, Letters(), loss=run.objective.loss, temperature=0)
     text = sampler(trained, prompt, 0, 1).removeprefix(prompt)
     assert text == ("" if nearest == 0 else Letters().decode([nearest]))
 

@@ -1,0 +1,80 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lm.compression.phases import make_quantized
+from lm.data import tokenizers
+from lm.evaluation.sampling import Sampler
+from lm.model.trained import Trained
+from lm.model.transformer import make_model
+
+TOKENIZER = tokenizers.load("bytes", 0, (), directory="")
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = tiny.model(layers=1).config
+    return make_model(dataclasses.replace(config, vocab_size=TOKENIZER.vocab_size))
+
+
+@pytest.fixture(scope="module")
+def trained(model):
+    return Trained(tiny.params(model))
+
+
+def saying(model, text):
+    """The model, but after a prompt of one byte it continues with `text` and the end."""
+    ids = jnp.asarray([*TOKENIZER.encode(text)[0], TOKENIZER.boundary])
+
+    def apply(params, inputs, cache=None, **options):
+        outputs = model.apply(params, inputs, cache, **options)
+        place = jnp.clip(cache.length + inputs.tokens.shape[1] - 2, 0, len(ids) - 1)
+        one_hot = jax.nn.one_hot(ids[place], model.config.vocab_size)
+        shape = (*inputs.tokens.shape, model.config.vocab_size)
+        return outputs._replace(hidden=jnp.broadcast_to(one_hot, shape))
+
+    return model._replace(apply=apply, head=lambda params: jnp.eye(model.config.vocab_size))
+
+
+def test_pieces_are_whole_characters_and_make_up_the_text(model, trained):
+    """The characters of two and three bytes are cut by every chunk of one token."""
+    text = "aé€b"
+    sampler = Sampler(saying(model, text), TOKENIZER, temperature=0.0, chunk=1)
+    pieces = list(sampler.stream(trained, "x", 0, 40))
+    assert pieces == ["a", "é", "€", "b"]
+    assert sampler(trained, "x", 0, 40) == "x" + text
+    # Cut in the middle of a character, what is there is shown.
+    assert sampler(trained, "x", 0, 2) == "xa\ufffd"
+
+
+def test_chunks_change_no_text(model, trained):
+    texts = {
+        Sampler(model, TOKENIZER, temperature=1.0, chunk=chunk)(trained, "ab", 3, 20)
+        for chunk in (1, 7, 64)
+    }
+    assert len(texts) == 1
+    assert Sampler(model, TOKENIZER, temperature=1.0)(trained, "ab", 4, 20) not in texts
+
+
+def test_a_sampler_of_the_quantized_phase_has_no_second_model(model, trained):
+    """It draws what the model on its grids would draw; the weights given are those of training."""
+    section = tiny.config(quantization__bits=2.0).quantization
+    quantized = make_quantized(section, trained.params)
+    trained = trained._replace(scales=quantized.first_scales(trained.params))
+    sampler = Sampler(model, TOKENIZER, quantized=quantized, temperature=0.0)
+    on_grid = Trained(quantized.on_grid(trained))
+    expected = Sampler(model, TOKENIZER, temperature=0.0)(on_grid, "ab", 0, 24)
+    assert sampler(trained, "ab", 0, 24) == expected
+    assert Sampler(model, TOKENIZER, temperature=0.0)(trained, "ab", 0, 24) != expected
+
+
+def test_programs_are_compiled_once(model, trained):
+    sampler = Sampler(model, TOKENIZER, temperature=1.0)
+    for seed in range(3):
+        sampler(trained, "ab", seed, 20)
+    assert (sampler._start._cache_size(), sampler._advance._cache_size()) == (1, 1)
+    np.testing.assert_equal(sampler(trained, "ab", 0, 20), sampler(trained, "ab", 0, 20))
