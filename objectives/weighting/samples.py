@@ -1,0 +1,151 @@
+"""Sums, means, extremes and selections for each sample of a batch.
+
+B rows, T tokens, N = B * T. A sample is a document: all tokens of the batch with one number in
+`batch["sample_ids"]`, wherever packing put them. Several samples can share a row, and a document
+that a row's end cut is one sample in several rows. Arrays `x_N` hold one entry a slot: every sample
+has a slot, the other slots are empty. All shapes are static, and nothing depends on the mesh.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from objectives.weighting import selection
+
+
+class Samples(NamedTuple):
+    """Where the samples of a batch are.
+
+    Attributes:
+      slots_BT: int32, the slot of a target's sample; N for a token that belongs to no sample.
+      live_BT: whether a token is a target (d != 0) of a known sample.
+      unknown_BT: whether a token is a target and its sample is unknown (a negative number).
+      live_N: whether a slot holds a sample.
+    """
+
+    slots_BT: jax.Array
+    live_BT: jax.Array
+    unknown_BT: jax.Array
+    live_N: jax.Array
+
+
+def find_samples(batch: dict[str, jax.Array]) -> Samples:
+    """Finds the samples of a batch, by one sort of `batch["sample_ids"]`, integers [B, T].
+
+    The slot of a sample is the place of its first target once targets are sorted by sample. Tokens
+    with d = 0, such as prompts and padding, belong to no sample.
+    """
+    ids_BT = batch["sample_ids"]
+    target_BT = batch["weights"] != 0
+    live_BT = target_BT & (ids_BT >= 0)
+    last = jnp.iinfo(jnp.int32).max
+    ids_N = jnp.where(live_BT, ids_BT, last).astype(jnp.int32).reshape(-1)
+    index_N = jnp.arange(ids_N.size, dtype=jnp.int32)
+    sorted_N, order_N = lax.sort((ids_N, index_N), num_keys=1)
+    first_N = jnp.concatenate([jnp.ones((1,), bool), sorted_N[1:] != sorted_N[:-1]])
+    starts_N = lax.cummax(jnp.where(first_N, index_N, 0))
+    slots_BT = jnp.zeros_like(ids_N).at[order_N].set(starts_N).reshape(ids_BT.shape)
+    return Samples(
+        jnp.where(live_BT, slots_BT, ids_N.size),
+        live_BT,
+        target_BT & ~live_BT,
+        first_N & (index_N < jnp.sum(live_BT)),
+    )
+
+
+def sample_sums(samples: Samples, *values_BT: jax.Array) -> jax.Array:
+    """The sums of float32 arrays over the targets of each sample, [number of arrays, N].
+
+    Sums are formed along rows first, pairwise, and then over the pieces of a sample: the error is
+    that of a pairwise sum, and the result is the same in every run on the same device, but for the
+    order in which three or more pieces of one document are added.
+    """
+    slots_BT = samples.slots_BT
+    masked_KBT = jnp.where(samples.live_BT, jnp.stack(values_BT), 0.0)
+    change_BT = slots_BT[:, 1:] != slots_BT[:, :-1]
+    edge_B1 = jnp.ones((len(slots_BT), 1), bool)
+    begins_BT = jnp.concatenate([edge_B1, change_BT], axis=1)
+    ends_BT = jnp.concatenate([change_BT, edge_B1], axis=1)
+
+    def add(left, right):
+        (left_begins, left_sums), (right_begins, right_sums) = left, right
+        sums = right_sums + jnp.where(right_begins, 0.0, left_sums)
+        return left_begins | right_begins, sums
+
+    begins_KBT = jnp.broadcast_to(begins_BT, masked_KBT.shape)
+    _, sums_KBT = lax.associative_scan(add, (begins_KBT, masked_KBT), axis=2)
+    pieces_BT = jnp.where(ends_BT, slots_BT, slots_BT.size)
+    zeros_KN = jnp.zeros((len(masked_KBT), slots_BT.size), jnp.float32)
+    return zeros_KN.at[:, pieces_BT].add(sums_KBT, mode="drop")
+
+
+def sample_means(
+    samples: Samples, weights_BT: jax.Array, *values_BT: jax.Array
+) -> tuple[jax.Array, ...]:
+    """sum(weights * x) / sum(weights) over the targets of each sample, [N] for each x.
+
+    0 where the weights add up to 0, as in an empty slot. NaN spreads to the whole sample.
+    """
+    # Selected first: what is no target may hold anything.
+    safe_BT = jnp.where(samples.live_BT, weights_BT, 0.0)
+    products = (jnp.where(safe_BT != 0, safe_BT * x_BT, 0.0) for x_BT in values_BT)
+    total_N, *sums = sample_sums(samples, safe_BT, *products)
+    total_N = jnp.where(total_N != 0, total_N, 1.0)
+    return tuple(sum_N / total_N for sum_N in sums)
+
+
+def spread(samples: Samples, values_N: jax.Array) -> jax.Array:
+    """Gives every target the value of its sample, [B, T].
+
+    Floats are NaN at a target of an unknown sample, and 1 at what is no target. Booleans are False
+    at both.
+    """
+    values_BT = values_N[jnp.minimum(samples.slots_BT, samples.slots_BT.size - 1)]
+    if values_N.dtype == bool:
+        return samples.live_BT & values_BT
+    return jnp.where(samples.live_BT, values_BT, jnp.where(samples.unknown_BT, jnp.nan, 1.0))
+
+
+def scale_samples_to_unit(
+    samples: Samples, values_BT: jax.Array, *, epsilon: float = 1e-8
+) -> jax.Array:
+    """(x - min) / (max - min + epsilon) over the targets of each sample, [B, T].
+
+    NaN spreads to the whole sample; see `spread` for unknown samples.
+    """
+    empty_N = jnp.full((samples.slots_BT.size,), jnp.inf, jnp.float32)
+    low_N = empty_N.at[samples.slots_BT].min(values_BT, mode="drop")
+    high_N = (-empty_N).at[samples.slots_BT].max(values_BT, mode="drop")
+    low_BT, high_BT = spread(samples, low_N), spread(samples, high_N)
+    return (values_BT - low_BT) / (high_BT - low_BT + epsilon)
+
+
+def highest_of_samples(samples: Samples, score_BT: jax.Array, share: float) -> jax.Array:
+    """Which targets are among the ceil(share * n) highest scores of the n targets of their sample.
+
+    Targets that tie with the last one kept are all kept, as in `selection.highest`. One sort by
+    sample and score.
+
+    Args:
+      samples: of the batch.
+      score_BT: float32; no NaN where `samples.live_BT` is true.
+      share: in (0, 1], four decimal places; 1 keeps all.
+
+    Returns:
+      Booleans [B, T], False at what is no target of a known sample.
+    """
+    if share == 1:
+        return samples.live_BT
+    slots_BT = samples.slots_BT
+    keys_BT = selection.ordered(score_BT)
+    # The highest first: a slot is the place where the sorted targets of its sample begin.
+    _, sorted_N = lax.sort((slots_BT.reshape(-1), ~keys_BT.reshape(-1)), num_keys=2)
+    ones_BT = samples.live_BT.astype(jnp.int32)
+    count_N = jnp.zeros((slots_BT.size,), jnp.int32).at[slots_BT].add(ones_BT, mode="drop")
+    wanted_N = selection.share_of(count_N, share)
+    last_N = jnp.arange(slots_BT.size) + jnp.maximum(wanted_N - 1, 0)
+    threshold_N = ~sorted_N[jnp.minimum(last_N, slots_BT.size - 1)]
+    threshold_BT = threshold_N[jnp.minimum(slots_BT, slots_BT.size - 1)]
+    return samples.live_BT & (keys_BT >= threshold_BT)
