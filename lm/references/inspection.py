@@ -60,9 +60,11 @@ def cut(
     rows, document_R = [], []
     for index, document in enumerate(documents):
         positions = encode_document(document, tokenizer)
+        places = np.arange(len(positions), dtype=np.int32)
+        sample = np.int32(index)
+        positions = add_fields(positions, sample_ids=sample, sample_positions=places)
         for start in range(0, len(positions), length):
-            piece = add_fields(positions[start : start + length], sample_ids=np.int32(index))
-            rows.append(make_row([piece], length))
+            rows.append(make_row([positions[start : start + length]], length))
             document_R.append(index)
     return np.array(document_R), {name: np.stack([r[name] for r in rows]) for name in rows[0]}
 

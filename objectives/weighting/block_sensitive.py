@@ -15,8 +15,9 @@ from objectives.weighting.samples import find_samples, scale_samples_to_unit
 def block_sensitive(strength: float = 1.0) -> Weighting:
     """w = d * (1 + strength * norm(l - l_full)), norm(x) = (x - min) / (max - min + 1e-8).
 
-    Minimum and maximum are those of a sample (a document, by `batch["sample_ids"]`). l is the loss of the model that is trained, with attention in blocks; l_full that of a model
-    with full attention. After "Towards Generalization of Block Attention" (arXiv 2605.15913).
+    Minimum and maximum are those of a sample, which is a document, by `batch["sample_ids"]`. l is
+    the loss of the trained model, with attention in blocks, and l_full the loss of a model with
+    full attention. After "Towards Generalization of Block Attention" (arXiv 2605.15913).
 
     UNCONFIRMED: the paper weights the tokens of a distillation by how much blocks change their
     prediction, in a form that was not available; this one is ours. strength = 0 is cross-entropy.

@@ -38,9 +38,9 @@ def dynamic(
       lin_upper  f = min(h + delta, delta)   quadratic  f = 1 - h^2 / delta^2   extremes  f = |h|
 
     Dynamic loss-based reweighting (arXiv 2502.06733, and its released code), over the global,
-    accumulated batch. A sample is a document, whole or cut, as `batch["sample_ids"]` says. Under
-    normalisation `kept` samples count by their share of the tokens, as in the released code; under `sequence` the loss is the paper's sum_i w_i l_i. r = infinity is
-    cross-entropy.
+    accumulated batch. A sample is a document, by `batch["sample_ids"]`, whole or cut. Under
+    normalisation `kept` samples count by their share of the tokens, as in the released code; under
+    `sequence` the loss is the paper's sum_i w_i l_i. r = infinity is cross-entropy.
 
     Args:
       strategy: lin_upper | quadratic | extremes.

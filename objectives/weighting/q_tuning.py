@@ -13,9 +13,11 @@ from objectives.weighting.base import (
     stateless,
 )
 from objectives.weighting.samples import (
+    Samples,
     find_samples,
     highest_of_samples,
     sample_means,
+    sample_neighbours,
     spread,
 )
 
@@ -48,7 +50,8 @@ def q_tuning(
 
       (1 - smoothing) * PPL_t + smoothing * (PPL_{t-1} + PPL_{t+1}) / 2, PPL_t = exp(l_t)
 
-    where a neighbour that is not a target of the same sample is replaced by the token itself.
+    where a neighbour that is not a target of the same sample is replaced by the token itself. At
+    the end of a row a neighbour can stand in another row of the batch.
 
     UNCONFIRMED, from a text that contradicts itself: whether the highest or the lowest scores are
     removed, and the factor 1/2 of the neighbours. Ours: quantiles are interpolated linearly, a is
@@ -79,7 +82,9 @@ def q_tuning(
         )
         ppl_N = jnp.exp(jnp.minimum(nll_N, _LARGEST_NLL))
         whole_N, pruned_N = choose_samples(ppl_N, entropy_N, samples.live_N, keep_samples)
-        score_BT = smoothed_perplexity(statistics.nll, samples.slots_BT, smoothing, neighbours)
+        score_BT = smoothed_perplexity(
+            statistics.nll, samples, batch["sample_positions"], smoothing, neighbours
+        )
         score_BT = -score_BT if prune == "highest" else score_BT
         tokens_BT = highest_of_samples(samples, score_BT, keep_tokens)
         kept_BT = spread(samples, whole_N) | (spread(samples, pruned_N) & tokens_BT)
@@ -88,7 +93,9 @@ def q_tuning(
         count = jnp.maximum(jnp.sum(samples.live_N), 1)
         return weights_BT, state, {"q_tuning_samples": jnp.sum(whole_N | pruned_N) / count}
 
-    return Weighting(stateless, weigh, uses_statistics=True, batch_keys=("sample_ids",))
+    return Weighting(
+        stateless, weigh, uses_statistics=True, batch_keys=("sample_ids", "sample_positions")
+    )
 
 
 def choose_samples(
@@ -157,24 +164,23 @@ def _scale_to_unit(values_N: jax.Array, live_N: jax.Array) -> jax.Array:
 
 
 def smoothed_perplexity(
-    nll_BT: jax.Array, slots_BT: jax.Array, smoothing: float, neighbours: str = "mean"
+    nll_BT: jax.Array,
+    samples: Samples,
+    places_BT: jax.Array,
+    smoothing: float,
+    neighbours: str = "mean",
 ) -> jax.Array:
     """The token score of `q_tuning`, [B, T].
 
     Args:
       nll_BT: loss of a token, nats.
-      slots_BT: integers, the same for the targets of one sample and no others.
+      samples: of the batch.
+      places_BT: integers, the place of a token in its document.
       smoothing: weight of the neighbours.
       neighbours: "mean" or "sum".
     """
     ppl_BT = jnp.exp(jnp.minimum(nll_BT, _LARGEST_NLL))
-
-    def neighbour(shift):
-        index = jnp.arange(ppl_BT.shape[1]) + shift
-        own_BT = (index >= 0) & (index < ppl_BT.shape[1])
-        own_BT &= jnp.roll(slots_BT, -shift, axis=1) == slots_BT
-        return jnp.where(own_BT, jnp.roll(ppl_BT, -shift, axis=1), ppl_BT)
-
-    around_BT = neighbour(-1) + neighbour(1)
+    before_BT, after_BT = sample_neighbours(samples, places_BT, ppl_BT)
+    around_BT = before_BT + after_BT
     around_BT = around_BT / 2 if neighbours == "mean" else around_BT
     return (1 - smoothing) * ppl_BT + smoothing * around_BT

@@ -55,30 +55,13 @@ def find_samples(batch: dict[str, jax.Array]) -> Samples:
     )
 
 
-def sample_sums(samples: Samples, *values_BT: jax.Array) -> jax.Array:
-    """The sums of float32 arrays over the targets of each sample, [number of arrays, N].
+def sample_sums(samples: Samples, *values_BT: jax.Array) -> list[jax.Array]:
+    """The sums of float32 arrays over the targets of each sample, [N] for each array.
 
-    Sums are formed along rows first, pairwise, and then over the pieces of a sample: the error is
-    that of a pairwise sum, and the result is the same in every run on the same device, but for the
-    order in which three or more pieces of one document are added.
+    On a GPU scattered sums have no fixed order: a repeated run may differ in their last bits.
     """
-    slots_BT = samples.slots_BT
-    masked_KBT = jnp.where(samples.live_BT, jnp.stack(values_BT), 0.0)
-    change_BT = slots_BT[:, 1:] != slots_BT[:, :-1]
-    edge_B1 = jnp.ones((len(slots_BT), 1), bool)
-    begins_BT = jnp.concatenate([edge_B1, change_BT], axis=1)
-    ends_BT = jnp.concatenate([change_BT, edge_B1], axis=1)
-
-    def add(left, right):
-        (left_begins, left_sums), (right_begins, right_sums) = left, right
-        sums = right_sums + jnp.where(right_begins, 0.0, left_sums)
-        return left_begins | right_begins, sums
-
-    begins_KBT = jnp.broadcast_to(begins_BT, masked_KBT.shape)
-    _, sums_KBT = lax.associative_scan(add, (begins_KBT, masked_KBT), axis=2)
-    pieces_BT = jnp.where(ends_BT, slots_BT, slots_BT.size)
-    zeros_KN = jnp.zeros((len(masked_KBT), slots_BT.size), jnp.float32)
-    return zeros_KN.at[:, pieces_BT].add(sums_KBT, mode="drop")
+    zeros_N = jnp.zeros((samples.slots_BT.size,), jnp.float32)
+    return [zeros_N.at[samples.slots_BT].add(x_BT, mode="drop") for x_BT in values_BT]
 
 
 def sample_means(
@@ -149,3 +132,35 @@ def highest_of_samples(samples: Samples, score_BT: jax.Array, share: float) -> j
     threshold_N = ~sorted_N[jnp.minimum(last_N, slots_BT.size - 1)]
     threshold_BT = threshold_N[jnp.minimum(slots_BT, slots_BT.size - 1)]
     return samples.live_BT & (keys_BT >= threshold_BT)
+
+
+def sample_neighbours(
+    samples: Samples, places_BT: jax.Array, values_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The values of the tokens before and after a target in its document, [B, T] each.
+
+    Where that token is not a target of the same sample, or not in the batch, the target's own value
+    stands for it. A document that is in the batch twice can get the value of its other copy.
+
+    Args:
+      samples: of the batch.
+      places_BT: integers, the place of a token in its document.
+      values_BT: float32; what is no target may hold anything.
+    """
+    size = places_BT.size
+    index_N = jnp.arange(size, dtype=jnp.int32)
+    keys = (samples.slots_BT.reshape(-1), places_BT.reshape(-1))
+    slots_N, places_N, order_N = lax.sort((*keys, index_N), num_keys=2)
+    values_N = values_BT.reshape(-1)[order_N]
+    other_N = (slots_N[1:] != slots_N[:-1]) | (places_N[1:] != places_N[:-1])
+    first_N = jnp.concatenate([jnp.ones((1,), bool), other_N])
+    before_N = jnp.maximum(lax.cummax(jnp.where(first_N, index_N, 0)) - 1, 0)
+    begins_N = lax.cummin(jnp.where(first_N, index_N, size - 1), reverse=True)
+    after_N = jnp.concatenate([begins_N[1:], begins_N[-1:]])
+
+    def take(from_N, step):
+        found_N = (slots_N[from_N] == slots_N) & (places_N[from_N] == places_N + step)
+        taken_N = jnp.where(found_N, values_N[from_N], values_N)
+        return jnp.zeros_like(values_N).at[order_N].set(taken_N).reshape(values_BT.shape)
+
+    return take(before_N, -1), take(after_N, 1)

@@ -25,10 +25,10 @@ def ss_token(
       s = gamma * norm(l_history - l) + (1 - gamma) * attention
 
     with norm(x) = (x - min) / (max - min + 1e-8) over the targets of the sample, which is a
-    document, by `batch["sample_ids"]`. ssToken (arXiv 2510.18250, and its released code). The paper's loss is the mean over kept tokens,
-    normalisation `kept`; its keep is 0.6, and 0.8 at 14 billion parameters. keep = 1 is
-    cross-entropy; gamma = 1 needs no attention, gamma = 0 no history. The released code's gamma of
-    0 over the first 10,000 samples is not here.
+    document, by `batch["sample_ids"]`. ssToken (arXiv 2510.18250, and its released code). The
+    paper's loss is the mean over kept tokens, normalisation `kept`; its keep is 0.6, and 0.8 at 14
+    billion parameters. keep = 1 is cross-entropy; gamma = 1 needs no attention, gamma = 0 no
+    history. The released code's gamma of 0 over the first 10,000 samples is not here.
 
     Needs the reference "history_nll" (unless gamma is 0), the history model's losses, [B, T]; and
     the tap "attention_to" (unless gamma is 1), [B, T]: at every position, the attention of the last

@@ -17,26 +17,29 @@ from objectives.weighting.samples import find_samples, sample_means, spread
 FIRST = jnp.zeros((), jnp.int32)
 # Documents are at most 12 long, together at most 40; rows of 8 leave room for padding.
 PACKED, ALONE = (8, 8), (12, 12)
-# The label's attention stands in the next slot, which a cut moves to another row.
-HYPER = {"ss_token": {"keep": 0.6, "attention_row": "predictor"}}
 BY_SAMPLE = [
     name
     for name in weightings.METHODS
     if "sample_ids" in WEIGHTINGS[name](**weightings.METHODS[name][0]).batch_keys
 ]
+INTEGERS = ("sample_ids", "sample_positions", "segment_ids")
 FILL = {"weights": 0.0, "sample_ids": -1}
 
 
 def test_these_methods_speak_of_samples():
     speak = {"ss_token", "prior", "fait", "block_sensitive", "dynamic", "glow", "q_tuning"}
     assert set(BY_SAMPLE) == speak
+    assert "sample_positions" in WEIGHTINGS["q_tuning"]().batch_keys
     assert normalise(uniform(), "sequence").batch_keys == ("sample_ids",)
 
 
 def make(name):
     if name == "sequence":
         return normalise(WEIGHTINGS["dft"](), "sequence")
-    return WEIGHTINGS[name](**HYPER.get(name, weightings.METHODS[name][0]))
+    if name == "ss_token of labels":
+        return WEIGHTINGS["ss_token"]()
+    hyper = {"attention_row": "predictor"} if name == "ss_token" else {}
+    return WEIGHTINGS[name](**weightings.METHODS[name][0], **hyper)
 
 
 def draw_document(rng, sample, length):
@@ -50,7 +53,7 @@ def draw_document(rng, sample, length):
         "weights": rng.choice([0.0, 0.5, 1.0, 2.0], length),
         "sample_ids": np.full(length, sample),
         "segment_ids": np.ones(length),
-        "position": np.arange(length),
+        "sample_positions": np.arange(length),
         "error_mask": rng.integers(0, 2, length),
         "attention_to": eighths(0, 1),
     }
@@ -92,7 +95,8 @@ def weigh(name):
 
     @jax.jit
     def run(arrays):
-        b = {k: arrays[k] for k in ("weights", "sample_ids", "segment_ids")}
+        names = ("weights", "sample_ids", "sample_positions", "segment_ids")
+        b = {name: arrays[name] for name in names}
         nll = arrays["nll"]
         stats = TokenStatistics(nll, jnp.zeros_like(nll), arrays["entropy"], -nll)
         return weighting.weigh(stats, b, arrays, weightings.state(weighting), FIRST)
@@ -103,16 +107,14 @@ def weigh(name):
 def weights_by_token(name, arrays, true_ids=None):
     """(document, position) -> weight, of all targets."""
     given = {
-        k: jnp.asarray(np.nan_to_num(x) if k.endswith("_ids") else x).astype(
-            jnp.int32 if k.endswith("_ids") else jnp.float32
-        )
-        for k, x in arrays.items()
+        key: np.nan_to_num(x).astype(np.int32) if key in INTEGERS else x.astype(np.float32)
+        for key, x in arrays.items()
     }
     weights, *rest = weigh(name)(given)
     true_ids = arrays["sample_ids"] if true_ids is None else true_ids
     live = arrays["weights"] != 0
     assert not np.asarray(weights)[~live].any()
-    keys = zip(true_ids[live], arrays["position"][live], strict=True)
+    keys = zip(true_ids[live], arrays["sample_positions"][live], strict=True)
     found = dict(zip(keys, np.asarray(weights)[live].tolist(), strict=True))
     return dict(sorted(found.items())), rest
 
@@ -122,7 +124,7 @@ def same(a, b):
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*BY_SAMPLE, "sequence"])
+@pytest.mark.parametrize("name", [*BY_SAMPLE, "sequence", "ss_token of labels"])
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=2, max_size=7).filter(lambda x: sum(x) <= 40),
@@ -131,6 +133,8 @@ def same(a, b):
 )
 def test_packed_and_alone_give_every_token_the_same_weight(name, lengths, whole, seed):
     rng = np.random.default_rng(seed)
+    # The attention of a label stands in the next slot, which after a cut is that of the predictor.
+    whole |= name == "ss_token of labels"
     if whole:
         lengths = [min(length, PACKED[1]) for length in lengths]
     ids = rng.permutation(weightings.SAMPLES)

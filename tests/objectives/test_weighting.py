@@ -53,6 +53,7 @@ def plain(shape, **more):
         "weights": jnp.ones(shape, jnp.float32),
         "segment_ids": ones,
         "sample_ids": samples,
+        "sample_positions": jnp.arange(shape[1], dtype=jnp.int32) * ones,
     } | more
 
 
@@ -270,11 +271,18 @@ def test_glow_refuses_an_unknown_sample_but_not_a_token_without_weight():
 
 def test_q_tuning_toy_score():
     ppl = np.log([[2.0, 10.0, 12.0, 3.0]])
-    slots = jnp.zeros((1, 4), jnp.int32)
-    near(smoothed_perplexity(jnp.asarray(ppl), slots, 0.5), [4, 8.5, 9.25, 5.25])
-    near(smoothed_perplexity(jnp.asarray(ppl), slots, 0.5, "sum"), [7, 12, 12.5, 9])
-    near(smoothed_perplexity(jnp.asarray(ppl), slots, 0.0), np.exp(ppl[0]), 1e-4)
-    near(smoothed_perplexity(jnp.asarray(ppl), slots.at[0, 1].set(4), 0.5)[0, 2], 9.75)
+    b = plain((1, 4))
+    places = b["sample_positions"]
+    samples = find_samples(b)
+    fewer = find_samples({**b, "weights": b["weights"].at[0, 1].set(0)})
+
+    def smoothed(ppl, samples, *options):
+        return smoothed_perplexity(jnp.asarray(ppl), samples, places, *options)
+
+    near(smoothed(ppl, samples, 0.5), [4, 8.5, 9.25, 5.25])
+    near(smoothed(ppl, samples, 0.5, "sum"), [7, 12, 12.5, 9])
+    near(smoothed(ppl, samples, 0.0), np.exp(ppl[0]), 1e-4)
+    near(smoothed(ppl, fewer, 0.5)[0, 2], 9.75)
 
 
 def test_q_tuning_quadrants():
