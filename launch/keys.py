@@ -44,9 +44,9 @@ def as_markdown(found: Iterable[Key]) -> str:
     lines = [
         "# Configs",
         "",
-        "Every key of a run, its default and what it means, as `python -m launch.plan --keys` shows",
-        "it; this page is made by `python -m launch.plan --keys --markdown > docs/configs.md`. A",
-        "key is changed in an experiment file or as `--config.section.key=value`.",
+        "Every key of a run, its default and what it means, as `launch.plan --keys` prints them.",
+        "A key is changed in an experiment file or as `--config.section.key=value`. This page is",
+        "made by `python -m launch.plan --keys --markdown > docs/configs.md`.",
     ]
     section = ""
     for its_section, name, default, meaning in found:

@@ -39,7 +39,7 @@ BELOW = {
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),
     "configs": ("objectives",),
-    "launch": (*_AROUND, "lm/planning", "lm/studies", "lm/training/loop"),
+    "launch": ("configs", *_AROUND, "lm/planning", "lm/studies", "lm/training/loop"),
 }
 FOREIGN = {
     "flax": ("lm/model",),
