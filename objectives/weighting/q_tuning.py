@@ -16,8 +16,8 @@ from objectives.weighting.samples import (
     Samples,
     find_samples,
     highest_of_samples,
+    neighbour_sums,
     sample_means,
-    sample_neighbours,
     spread,
 )
 
@@ -180,7 +180,6 @@ def smoothed_perplexity(
       neighbours: "mean" or "sum".
     """
     ppl_BT = jnp.exp(jnp.minimum(nll_BT, _LARGEST_NLL))
-    before_BT, after_BT = sample_neighbours(samples, places_BT, ppl_BT)
-    around_BT = before_BT + after_BT
+    around_BT = neighbour_sums(samples, places_BT, ppl_BT)
     around_BT = around_BT / 2 if neighbours == "mean" else around_BT
     return (1 - smoothing) * ppl_BT + smoothing * around_BT

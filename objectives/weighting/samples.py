@@ -125,8 +125,7 @@ def highest_of_samples(samples: Samples, score_BT: jax.Array, share: float) -> j
     keys_BT = selection.ordered(score_BT)
     # The highest first: a slot is the place where the sorted targets of its sample begin.
     _, sorted_N = lax.sort((slots_BT.reshape(-1), ~keys_BT.reshape(-1)), num_keys=2)
-    ones_BT = samples.live_BT.astype(jnp.int32)
-    count_N = jnp.zeros((slots_BT.size,), jnp.int32).at[slots_BT].add(ones_BT, mode="drop")
+    count_N = jnp.zeros((slots_BT.size,), jnp.int32).at[slots_BT].add(1, mode="drop")
     wanted_N = selection.share_of(count_N, share)
     last_N = jnp.arange(slots_BT.size) + jnp.maximum(wanted_N - 1, 0)
     threshold_N = ~sorted_N[jnp.minimum(last_N, slots_BT.size - 1)]
@@ -134,13 +133,11 @@ def highest_of_samples(samples: Samples, score_BT: jax.Array, share: float) -> j
     return samples.live_BT & (keys_BT >= threshold_BT)
 
 
-def sample_neighbours(
-    samples: Samples, places_BT: jax.Array, values_BT: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The values of the tokens before and after a target in its document, [B, T] each.
+def neighbour_sums(samples: Samples, places_BT: jax.Array, values_BT: jax.Array) -> jax.Array:
+    """The sum of the values of the tokens before and after a target in its document, [B, T].
 
-    Where that token is not a target of the same sample, or not in the batch, the target's own value
-    stands for it. A document that is in the batch twice can get the value of its other copy.
+    Where such a token is not a target of the same sample, or not in the batch, the target's own
+    value stands for it. A document that is in the batch twice can get the value of its other copy.
 
     Args:
       samples: of the batch.
@@ -152,15 +149,15 @@ def sample_neighbours(
     keys = (samples.slots_BT.reshape(-1), places_BT.reshape(-1))
     slots_N, places_N, order_N = lax.sort((*keys, index_N), num_keys=2)
     values_N = values_BT.reshape(-1)[order_N]
-    other_N = (slots_N[1:] != slots_N[:-1]) | (places_N[1:] != places_N[:-1])
-    first_N = jnp.concatenate([jnp.ones((1,), bool), other_N])
-    before_N = jnp.maximum(lax.cummax(jnp.where(first_N, index_N, 0)) - 1, 0)
-    begins_N = lax.cummin(jnp.where(first_N, index_N, size - 1), reverse=True)
-    after_N = jnp.concatenate([begins_N[1:], begins_N[-1:]])
-
-    def take(from_N, step):
-        found_N = (slots_N[from_N] == slots_N) & (places_N[from_N] == places_N + step)
-        taken_N = jnp.where(found_N, values_N[from_N], values_N)
-        return jnp.zeros_like(values_N).at[order_N].set(taken_N).reshape(values_BT.shape)
-
-    return take(before_N, -1), take(after_N, 1)
+    same_N = slots_N[1:] == slots_N[:-1]
+    steps_N = places_N[1:] - places_N[:-1]
+    first_N = jnp.concatenate([jnp.ones((1,), bool), ~same_N | (steps_N != 0)])
+    # Whether an entry, the first of its place, follows the place before it in the document.
+    linked_N = jnp.concatenate([jnp.zeros((1,), bool), same_N & (steps_N == 1)])
+    own_N = lax.cummax(jnp.where(first_N, index_N, 0))
+    begins_N = lax.cummin(jnp.where(first_N, index_N, size), reverse=True)
+    after_N = jnp.concatenate([begins_N[1:], jnp.full((1,), size)])
+    before_N = jnp.where(linked_N[own_N], values_N[own_N - 1], values_N)
+    follows_N = linked_N.at[after_N].get(mode="fill", fill_value=False)
+    sums_N = before_N + jnp.where(follows_N, values_N[after_N], values_N)
+    return jnp.zeros_like(sums_N).at[order_N].set(sums_N).reshape(values_BT.shape)
