@@ -69,6 +69,8 @@ def batch(rows=4, length=16, seed=0, uneven=True) -> dict[str, jax.Array]:
         "segment_ids": jnp.asarray(1 + (index >= split), jnp.int32),
         "positions": jnp.asarray(np.where(index >= split, index - split, index), jnp.int32),
         "num_bytes": jnp.ones((rows, length), jnp.int32),
+        "sample_positions": jnp.asarray(np.where(index >= split, index - split, index), jnp.int32),
+        "sample_ids": jnp.asarray(2 * np.arange(rows)[:, None] + (index >= split), jnp.int32),
     }
 
 

@@ -68,6 +68,7 @@ def batch(rows=8, length=12, seed=0) -> dict[str, jax.Array]:
                 .repeat([length // 2, length - length // 2], axis=1),
                 jnp.int32,
             ),
+            "sample_positions": jnp.arange(rows * length, dtype=jnp.int32).reshape(rows, length),
         }
     )
 

@@ -1,11 +1,13 @@
 """Batches of packed rows, as Grain pipelines whose state is saved with a checkpoint.
 
-A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions, num_bytes and
-sample_ids are int32, weights is float32 (0 is not a target). `lm.data.layout` says how a document
-becomes a row. `sample_ids` holds the index of the document that a position comes from, counted
-through all corpora of the split in their order, and -1 in the padding: the same number for the same
-document in every epoch, process, packing, mixture and resumed run. Stored scores of the documents'
-positions join the batch as float32 arrays by the names of the references that they are.
+A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions, num_bytes, sample_ids
+and sample_positions are int32, weights is float32 (0 is not a target). `lm.data.layout` says how a
+document becomes a row. `sample_ids` holds the index of the document that a position comes from,
+counted through all corpora of the split in their order, and -1 in the padding: the same number for
+the same document in every epoch, process, packing, mixture and resumed run. `sample_positions`
+counts the positions of a document from 0, through all rows that it was cut into. Stored scores of
+the documents' positions join the batch as float32 arrays by the names of the references that they
+are.
 """
 
 import functools
@@ -286,7 +288,9 @@ def _encode(
     index, document = numbered
     positions = encode_document(document, tokenizer)
     values = {name: one.read(index, document, len(positions)) for name, one in stored.items()}
-    return add_fields(positions, sample_ids=np.int32(first + index), **values)
+    places = np.arange(len(positions), dtype=np.int32)
+    sample = np.int32(first + index)
+    return add_fields(positions, sample_ids=sample, sample_positions=places, **values)
 
 
 def _derive_seed(*numbers: int) -> int:

@@ -22,11 +22,13 @@ POSITION = np.dtype(
     ]
 )
 
-# The arrays of every batch. `sample_ids` is the index of the document that a position comes from.
+# The arrays of every batch. `sample_ids` is the index of the document that a position comes from,
+# `sample_positions` its place in that document, which `positions` is not after a cut.
 BATCH = {name: POSITION[name] for name in POSITION.names} | {
     "segment_ids": np.dtype(np.int32),
     "positions": np.dtype(np.int32),
     "sample_ids": np.dtype(np.int32),
+    "sample_positions": np.dtype(np.int32),
 }
 
 # What an array holds in the padding, where that is not 0.

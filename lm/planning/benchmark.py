@@ -120,7 +120,9 @@ def random_batch(run: experiment.Experiment, seed: int = 0) -> dict[str, jax.Arr
     rows = {name: np.ones(shape, dtype) for name, dtype in BATCH.items()}
     for name in ("tokens", "targets"):
         rows[name] = rng.integers(0, run.model.config.vocab_size, shape, np.int32)
-    rows["positions"] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+    for name in ("positions", "sample_positions"):
+        rows[name] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+    rows["sample_ids"] = np.repeat(np.arange(shape[0], dtype=np.int32)[:, None], shape[1], 1)
     return put_batch(run.mesh, rows)
 
 

@@ -11,19 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.documents import Document
-from lm.data.layout import encode_document, make_row
+from lm.data.layout import add_fields, encode_document, make_row
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 from lm.model.trained import Trained
 from lm.model.transformer import Model
 from lm.references.sources import EMA
-from lm.training.experiment import Experiment
+from lm.training.experiment import Experiment, weighting_names
 from lm.training.forward import make_prediction_statistics, make_training_statistics
 from lm.training.state import TrainState, average_as_model
 from objectives.losses import CROSS_ENTROPY
 from objectives.terms import minimise
 from objectives.weighted import denominators, loss_term
-from objectives.weighting import weight_metrics
+from objectives.weighting import WEIGHTINGS, weight_metrics
+from objectives.weighting.base import per_document
 
 
 class Inspection(NamedTuple):
@@ -53,12 +54,15 @@ def cut(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Windows of at most `length` tokens, each a row of its own: (document [R], batch [R, T]).
 
-    A window sees nothing of the one before, as a document that is cut in training. Unlike there, no
-    row holds two documents, so that a statistic of a row is one of a text.
+    A window sees nothing of the one before, as a document that is cut in training. All windows of a
+    document are one sample, with its index as the number.
     """
     rows, document_R = [], []
     for index, document in enumerate(documents):
         positions = encode_document(document, tokenizer)
+        places = np.arange(len(positions), dtype=np.int32)
+        sample = np.int32(index)
+        positions = add_fields(positions, sample_ids=sample, sample_positions=places)
         for start in range(0, len(positions), length):
             rows.append(make_row([positions[start : start + length]], length))
             document_R.append(index)
@@ -84,7 +88,11 @@ def inspect(
     """
     c, objective = run.config, run.objective
     document_R, batch = cut(documents, tokenizer, c.data.sequence_length)
-    if missing := [key for key in objective.batch_keys if key not in (*batch, "keys")]:
+    missing = [key for key in objective.batch_keys if key not in (*batch, "keys")]
+    # A table of training documents has no entry for other text.
+    names = [name for name in weighting_names(c) if name in WEIGHTINGS]
+    missing += ["sample_ids"] * any(per_document(WEIGHTINGS[name]) for name in names)
+    if missing:
         raise InputError(
             f"objective.weighting={c.objective.weighting!r} needs {' and '.join(missing)} of "
             "training documents, which other text does not have"

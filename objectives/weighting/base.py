@@ -1,7 +1,8 @@
 """What a weighting is, how weightings are stacked, and how their sums are normalised.
 
-B rows, T tokens. A sample is a row. d is the weight of the data (`batch["weights"]`), l the loss of
-a token (`statistics.nll`), w the weight of a token in the loss, u = w / d its multiplier.
+B rows, T tokens. A sample is a document, by `batch["sample_ids"]`; see
+`objectives.weighting.samples`. d is the weight of the data (`batch["weights"]`), l the loss of a
+token (`statistics.nll`), w the weight of a token in the loss, u = w / d its multiplier.
 """
 
 import math
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from objectives.weighting.samples import find_samples, sample_sums, spread
 
 NORMALISATIONS = ("kept", "all", "sequence")
 
@@ -109,9 +112,10 @@ def normalise(weighting: Weighting, by: str) -> Weighting:
       kept      sum(w l) / sum(w): the mean over what is kept. The size of the loss, and with it the
                 effective learning rate, does not depend on the size of the weights.
       all       sum(w l) / sum(d): smaller weights mean a smaller loss and a smaller gradient.
-      sequence  sum(v l) / sum(v) with v = w / (sum of d in the row): every row counts equally,
-                however many targets it has, times what the weighting gives it. With sample weights
-                that sum to one this is their weighted mean of row means (a batch softmax).
+      sequence  sum(v l) / sum(v) with v = w / (sum of d over the sample): every sample counts
+                equally, whatever its number of targets, times what the weighting gives it. With
+                sample weights that sum to one this is the weighted mean of the samples' mean
+                losses. A sample is a document (see `objectives.weighting.samples`), not a row.
 
     Raises:
       ValueError: an unknown name, or weights that are negative under anything but `all`: the
@@ -126,10 +130,12 @@ def normalise(weighting: Weighting, by: str) -> Weighting:
 
     def weigh(statistics, batch, references, state, step):
         weights_BT, state, metrics = weighting.weigh(statistics, batch, references, state, step)
-        total_B1 = jnp.sum(batch["weights"], axis=1, keepdims=True)
-        return weights_BT / jnp.where(total_B1 != 0, total_B1, 1.0), state, metrics
+        samples = find_samples(batch)
+        total_BT = spread(samples, sample_sums(samples, batch["weights"])[0])
+        return weights_BT / _or_one(total_BT), state, metrics
 
-    return weighting._replace(weigh=weigh, normaliser="kept")
+    keys = _union([weighting.batch_keys, ("sample_ids",)])
+    return weighting._replace(weigh=weigh, normaliser="kept", batch_keys=keys)
 
 
 def weight_metrics(weights_BT: jax.Array, data_weights_BT: jax.Array) -> dict[str, jax.Array]:
@@ -168,7 +174,7 @@ def stateless() -> tuple[()]:
 
 
 def multiply(batch: dict[str, jax.Array], multiplier: jax.Array) -> jax.Array:
-    """w = d * u, and 0 where d is 0, whatever u holds there. u is [B, T], or [B, 1] for rows."""
+    """w = d * u, [B, T], and 0 where d is 0, whatever u holds there."""
     data_BT = batch["weights"]
     return jnp.where(data_BT != 0, data_BT * multiplier, 0.0)
 
@@ -183,28 +189,6 @@ def reference(references: dict[str, jax.Array], name: str) -> jax.Array:
         given = ", ".join(sorted(references)) or "none"
         raise ValueError(f"reference {name!r} is missing; given: {given}")
     return jax.lax.stop_gradient(references[name]).astype(jnp.float32)
-
-
-def row_mean(values_BT: jax.Array, data_weights_BT: jax.Array) -> jax.Array:
-    """sum(d x) / sum(d) of each row, [B, 1]; 0 for a row without targets."""
-    live_BT = data_weights_BT != 0
-    total_B1 = jnp.sum(data_weights_BT, axis=1, keepdims=True)
-    sums_B1 = jnp.sum(jnp.where(live_BT, data_weights_BT * values_BT, 0.0), axis=1, keepdims=True)
-    return sums_B1 / _or_one(total_B1)
-
-
-def live_rows(data_weights_BT: jax.Array) -> jax.Array:
-    """Whether a row has a target, [B, 1]."""
-    return jnp.any(data_weights_BT != 0, axis=1, keepdims=True)
-
-
-def scale_to_unit(
-    values: jax.Array, mask: jax.Array, *, axis: int | None, epsilon: float = 1e-8
-) -> jax.Array:
-    """(x - min) / (max - min + epsilon) over the masked entries; NaN spreads to all of them."""
-    low = jnp.min(values, axis=axis, keepdims=True, where=mask, initial=jnp.inf)
-    high = jnp.max(values, axis=axis, keepdims=True, where=mask, initial=-jnp.inf)
-    return (values - low) / (high - low + epsilon)
 
 
 def check_number(

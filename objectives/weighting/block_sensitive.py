@@ -7,16 +7,17 @@ from objectives.weighting.base import (
     check_number,
     multiply,
     reference,
-    scale_to_unit,
     stateless,
 )
+from objectives.weighting.samples import find_samples, scale_samples_to_unit
 
 
 def block_sensitive(strength: float = 1.0) -> Weighting:
-    """w = d * (1 + strength * norm(l - l_full)), norm(x) = (x - min) / (max - min + 1e-8) in a row.
+    """w = d * (1 + strength * norm(l - l_full)), norm(x) = (x - min) / (max - min + 1e-8).
 
-    l is the loss of the model that is trained, with attention in blocks; l_full that of a model
-    with full attention. After "Towards Generalization of Block Attention" (arXiv 2605.15913).
+    Minimum and maximum are those of a sample, which is a document, by `batch["sample_ids"]`. l is
+    the loss of the trained model, with attention in blocks, and l_full the loss of a model with
+    full attention. After "Towards Generalization of Block Attention" (arXiv 2605.15913).
 
     UNCONFIRMED: the paper weights the tokens of a distillation by how much blocks change their
     prediction, in a form that was not available; this one is ours. strength = 0 is cross-entropy.
@@ -33,7 +34,13 @@ def block_sensitive(strength: float = 1.0) -> Weighting:
 
     def weigh(statistics, batch, references, state, step):
         harm_BT = jax.lax.stop_gradient(statistics.nll) - reference(references, "full_nll")
-        scaled_BT = scale_to_unit(harm_BT, batch["weights"] != 0, axis=1)
+        scaled_BT = scale_samples_to_unit(find_samples(batch), harm_BT)
         return multiply(batch, 1 + strength * scaled_BT), state, {}
 
-    return Weighting(stateless, weigh, uses_statistics=True, references=("full_nll",))
+    return Weighting(
+        stateless,
+        weigh,
+        uses_statistics=True,
+        references=("full_nll",),
+        batch_keys=("sample_ids",),
+    )

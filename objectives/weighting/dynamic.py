@@ -9,11 +9,10 @@ from objectives.weighting.base import (
     Weighting,
     check_name,
     check_number,
-    live_rows,
     multiply,
-    row_mean,
     stateless,
 )
+from objectives.weighting.samples import find_samples, sample_means, spread
 
 _STRATEGIES = {
     "lin_upper": lambda h, delta: jnp.minimum(h + delta, delta),
@@ -31,17 +30,17 @@ def dynamic(
     anneal_steps: int = 0,
     anneal: str = "step",
 ) -> Weighting:
-    """w = d * n * softmax over the n rows of f(h(l_i)) / r.
+    """w = d * n * softmax over the n samples of f(h(l_i)) / r.
 
-    l_i is the mean loss of row i (weighted by d), and
+    l_i is the mean loss of sample i (weighted by d), and
 
       h = delta * (2 l_i - max l - min l) / max(max l - min l, 1e-6), in [-delta, delta]
       lin_upper  f = min(h + delta, delta)   quadratic  f = 1 - h^2 / delta^2   extremes  f = |h|
 
     Dynamic loss-based reweighting (arXiv 2502.06733, and its released code), over the global,
-    accumulated batch. Rows count by their share of the tokens under normalisation `kept`, as the
-    released code has it; under `sequence` the loss is the paper's sum_i w_i l_i. r = infinity is
-    cross-entropy.
+    accumulated batch. A sample is a document, by `batch["sample_ids"]`, whole or cut. Under
+    normalisation `kept` samples count by their share of the tokens, as in the released code; under
+    `sequence` the loss is the paper's sum_i w_i l_i. r = infinity is cross-entropy.
 
     Args:
       strategy: lin_upper | quadratic | extremes.
@@ -77,16 +76,19 @@ def dynamic(
         return jnp.exp(first + done * (last - first))
 
     def weigh(statistics, batch, references, state, step):
-        live_B1 = live_rows(batch["weights"])
-        loss_B1 = row_mean(jax.lax.stop_gradient(statistics.nll), batch["weights"])
-        low = jnp.min(loss_B1, where=live_B1, initial=jnp.inf)
-        high = jnp.max(loss_B1, where=live_B1, initial=-jnp.inf)
-        h_B1 = delta * (2 * loss_B1 - high - low) / jnp.maximum(high - low, 1e-6)
-        f_B1 = _STRATEGIES[strategy](h_B1, delta)
+        samples = find_samples(batch)
+        live_N = samples.live_N
+        nll_BT = jax.lax.stop_gradient(statistics.nll)
+        (loss_N,) = sample_means(samples, batch["weights"], nll_BT)
+        low = jnp.min(loss_N, where=live_N, initial=jnp.inf)
+        high = jnp.max(loss_N, where=live_N, initial=-jnp.inf)
+        h_N = delta * (2 * loss_N - high - low) / jnp.maximum(high - low, 1e-6)
+        f_N = _STRATEGIES[strategy](h_N, delta)
         # The inverse is finite where the temperature is not, and so can be written down.
         inverse = jnp.where(step < burn_in, 0.0, 1 / temperature_at(step))
-        share_B1 = jnp.exp((f_B1 - jnp.max(f_B1, where=live_B1, initial=-jnp.inf)) * inverse)
-        mean = jnp.sum(share_B1, where=live_B1) / jnp.sum(live_B1)
-        return multiply(batch, share_B1 / mean), state, {"dynamic_inverse_temperature": inverse}
+        share_N = jnp.exp((f_N - jnp.max(f_N, where=live_N, initial=-jnp.inf)) * inverse)
+        mean = jnp.sum(share_N, where=live_N) / jnp.sum(live_N)
+        weights_BT = multiply(batch, spread(samples, share_N / mean))
+        return weights_BT, state, {"dynamic_inverse_temperature": inverse}
 
-    return Weighting(stateless, weigh, uses_statistics=True)
+    return Weighting(stateless, weigh, uses_statistics=True, batch_keys=("sample_ids",))

@@ -11,17 +11,18 @@ from objectives.weighting.base import (
     check_number,
     multiply,
     reference,
-    row_mean,
     stateless,
 )
+from objectives.weighting.samples import find_samples, sample_means, spread
 
 
 def fait(strength: float = 1.0) -> Weighting:
     """w = d * (1 + strength * e * sigmoid(s_faulty - s_correct)).
 
     e marks the targets of the correct answer that the faulty one lacks (`error_mask`), s is the
-    mean log-probability of the differing tokens: of the correct answer under the model that is
-    trained, of the faulty one as the reference says. The weight is large while the fault is as
+    mean log-probability of the differing tokens of a sample (a document, by
+    `batch["sample_ids"]`): of the correct answer under the model that is trained, of the faulty one
+    as the reference says. The weight is large while the fault is as
     likely as the truth. Fault-aware instruction tuning (arXiv 2503.16913).
 
     UNCONFIRMED: the paper's weight inside of e is dynamic and computed from the likelihoods of both
@@ -29,7 +30,7 @@ def fait(strength: float = 1.0) -> Weighting:
     is cross-entropy.
 
     Needs the references "error_mask" (e, [B, T] of 0 and 1) and "faulty_log_probability"
-    (s_faulty, [B, T], the same number along a row).
+    (s_faulty, [B, T], the same number at all tokens of a sample).
 
     Args:
       strength: extra weight of tokens that a faulty answer lacks, at least 0; 0 is off.
@@ -43,8 +44,9 @@ def fait(strength: float = 1.0) -> Weighting:
         mask_BT = reference(references, "error_mask")
         faulty_BT = reference(references, "faulty_log_probability")
         log_p_BT = jax.lax.stop_gradient(statistics.log_probability)
-        correct_B1 = row_mean(log_p_BT, batch["weights"] * (mask_BT != 0))
-        boost_BT = mask_BT * jax.nn.sigmoid(faulty_BT - correct_B1)
+        samples = find_samples(batch)
+        (correct_N,) = sample_means(samples, batch["weights"] * (mask_BT != 0), log_p_BT)
+        boost_BT = mask_BT * jax.nn.sigmoid(faulty_BT - spread(samples, correct_N))
         return multiply(batch, 1 + strength * boost_BT), state, {}
 
     return Weighting(
@@ -52,6 +54,7 @@ def fait(strength: float = 1.0) -> Weighting:
         weigh,
         uses_statistics=True,
         references=("error_mask", "faulty_log_probability"),
+        batch_keys=("sample_ids",),
     )
 
 

@@ -7,17 +7,18 @@ from objectives.weighting.base import (
     check_number,
     multiply,
     reference,
-    row_mean,
     stateless,
 )
+from objectives.weighting.samples import find_samples, sample_means, spread
 
 
 def prior(alpha: float = 1.0) -> Weighting:
-    """w = d * v / (mean of v over the row), v = (1 - P_r)^alpha.
+    """w = d * v / (mean of v over the sample), v = (1 - P_r)^alpha.
 
     P_r = exp(-l_r) is the probability that a reference gives to the target without the context
     that the model sees (an image's caption without the image, an answer without its prompt). PRIOR
-    (arXiv 2505.08971). The weights of a row have the mean 1, the mean being weighted by d.
+    (arXiv 2505.08971). A sample is a document, by `batch["sample_ids"]`. The multipliers w / d of
+    a sample have the mean 1, weighted by d.
     Unconfirmed: whether the paper divides by the length of each caption once more; that is
     normalisation `sequence`, while `kept` is the mean over the tokens of the batch. alpha = 0 or a
     constant P_r is cross-entropy.
@@ -36,9 +37,11 @@ def prior(alpha: float = 1.0) -> Weighting:
 
     def weigh(statistics, batch, references, state, step):
         surprise_BT = -jnp.expm1(-reference(references, "prior_nll"))
-        # A row of tokens that are all certain has no mean to divide by: all count equally.
+        # A sample of tokens that are all certain has no mean to divide by: all count equally.
         surprise_BT = jnp.maximum(surprise_BT, 1e-6)
         value_BT = jnp.power(surprise_BT, alpha)
-        return multiply(batch, value_BT / row_mean(value_BT, batch["weights"])), state, {}
+        samples = find_samples(batch)
+        (mean_N,) = sample_means(samples, batch["weights"], value_BT)
+        return multiply(batch, value_BT / spread(samples, mean_N)), state, {}
 
-    return Weighting(stateless, weigh, references=("prior_nll",))
+    return Weighting(stateless, weigh, references=("prior_nll",), batch_keys=("sample_ids",))

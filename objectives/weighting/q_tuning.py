@@ -9,11 +9,16 @@ from objectives.weighting.base import (
     Weighting,
     check_name,
     check_number,
-    live_rows,
     multiply,
-    row_mean,
-    scale_to_unit,
     stateless,
+)
+from objectives.weighting.samples import (
+    Samples,
+    find_samples,
+    highest_of_samples,
+    neighbour_sums,
+    sample_means,
+    spread,
 )
 
 _BISECTIONS = 10
@@ -29,22 +34,24 @@ def q_tuning(
     prune: str = "highest",
     neighbours: str = "mean",
 ) -> Weighting:
-    """w = d * [row kept] * [token kept]; rows by quadrant, tokens by smoothed perplexity.
+    """w = d * [sample kept] * [token kept]; samples by quadrant, tokens by smoothed perplexity.
 
-    Q-Tuning (arXiv 2509.23873). A row has PPL = exp(mean l) and Ent = mean entropy; with Q_a the
-    a-quantile over the rows of the batch, high is >= Q_{1-a} and low is <= Q_a. Kept are
+    Q-Tuning (arXiv 2509.23873). A sample is a document, by `batch["sample_ids"]`. It has the
+    perplexity PPL = exp(mean l) and the mean entropy Ent. With Q_a the a-quantile over the samples
+    of the batch, high is >= Q_{1-a} and low is <= Q_a. Kept are
 
       high PPL, low Ent (misconceptions): their ceil(keep_tokens * n) tokens, see below
       low PPL, high Ent (calibration): whole
 
-    and not the rows that are high in both (noise) or low in both (redundant). a in [0, 0.49] is
-    the largest of 10 bisections that keeps no more than ceil(keep_samples * rows); the rows that
-    are missing then are those with the largest |norm(PPL) - norm(Ent)|, treated as the quadrant on
-    their side. Tokens are kept by their score
+    and not the samples that are high in both (noise) or low in both (redundant). a in [0, 0.49] is
+    the largest value found by 10 bisections that keeps at most ceil(keep_samples * samples). The
+    samples still missing are those with the largest |norm(PPL) - norm(Ent)|, treated like the
+    quadrant on their side. Tokens are kept by their score
 
       (1 - smoothing) * PPL_t + smoothing * (PPL_{t-1} + PPL_{t+1}) / 2, PPL_t = exp(l_t)
 
-    where a neighbour that is no target of the row is replaced by the token itself.
+    where a neighbour that is not a target of the same sample is replaced by the token itself. At
+    the end of a row a neighbour can stand in another row of the batch.
 
     UNCONFIRMED, from a text that contradicts itself: whether the highest or the lowest scores are
     removed, and the factor 1/2 of the neighbours. Ours: quantiles are interpolated linearly, a is
@@ -52,7 +59,7 @@ def q_tuning(
     cross-entropy. The paper's loss is taken here as the mean over kept tokens, `kept`.
 
     Args:
-      keep_samples: share of rows kept, in (0, 1]; 0.125 or 0.25 in the paper.
+      keep_samples: share of samples kept, in (0, 1]; 0.125 or 0.25 in the paper.
       keep_tokens: share of the tokens of misconceptions kept, in (0, 1]; 0.5 or 0.7.
       smoothing: weight of the neighbours, in [0, 1]; 0.5 in the paper.
       prune: which scores are removed, "highest" or "lowest".
@@ -69,81 +76,110 @@ def q_tuning(
 
     def weigh(statistics, batch, references, state, step):
         statistics = lax.stop_gradient(statistics)
-        live_BT = batch["weights"] != 0
-        live_B = live_rows(batch["weights"])[:, 0]
-        ppl_B = jnp.exp(jnp.minimum(row_mean(statistics.nll, batch["weights"]), _LARGEST_NLL))[:, 0]
-        entropy_B = row_mean(statistics.entropy, batch["weights"])[:, 0]
-        whole_B, pruned_B = choose_rows(ppl_B, entropy_B, live_B, keep_samples)
-        score_BT = smoothed_perplexity(statistics.nll, live_BT, smoothing, neighbours)
+        samples = find_samples(batch)
+        nll_N, entropy_N = sample_means(
+            samples, batch["weights"], statistics.nll, statistics.entropy
+        )
+        ppl_N = jnp.exp(jnp.minimum(nll_N, _LARGEST_NLL))
+        whole_N, pruned_N = choose_samples(ppl_N, entropy_N, samples.live_N, keep_samples)
+        score_BT = smoothed_perplexity(
+            statistics.nll, samples, batch["sample_positions"], smoothing, neighbours
+        )
         score_BT = -score_BT if prune == "highest" else score_BT
-        tokens_BT = selection.highest(score_BT, live_BT, keep_tokens, axis=1)
-        kept_BT = whole_B[:, None] | (pruned_B[:, None] & tokens_BT)
-        unknown_BT = jnp.isnan(statistics.nll) | jnp.isnan(statistics.entropy)
+        tokens_BT = highest_of_samples(samples, score_BT, keep_tokens)
+        kept_BT = spread(samples, whole_N) | (spread(samples, pruned_N) & tokens_BT)
+        unknown_BT = jnp.isnan(statistics.nll) | jnp.isnan(statistics.entropy) | samples.unknown_BT
         weights_BT = multiply(batch, jnp.where(unknown_BT, jnp.nan, kept_BT))
-        rows = jnp.maximum(jnp.sum(live_B), 1)
-        return weights_BT, state, {"q_tuning_rows": jnp.sum(whole_B | pruned_B) / rows}
+        count = jnp.maximum(jnp.sum(samples.live_N), 1)
+        return weights_BT, state, {"q_tuning_samples": jnp.sum(whole_N | pruned_N) / count}
 
-    return Weighting(stateless, weigh, uses_statistics=True)
+    return Weighting(
+        stateless, weigh, uses_statistics=True, batch_keys=("sample_ids", "sample_positions")
+    )
 
 
-def choose_rows(
-    ppl_B: jax.Array, entropy_B: jax.Array, live_B: jax.Array, keep: float
+def choose_samples(
+    ppl_N: jax.Array, entropy_N: jax.Array, live_N: jax.Array, keep: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Which rows are kept whole, and which with their tokens pruned; see `q_tuning`. [B] each."""
-    wanted = selection.share_of(jnp.sum(live_B, dtype=jnp.int32), keep)
+    """Which samples are kept whole, and which with their tokens pruned; see `q_tuning`.
+
+    Args:
+      ppl_N: perplexity of a sample.
+      entropy_N: mean entropy of a sample, nats.
+      live_N: whether the entry is a sample.
+      keep: share of the samples that are kept, in (0, 1].
+
+    Returns:
+      Two arrays of booleans [N], never both true.
+    """
+    count = jnp.sum(live_N, dtype=jnp.int32)
+    wanted = selection.share_of(count, keep)
+    sorted_ppl_N, sorted_entropy_N = (
+        jnp.sort(jnp.where(live_N, x_N, jnp.inf)) for x_N in (ppl_N, entropy_N)
+    )
 
     def quadrants(a):
-        ppl_low, ppl_high = quantile(ppl_B, live_B, a), quantile(ppl_B, live_B, 1 - a)
-        low, high = quantile(entropy_B, live_B, a), quantile(entropy_B, live_B, 1 - a)
-        whole_B = live_B & (ppl_B <= ppl_low) & (entropy_B >= high)
-        pruned_B = live_B & (ppl_B >= ppl_high) & (entropy_B <= low)
-        # Where all rows are equal, a row is in both.
-        return whole_B, pruned_B & ~whole_B
+        ppl_low, ppl_high = (quantile(sorted_ppl_N, count, q) for q in (a, 1 - a))
+        low, high = (quantile(sorted_entropy_N, count, q) for q in (a, 1 - a))
+        whole_N = live_N & (ppl_N <= ppl_low) & (entropy_N >= high)
+        pruned_N = live_N & (ppl_N >= ppl_high) & (entropy_N <= low)
+        # Where all samples are equal, a sample is in both.
+        return whole_N, pruned_N & ~whole_N
 
     def bisect(_, bounds):
         low, high = bounds
         middle = (low + high) / 2
-        whole_B, pruned_B = quadrants(middle)
-        few = jnp.sum(whole_B | pruned_B) <= wanted
+        whole_N, pruned_N = quadrants(middle)
+        few = jnp.sum(whole_N | pruned_N) <= wanted
         return jnp.where(few, middle, low), jnp.where(few, high, middle)
 
     start = jnp.float32(0.0), jnp.float32(_MOST)
     a, _ = lax.fori_loop(0, _BISECTIONS, bisect, start)
-    whole_B, pruned_B = quadrants(a)
-    chosen_B = whole_B | pruned_B
-    lean_B = scale_to_unit(ppl_B, live_B, axis=None) - scale_to_unit(entropy_B, live_B, axis=None)
+    whole_N, pruned_N = quadrants(a)
+    chosen_N = whole_N | pruned_N
+    lean_N = _scale_to_unit(ppl_N, live_N) - _scale_to_unit(entropy_N, live_N)
     # Those chosen already come first; the largest score is 1.
-    filled_B = selection.highest(jnp.abs(lean_B) + 2 * chosen_B, live_B, keep, axis=None)
-    whole_B |= filled_B & ~chosen_B & (lean_B <= 0)
-    pruned_B |= filled_B & ~chosen_B & (lean_B > 0)
-    return whole_B, pruned_B
+    filled_N = selection.highest(jnp.abs(lean_N) + 2 * chosen_N, live_N, keep)
+    whole_N |= filled_N & ~chosen_N & (lean_N <= 0)
+    pruned_N |= filled_N & ~chosen_N & (lean_N > 0)
+    return whole_N, pruned_N
 
 
-def quantile(values: jax.Array, mask: jax.Array, q: jax.Array) -> jax.Array:
-    """The q-quantile of the masked entries of a vector, interpolated linearly."""
-    ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
-    place = q * jnp.maximum(jnp.sum(mask) - 1, 0)
+def quantile(sorted_N: jax.Array, count: jax.Array, q: jax.Array) -> jax.Array:
+    """The q-quantile of the first `count` entries of a sorted vector, interpolated linearly."""
+    place = q * jnp.maximum(count - 1, 0)
     below = jnp.floor(place).astype(jnp.int32)
-    above = jnp.minimum(below + 1, jnp.maximum(jnp.sum(mask) - 1, 0))
-    # Not ordered[below] + ... of infinities: inf - inf is NaN.
+    above = jnp.minimum(below + 1, jnp.maximum(count - 1, 0))
+    # Not sorted[below] + ... of infinities: inf - inf is NaN.
     share = place - below
     return jnp.where(
-        share > 0, (1 - share) * ordered[below] + share * ordered[above], ordered[below]
+        share > 0, (1 - share) * sorted_N[below] + share * sorted_N[above], sorted_N[below]
     )
 
 
+def _scale_to_unit(values_N: jax.Array, live_N: jax.Array) -> jax.Array:
+    low = jnp.min(values_N, where=live_N, initial=jnp.inf)
+    high = jnp.max(values_N, where=live_N, initial=-jnp.inf)
+    return (values_N - low) / (high - low + 1e-8)
+
+
 def smoothed_perplexity(
-    nll_BT: jax.Array, live_BT: jax.Array, smoothing: float, neighbours: str = "mean"
+    nll_BT: jax.Array,
+    samples: Samples,
+    places_BT: jax.Array,
+    smoothing: float,
+    neighbours: str = "mean",
 ) -> jax.Array:
-    """The token score of `q_tuning`, [B, T]."""
+    """The token score of `q_tuning`, [B, T].
+
+    Args:
+      nll_BT: loss of a token, nats.
+      samples: of the batch.
+      places_BT: integers, the place of a token in its document.
+      smoothing: weight of the neighbours.
+      neighbours: "mean" or "sum".
+    """
     ppl_BT = jnp.exp(jnp.minimum(nll_BT, _LARGEST_NLL))
-
-    def neighbour(shift):
-        index = jnp.arange(ppl_BT.shape[1]) + shift
-        inside_BT = (index >= 0) & (index < ppl_BT.shape[1])
-        inside_BT &= jnp.roll(live_BT, -shift, axis=1)
-        return jnp.where(inside_BT, jnp.roll(ppl_BT, -shift, axis=1), ppl_BT)
-
-    around_BT = neighbour(-1) + neighbour(1)
+    around_BT = neighbour_sums(samples, places_BT, ppl_BT)
     around_BT = around_BT / 2 if neighbours == "mean" else around_BT
     return (1 - smoothing) * ppl_BT + smoothing * around_BT

@@ -27,7 +27,7 @@ def rho1(keep: float = 0.6) -> Weighting:
 
     def weigh(statistics, batch, references, state, step):
         excess_BT = jax.lax.stop_gradient(statistics.nll) - reference(references, "reference_nll")
-        chosen_BT = selection.highest(excess_BT, batch["weights"] != 0, keep, axis=None)
+        chosen_BT = selection.highest(excess_BT, batch["weights"] != 0, keep)
         multiplier_BT = jnp.where(jnp.isnan(excess_BT), jnp.nan, chosen_BT)
         return multiply(batch, multiplier_BT), state, {}
 

@@ -27,7 +27,7 @@ def share_of(count: jax.Array, share: float) -> jax.Array:
     return part * quotient + (part * rest + whole - 1) // whole
 
 
-def highest(score: jax.Array, mask: jax.Array, share: float, *, axis: int | None) -> jax.Array:
+def highest(score: jax.Array, mask: jax.Array, share: float) -> jax.Array:
     """Which entries of `mask` are among the ceil(share * count) highest scores.
 
     Entries that tie with the last one kept are all kept, so that the choice does not depend on
@@ -37,23 +37,22 @@ def highest(score: jax.Array, mask: jax.Array, share: float, *, axis: int | None
       score: float32, of any shape; no NaN where mask is true.
       mask: the entries to choose from, of the same shape.
       share: in (0, 1], four decimal places; 1 is `mask` itself.
-      axis: one choice for each slice along it, or None for one choice over the whole array.
 
     Returns:
       Booleans of the shape of `score`.
     """
     if share == 1:
         return mask
-    keys = jnp.where(mask, _ordered(score), 0)
-    count = jnp.sum(mask, axis=axis, keepdims=True, dtype=jnp.int32)
+    keys = jnp.where(mask, ordered(score), 0)
+    count = jnp.sum(mask, dtype=jnp.int32)
     wanted = share_of(count, share)
 
     def set_bit(i, threshold):
         candidate = threshold | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        above = jnp.sum(keys >= candidate, axis=axis, keepdims=True, dtype=jnp.int32)
+        above = jnp.sum(keys >= candidate, dtype=jnp.int32)
         return jnp.where(above >= wanted, candidate, threshold)
 
-    threshold = lax.fori_loop(0, 32, set_bit, jnp.zeros(count.shape, jnp.uint32))
+    threshold = lax.fori_loop(0, 32, set_bit, jnp.zeros((), jnp.uint32))
     return mask & (keys >= threshold)
 
 
@@ -61,7 +60,7 @@ def _fraction(share: float) -> Fraction:
     return Fraction(share).limit_denominator(10_000)
 
 
-def _ordered(x: jax.Array) -> jax.Array:
+def ordered(x: jax.Array) -> jax.Array:
     """Integers in the order of the floats; both zeros are one."""
     bits = lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x).astype(jnp.float32), jnp.uint32)
     return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))

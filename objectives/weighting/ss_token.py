@@ -10,9 +10,9 @@ from objectives.weighting.base import (
     check_number,
     multiply,
     reference,
-    scale_to_unit,
     stateless,
 )
+from objectives.weighting.samples import find_samples, highest_of_samples, scale_samples_to_unit
 
 
 def ss_token(
@@ -20,15 +20,15 @@ def ss_token(
     gamma: float = 0.5,
     attention_row: str = "label",
 ) -> Weighting:
-    """w = d * [s is among the highest ceil(keep * n) of the n targets of the row].
+    """w = d * [s is among the highest ceil(keep * n) of the n targets of the sample].
 
       s = gamma * norm(l_history - l) + (1 - gamma) * attention
 
-    with norm(x) = (x - min) / (max - min + 1e-8) over the targets of the row. ssToken (arXiv
-    2510.18250, and its released code). The paper's loss is the mean over kept tokens,
-    normalisation `kept`; its keep is 0.6, and 0.8 at 14 billion parameters. keep = 1 is
-    cross-entropy; gamma = 1 needs no attention, gamma = 0 no history. The released code's gamma of
-    0 over the first 10,000 samples is not here.
+    with norm(x) = (x - min) / (max - min + 1e-8) over the targets of the sample, which is a
+    document, by `batch["sample_ids"]`. ssToken (arXiv 2510.18250, and its released code). The
+    paper's loss is the mean over kept tokens, normalisation `kept`; its keep is 0.6, and 0.8 at 14
+    billion parameters. keep = 1 is cross-entropy; gamma = 1 needs no attention, gamma = 0 no
+    history. The released code's gamma of 0 over the first 10,000 samples is not here.
 
     Needs the reference "history_nll" (unless gamma is 0), the history model's losses, [B, T]; and
     the tap "attention_to" (unless gamma is 1), [B, T]: at every position, the attention of the last
@@ -36,7 +36,7 @@ def ss_token(
     text without a prompt the first token of a segment stands for it.
 
     Args:
-      keep: share of the targets of a row that count, in (0, 1].
+      keep: share of the targets of a sample that count, in (0, 1].
       gamma: weight of the progress against the attention, in [0, 1].
       attention_row: whose row of the attention matrix is the score of a target: that of the
         "label" itself, one position later, as the released code reads it (where that position is
@@ -59,16 +59,17 @@ def ss_token(
         return jnp.where(same_BT, jnp.roll(own_BT, -1, axis=1), own_BT)
 
     def weigh(statistics, batch, references, state, step):
-        live_BT = batch["weights"] != 0
+        samples = find_samples(batch)
         score_BT = jnp.zeros_like(batch["weights"])
         if gamma > 0:
             history_BT = reference(references, "history_nll")
             progress_BT = history_BT - jax.lax.stop_gradient(statistics.nll)
-            score_BT += gamma * scale_to_unit(progress_BT, live_BT, axis=1)
+            score_BT += gamma * scale_samples_to_unit(samples, progress_BT)
         if gamma < 1:
             score_BT += (1 - gamma) * attention_of_targets(batch, references)
-        chosen_BT = selection.highest(score_BT, live_BT, keep, axis=1)
-        return multiply(batch, jnp.where(jnp.isnan(score_BT), jnp.nan, chosen_BT)), state, {}
+        chosen_BT = highest_of_samples(samples, score_BT, keep)
+        unknown_BT = jnp.isnan(score_BT) | samples.unknown_BT
+        return multiply(batch, jnp.where(unknown_BT, jnp.nan, chosen_BT)), state, {}
 
     return Weighting(
         stateless,
@@ -76,6 +77,7 @@ def ss_token(
         uses_statistics=gamma > 0,
         references=("history_nll",) * (gamma > 0),
         taps={"attention_to": prompt_tokens} if gamma < 1 else {},
+        batch_keys=("sample_ids",),
     )
 
 

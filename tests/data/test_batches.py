@@ -24,6 +24,7 @@ _TYPES = {
     "segment_ids": np.int32,
     "positions": np.int32,
     "sample_ids": np.int32,
+    "sample_positions": np.int32,
 }
 
 

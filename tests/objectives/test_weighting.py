@@ -15,7 +15,8 @@ from objectives.weighted import denominators, loss_term
 from objectives.weighting import WEIGHTINGS, chain, normalise, weight_metrics
 from objectives.weighting.critical_token import contrast_probability
 from objectives.weighting.fait import error_mask
-from objectives.weighting.q_tuning import choose_rows, smoothed_perplexity
+from objectives.weighting.q_tuning import choose_samples, smoothed_perplexity
+from objectives.weighting.samples import find_samples, highest_of_samples
 from objectives.weighting.selection import highest, share_of
 
 P_TOY = [0.9, 0.5, 0.2, 0.05]
@@ -45,8 +46,15 @@ TOY = statistics(-np.log([P_TOY]))
 
 
 def plain(shape, **more):
-    segments = jnp.ones(shape, jnp.int32)
-    return {"weights": jnp.ones(shape, jnp.float32), "segment_ids": segments} | more
+    """Every row is a sample."""
+    ones = jnp.ones(shape, jnp.int32)
+    samples = jnp.arange(shape[0], dtype=jnp.int32)[:, None] * ones
+    return {
+        "weights": jnp.ones(shape, jnp.float32),
+        "segment_ids": ones,
+        "sample_ids": samples,
+        "sample_positions": jnp.arange(shape[1], dtype=jnp.int32) * ones,
+    } | more
 
 
 def weigh(weighting, stats, batch=None, state=None, step=FIRST, **references):
@@ -78,7 +86,7 @@ def test_rho1_toy():
     near(loss_of(WEIGHTINGS["rho1"](keep=1.0), TOY, **reference), 1.350919)
 
 
-def test_rho1_chooses_over_the_batch_and_ss_token_in_each_row():
+def test_rho1_chooses_over_the_batch_and_ss_token_in_each_sample():
     stats = statistics([[5.0, 6.0], [1.0, 2.0]])
     zero = jnp.zeros((2, 2))
     rho1 = WEIGHTINGS["rho1"](keep=0.5)
@@ -263,11 +271,18 @@ def test_glow_refuses_an_unknown_sample_but_not_a_token_without_weight():
 
 def test_q_tuning_toy_score():
     ppl = np.log([[2.0, 10.0, 12.0, 3.0]])
-    live = jnp.ones((1, 4), bool)
-    near(smoothed_perplexity(jnp.asarray(ppl), live, 0.5), [4, 8.5, 9.25, 5.25])
-    near(smoothed_perplexity(jnp.asarray(ppl), live, 0.5, "sum"), [7, 12, 12.5, 9])
-    near(smoothed_perplexity(jnp.asarray(ppl), live, 0.0), np.exp(ppl[0]), 1e-4)
-    near(smoothed_perplexity(jnp.asarray(ppl), live.at[0, 1].set(False), 0.5)[0, 2], 9.75)
+    b = plain((1, 4))
+    places = b["sample_positions"]
+    samples = find_samples(b)
+    fewer = find_samples({**b, "weights": b["weights"].at[0, 1].set(0)})
+
+    def smoothed(ppl, samples, *options):
+        return smoothed_perplexity(jnp.asarray(ppl), samples, places, *options)
+
+    near(smoothed(ppl, samples, 0.5), [4, 8.5, 9.25, 5.25])
+    near(smoothed(ppl, samples, 0.5, "sum"), [7, 12, 12.5, 9])
+    near(smoothed(ppl, samples, 0.0), np.exp(ppl[0]), 1e-4)
+    near(smoothed(ppl, fewer, 0.5)[0, 2], 9.75)
 
 
 def test_q_tuning_quadrants():
@@ -275,7 +290,7 @@ def test_q_tuning_quadrants():
     entropy = jnp.asarray([9.0, 1.0, 8.6, 1.4, 5.1, 4.4, 4.9, 5.3])
     live = jnp.ones(8, bool)
     (whole, pruned), more = jax.jit(
-        lambda: [choose_rows(ppl, entropy, live, share) for share in (0.25, 0.75)]
+        lambda: [choose_samples(ppl, entropy, live, share) for share in (0.25, 0.75)]
     )()
     np.testing.assert_array_equal(np.flatnonzero(whole), [0])  # expected, but with doubts
     np.testing.assert_array_equal(np.flatnonzero(pruned), [1])  # unexpected, without doubts
@@ -483,17 +498,25 @@ def test_metrics_of_the_weights():
     assert [float(x) for x in empty.values()] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("by_sample", [False, True])
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.35, 0.6, 0.999])
-def test_highest_is_a_sort(share, axis):
+def test_highest_is_a_sort(share, by_sample):
     rng = np.random.default_rng(0)
     score = (rng.standard_normal((7, 33)) * 10.0 ** rng.integers(-30, 30, (7, 33))).astype("f4")
     mask = rng.random((7, 33)) > 0.3
     mask[3] = False
-    got = np.asarray(
-        jax.jit(highest, static_argnums=(2,), static_argnames="axis")(score, mask, share, axis=axis)
-    )
-    for s, m, g in [(score, mask, got)] if axis is None else zip(score, mask, got, strict=True):
+    ids = rng.integers(0, 9, (7, 33)).astype(np.int32) if by_sample else np.zeros((7, 33), np.int32)
+
+    @jax.jit
+    def select(score, mask):
+        if not by_sample:
+            return highest(score, mask, share)
+        batch = {"weights": mask.astype(jnp.float32), "sample_ids": ids}
+        return highest_of_samples(find_samples(batch), score, share)
+
+    got = np.asarray(select(score, mask))
+    for sample in range(ids.max() + 1):
+        s, m, g = (x[ids == sample] for x in (score, mask, got))
         k = -int(-m.sum() * round(share * 1000) // 1000)
         assert g.sum() == k
         if k:
@@ -502,8 +525,9 @@ def test_highest_is_a_sort(share, axis):
 
 def test_highest_keeps_ties_and_both_zeros():
     score = jnp.asarray([[0.0, -0.0, 1.0, -1.0, -jnp.inf]])
-    kept = highest(score, jnp.ones((1, 5), bool), 0.4, axis=1)
-    np.testing.assert_array_equal(kept, [[True, True, True, False, False]])
+    samples = find_samples(plain((1, 5)))
+    for kept in (highest(score, samples.live_BT, 0.4), highest_of_samples(samples, score, 0.4)):
+        np.testing.assert_array_equal(kept, [[True, True, True, False, False]])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.7, 1.0])
