@@ -66,7 +66,7 @@ END = 5
 
 
 def rigged(length):
-    """A (model, parameters) whose most likely token is END once `length` tokens are in the cache."""
+    """(model, parameters): END is the most likely token once the cache holds `length` tokens."""
     model = tiny.model(layers=1)
 
     def apply(params, inputs, cache=None, **options):
