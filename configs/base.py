@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     config.train.peak_flops = 0.0  # FLOP/s of one device for the MFU; 0 looks up known accelerators
     config.train.tensorboard = True  # TensorBoard event files, in a local work directory
     config.train.wandb_project = ""  # Weights & Biases project; "" is off
+    config.train.wandb_group = ""  # its group of runs; launch.ablate sets the ablation's name
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw | lion | muon (AdamW for all that is not a matrix)

@@ -6,7 +6,6 @@ python -m launch.benchmark --compare before.json after.json
 
 import contextlib
 import datetime
-import json
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from launch import command
+from lm import strict_json
 from lm.errors import InputError
 
 _SHAPES = flags.DEFINE_list(
@@ -51,7 +51,7 @@ def main(other: str | None = None) -> None:
     if _REPEATS.value < 1:
         raise InputError(f"--repeats={_REPEATS.value} must be at least 1")
     record = _measure()
-    print(json.dumps(record) if command.JSON.value else "\n".join(_lines(record)))
+    print(strict_json.dumps(record) if command.JSON.value else "\n".join(_lines(record)))
 
 
 def _measure() -> dict[str, Any]:
@@ -281,7 +281,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        record = json.loads(Path(path).read_text())
+        record = strict_json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"--compare: {path}: {error}") from None
     if not isinstance(record, dict) or not {"items", "start_up"} <= record.keys():

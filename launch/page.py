@@ -6,7 +6,6 @@ The frame, its style and its script are `page.html`; nothing is loaded from anyw
 import codecs
 import html
 import importlib.resources
-import json
 import string
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm import strict_json
 from lm.data.documents import Document
 from lm.data.tokenizers import Tokenizer
 from lm.references.inspection import Inspection
@@ -233,7 +233,7 @@ def _data(columns, is_target) -> str:
         "columns": [{"label": n, "values": [_number(x) for x in v.tolist()]} for n, v in columns],
         "prompt": [int(not x) for x in is_target],
     }
-    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return strict_json.dumps(content, separators=(",", ":"))
 
 
 def _number(x: float) -> float | str:

@@ -4,13 +4,13 @@ python -m launch.plan --config=configs/quickstart.py
 """
 
 import collections
-import json
 import os
 from typing import Any
 
 from absl import flags
 
 from launch import command
+from lm import strict_json
 from lm.errors import InputError
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -65,7 +65,7 @@ def main() -> None:
         if compiled:
             record["topology"] = _facts(topology)
             record["compiled"] = plan.as_dict(compiled)
-        print(json.dumps(record))
+        print(strict_json.dumps(record))
 
 
 def _check_flags() -> None:
@@ -97,7 +97,7 @@ def _search(config: Any, vocab_size: int, topology: Any) -> None:
     command.say(f"{len(candidates)} candidates for {topology.name}, {minutes:g} minutes")
     found = layout_search.search(candidates, compile_step, 60 * minutes, command.say)
     if command.JSON.value:
-        print(json.dumps({"topology": _facts(topology), "search": plan.as_dict(found)}))
+        print(strict_json.dumps({"topology": _facts(topology), "search": plan.as_dict(found)}))
     elif not found:
         print(f"nothing that was tried fits on {topology.name}")
     else:

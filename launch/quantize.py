@@ -8,13 +8,13 @@ A run that was trained with quantization is written with its own grids if --bits
 import contextlib
 import functools
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from launch import command, workdir
+from lm import strict_json
 from lm.errors import InputError
 
 _BITS = flags.DEFINE_float(
@@ -100,7 +100,7 @@ def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None
     score = after._replace(full_precision_loss=before.loss, quantized_loss=after.loss)
     line = {"step": step, "kind": "validation", **score._asdict(), "whole": True, "bytes": size}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "metrics.jsonl").write_text(strict_json.dumps(line) + "\n")
 
 
 def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:

@@ -1,7 +1,6 @@
 """What the runs of an ablation leave behind, and what is shown of them: files, costs, progress."""
 
 import csv
-import json
 import math
 import os
 import statistics
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import command, processes
+from lm import strict_json
 from lm.errors import InputError
 from lm.studies import ablation, outcomes
 from lm.studies.ablation import Ablation, Planned, Run
@@ -19,15 +19,16 @@ RECORD = "run.json"
 
 _CONFIG = '''"""{name}, written by launch.ablate."""
 
-import json
 import pathlib
 
 from ml_collections import ConfigDict
 
+from lm import strict_json
+
 
 def get_config() -> ConfigDict:
     """The config in {record}."""
-    record = json.loads(pathlib.Path(__file__).with_name("{record}").read_text())
+    record = strict_json.loads(pathlib.Path(__file__).with_name("{record}").read_text())
     return ConfigDict(record["config"])
 '''
 
@@ -44,7 +45,7 @@ def check(runs: Sequence[Run]) -> None:
         path = run.folder / RECORD
         if not path.exists():
             continue
-        old, new = json.loads(path.read_text()), run.record()
+        old, new = strict_json.loads(path.read_text()), run.record()
         if old["digest"] != new["digest"]:
             raise InputError(
                 f"{run.folder} holds a run with {_difference(old, new)}: delete the folder, or "
@@ -80,7 +81,7 @@ def write(runs: Iterable[Run], name: str) -> None:
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
         record = {**run.record(), "ablation": name}
-        command.write_text(run.folder / RECORD, json.dumps(record, indent=2) + "\n")
+        command.write_text(run.folder / RECORD, strict_json.dumps(record, indent=2) + "\n")
         command.write_text(run.folder / "config.py", _CONFIG.format(name=run.name, record=RECORD))
 
 
@@ -188,7 +189,7 @@ def _status(place: Path) -> list[str]:
     path = place / RECORD
     if not path.exists():
         return ["waiting", "", "", "", "", ""]
-    record = json.loads(path.read_text())
+    record = strict_json.loads(path.read_text())
     steps = record["config"]["train"]["steps"]
     found = outcomes.progress(place, steps)
     state = processes.state(place, found.result is not None)

@@ -10,7 +10,6 @@ runs/ablations/NAME; --collect copies its results.csv to docs/results/NAME.csv a
 of its runs into docs/results/NAME, where --trace looks unless it is given another folder.
 """
 
-import json
 import math
 import shutil
 import string
@@ -21,6 +20,7 @@ from absl import flags
 
 from launch import command, document, records, report
 from launch.document import Items, Paragraph
+from lm import strict_json
 from lm.errors import InputError
 from lm.studies import outcomes
 
@@ -144,7 +144,7 @@ def trace(path: Path, workdir: Path) -> list[str]:
             "steps": (row.steps, found.result["step"]),
         }
         if (folder / records.RECORD).exists():
-            record = json.loads((folder / records.RECORD).read_text())
+            record = strict_json.loads((folder / records.RECORD).read_text())
             pairs["config_hash"] = row.config_hash, record["digest"]
         for name, (ours, theirs) in pairs.items():
             if ours != theirs and not (ours != ours and theirs != theirs):  # both NaN

@@ -10,7 +10,6 @@ for GPUs, for which nothing is compiled, count bytes by formula.
 
 import hashlib
 import importlib.metadata
-import json
 import re
 import runpy
 import time
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from launch import command
 from launch.plan import prepare_for_tpu
+from lm import strict_json
 from lm.errors import InputError
 
 FOLDER = Path(__file__).parent.parent / "configs" / "scale"
@@ -69,14 +69,14 @@ def main() -> None:
     for row in pending(known):
         command.say(f"{row.size} on {row.topology or row.hardware}")
         known[name(row)] = examine(row)
-        command.write_text(output.with_suffix(".json"), json.dumps(known, indent=1) + "\n")
+        command.write_text(output.with_suffix(".json"), strict_json.dumps(known, indent=1) + "\n")
         command.write_text(output, page(known))
     command.write_text(output, page(known))
 
 
 def load(path: Path) -> dict[str, Any]:
     """What earlier commands have found, by `name`."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return strict_json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def name(row: Row) -> str:
@@ -97,7 +97,7 @@ def pending(known: dict[str, Any]) -> Iterator[Row]:
 
 def identity(row: Row) -> dict[str, str]:
     """What a row depends on: its config, and who compiles it."""
-    text = json.dumps(row.config.to_dict(), sort_keys=True)
+    text = strict_json.dumps(row.config.to_dict(), sort_keys=True)
     packages = ("jax", "libtpu") if row.topology else ("jax",)
     versions = {package: importlib.metadata.version(package) for package in packages}
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,23 +14,24 @@ ROOT = Path(__file__).parent.parent
 
 # What each part may import of ours, from the ground up. Its own part is always allowed. A file that
 # stands on another floor than its folder comes first.
-_GROUND = ("lm/errors", "lm/model", "lm/data", "objectives")
+_GROUND = ("lm/errors", "lm/strict_json", "lm/model", "lm/data", "objectives")
 _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/references/sources")
 _RUN = (*_STEP, "lm/training", "lm/runs", "lm/runs/run_record")
 _AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise")
 BELOW = {
     "objectives": (),
     "lm/errors": (),
+    "lm/strict_json": (),
     "lm/model": ("lm/errors",),
-    "lm/data": ("lm/errors",),
+    "lm/data": ("lm/errors", "lm/strict_json"),
     "lm/parallel": ("lm/errors", "objectives"),
     "lm/planning/flops": ("lm/model",),
     "lm/references/sources": ("lm/errors",),
-    "lm/runs/run_record": ("lm/errors", "lm/runs", "lm/training"),
+    "lm/runs/run_record": ("lm/errors", "lm/strict_json", "lm/runs", "lm/training"),
     "lm/runs/initialise": (*_RUN, "lm/references"),
     "lm/training/loop": _AROUND,
     "lm/compression": (*_GROUND, "lm/parallel"),
-    "lm/runs": ("lm/errors", "lm/parallel"),
+    "lm/runs": ("lm/errors", "lm/strict_json", "lm/parallel"),
     "lm/training": _STEP,
     "lm/evaluation": (*_GROUND, "lm/parallel"),
     "lm/references": _RUN,

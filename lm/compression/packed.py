@@ -16,7 +16,6 @@ tensor) and `checksum` (that of the other metadata).
 
 import contextlib
 import functools
-import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -30,6 +29,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lm import strict_json
 from lm.errors import InputError
 from objectives.quantization import QUANTIZERS, Grid, Quantizer, pack, unpack
 from objectives.quantization.qat import Rules, rule_of
@@ -171,13 +171,13 @@ def write_packed(
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "config": json.dumps(config),
+        "config": strict_json.dumps(config),
         "vocab_size": str(vocab_size),
         "tokenizer": tokenizer,
         "step": str(step),
-        "quantizers": json.dumps(quantizers),
-        "leaves": json.dumps(described),
-        "checksums": json.dumps({name: _checksum(array) for name, array in tensors.items()}),
+        "quantizers": strict_json.dumps(quantizers),
+        "leaves": strict_json.dumps(described),
+        "checksums": strict_json.dumps({name: _checksum(array) for name, array in tensors.items()}),
     }
     metadata["checksum"] = str(_checksum_of_text(metadata))
     path = Path(path)
@@ -220,7 +220,7 @@ def _read(file, path) -> Packed:
         raise InputError(f"{path}: format version {version}; this program reads {VERSION}")
     if int(metadata.pop("checksum")) != _checksum_of_text(metadata):
         raise InputError(f"{path}: damaged (the checksum of the header's metadata is wrong)")
-    checksums = json.loads(metadata["checksums"])
+    checksums = strict_json.loads(metadata["checksums"])
 
     def tensor(name):
         array = file.get_tensor(name)
@@ -229,10 +229,10 @@ def _read(file, path) -> Packed:
         return array
 
     quantizers = [
-        QUANTIZERS[rule.pop("name")](**rule) for rule in json.loads(metadata["quantizers"])
+        QUANTIZERS[rule.pop("name")](**rule) for rule in strict_json.loads(metadata["quantizers"])
     ]
     params, of_leaf = {}, {}
-    for name, leaf in json.loads(metadata["leaves"]).items():
+    for name, leaf in strict_json.loads(metadata["leaves"]).items():
         shape, dtype = tuple(leaf["shape"]), _DTYPES[leaf["dtype"]]
         if leaf["quantizer"] is None:
             array = jnp.asarray(tensor(name))
@@ -252,7 +252,7 @@ def _read(file, path) -> Packed:
         node = functools.reduce(lambda tree, key: tree.setdefault(key, {}), parents, params)
         node[last] = array
     return Packed(
-        json.loads(metadata["config"]),
+        strict_json.loads(metadata["config"]),
         int(metadata["vocab_size"]),
         metadata["tokenizer"],
         int(metadata["step"]),
@@ -272,4 +272,4 @@ def _checksum(array: np.ndarray) -> int:
 
 
 def _checksum_of_text(metadata: dict[str, str]) -> int:
-    return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    return zlib.crc32(strict_json.dumps(metadata, sort_keys=True).encode())

@@ -5,7 +5,6 @@ the document's index, and `scores.json`, which says what they are scores of. A r
 that tell the document (its name and text) from any other, then float32 [names, positions].
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_record.python import array_record_module
 
+from lm import strict_json
 from lm.data.documents import Corpus, Document
 from lm.data.hashing import fingerprint
 from lm.errors import InputError
@@ -108,7 +108,7 @@ def write(
                 writer.close()
             parts.append(part._asdict())
         header = {"names": list(names), "tokenizer": tokenizer, "parts": parts, "origin": origin}
-        (unfinished / HEADER).write_text(json.dumps(header, indent=2) + "\n")
+        (unfinished / HEADER).write_text(strict_json.dumps(header, indent=2) + "\n")
         unfinished.chmod(0o755)  # mkdtemp's folders are for their owner alone.
         os.rename(unfinished, folder)
     except BaseException:
@@ -143,7 +143,7 @@ def load(folder: str | Path) -> Scores:
     """
     path = Path(folder).expanduser()
     try:
-        header = json.loads((path / HEADER).read_text())
+        header = strict_json.loads((path / HEADER).read_text())
         parts = tuple(Part(**part) for part in header["parts"])
         scores = Scores(
             path, tuple(header["names"]), header["tokenizer"], parts, dict(header["origin"])

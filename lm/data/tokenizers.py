@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lm import strict_json
 from lm.data.corpora import cache_directory
 from lm.data.documents import Corpus
 from lm.data.hashing import fingerprint
@@ -227,7 +228,7 @@ def _load_bpe(vocab_size: int, corpora: tuple[Corpus, ...], directory: Path) -> 
 
     settings = [tokenizers.__version__, _PATTERN, _TRAINING_BYTES, vocab_size]
     settings += [corpus.fingerprint for corpus in corpora]
-    key = fingerprint([json.dumps(settings).encode()])
+    key = fingerprint([strict_json.dumps(settings).encode()])
     path = directory / f"bpe{vocab_size}_{key[:16]}" / "tokenizer.json"
     if not path.is_file():
         _write(path, _train(vocab_size, corpora))

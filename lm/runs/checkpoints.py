@@ -1,6 +1,5 @@
 """Checkpoints: train state, data iterator and metadata as one unit; the only module with Orbax."""
 
-import json
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from lm import strict_json
 from lm.errors import InputError, writing
 from lm.parallel.cross_process import first_message
 from lm.runs import integrity
@@ -97,7 +97,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     data=grain.checkpoint.CheckpointSave(_State(source)),
-                    metadata=ocp.args.JsonSave(metadata),
+                    metadata=ocp.args.JsonSave(strict_json.encode(metadata)),
                 ),
                 force=True,
             )
@@ -214,7 +214,9 @@ def _validation_losses(directory: epath.Path) -> dict[int, float]:
     losses = {}
     for step in saved_steps(directory):
         try:
-            metadata = json.loads((directory / str(step) / "metadata" / "metadata").read_text())
+            metadata = strict_json.loads(
+                (directory / str(step) / "metadata" / "metadata").read_text()
+            )
             losses[step] = float(metadata[_BEST])
         except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one
             continue
@@ -228,7 +230,7 @@ class _State:
         self._source = source
 
     def get_state(self) -> bytes:
-        return json.dumps(self._source.get_state(), indent=4).encode()
+        return strict_json.dumps(self._source.get_state(), indent=4).encode()
 
 
 def _restore_data(folder: epath.Path, source: Any) -> None:
@@ -237,7 +239,7 @@ def _restore_data(folder: epath.Path, source: Any) -> None:
     Grain writes one file a process; of streams, which have numbers in it, any process takes its
     own. Where there is one stream, all files say the same.
     """
-    states = [json.loads(path.read_text()) for path in sorted(folder.glob("process_*.json"))]
+    states = [strict_json.loads(path.read_text()) for path in sorted(folder.glob("process_*.json"))]
     state = states[0]
     if "streams" in state:
         state = {"streams": {k: v for each in states for k, v in each["streams"].items()}}

@@ -1,11 +1,12 @@
 """Whether the files of a checkpoint are those that were written."""
 
-import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from etils import epath
+
+from lm import strict_json
 
 RECORD = "files.json"
 
@@ -35,7 +36,7 @@ def write_record(folder: epath.Path) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda name: _digest(folder / name), names)
         record = dict(zip(names, found, strict=True))
-    (folder / RECORD).write_text(json.dumps(record, indent=0) + "\n")
+    (folder / RECORD).write_text(strict_json.dumps(record, indent=0) + "\n")
 
 
 def damage(folder: epath.Path, part: int = 0, parts: int = 1) -> str | None:
@@ -54,7 +55,7 @@ def damage(folder: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     if not (folder / RECORD).exists():
         return None
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = strict_json.loads((folder / RECORD).read_text())
         expected = {name: _Digest(*pair) for name, pair in sorted(record.items())}
     except (ValueError, TypeError, AttributeError):
         return f"{RECORD} is damaged"

@@ -1,6 +1,5 @@
 """A run, from the folder that it left: its config, its model, and what was trained."""
 
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import grain
 from etils import epath
 from ml_collections import ConfigDict
 
+from lm import strict_json
 from lm.errors import InputError
 from lm.runs.checkpoints import Checkpoints
 from lm.training.experiment import Experiment
@@ -38,7 +38,7 @@ def read_record(folder: epath.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = strict_json.loads(path.read_text())
         if "data" in content["config"]:
             return content
     except (ValueError, TypeError, KeyError):

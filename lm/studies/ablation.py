@@ -5,7 +5,6 @@ The form of the config is that of configs/ablation.py. Nothing here runs or prin
 
 import difflib
 import hashlib
-import json
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from lm import strict_json
 from lm.errors import InputError
 from lm.model.config import check_choice
 from lm.planning import plan
@@ -241,7 +241,7 @@ def make_plan(
         config = _config(ablation, variant)
         if steps:
             config.train.steps = steps
-        section = json.dumps(config.data.to_dict(), sort_keys=True)
+        section = strict_json.dumps(config.data.to_dict(), sort_keys=True)
         if section not in loaded:
             loaded[section] = experiment.load_data(config.data)
         data = loaded[section]
@@ -401,7 +401,7 @@ class Run(NamedTuple):
         }
         if self.planned.variant.quantizes:
             content["quantize"] = dict(changes)
-        return json.loads(json.dumps(content))
+        return strict_json.loads(strict_json.dumps(content))
 
 
 def runs(planned: Mapping[str, Planned], seeds: tuple[int, ...], folder: Path) -> list[Run]:
@@ -416,12 +416,14 @@ def _run(one: Planned, seed: int, folder: Path) -> Run:
     config = one.config.copy_and_resolve_references()
     config.train.seed = seed
     content = config.to_dict()
-    # Where a run saves and caches changes none of its numbers.
+    # Where a run saves, caches and logs changes none of its numbers.
     content.pop("checkpoint")
+    content["train"].pop("wandb_group")
     content["data"].pop("directory")
     identity = [content, dict(one.variant.changes) if one.variant.quantizes else {}]
-    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8)
+    digest = hashlib.blake2b(strict_json.dumps(identity, sort_keys=True).encode(), digest_size=8)
     _substitute(config, place)
+    config.train.wandb_group = config.train.wandb_group or folder.resolve().name
     needs = tuple(place(name) for name in one.variant.needs)
     return Run(one, seed, place(one.variant.name), config, needs, digest.hexdigest())
 

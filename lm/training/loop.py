@@ -15,7 +15,7 @@ from lm.model.transformer import Model
 from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import parameters_by_group, peak_flops
 from lm.references.second_models import open_references
-from lm.runs import initialise
+from lm.runs import identity, initialise
 from lm.runs.checkpoints import Checkpoints, saved_steps
 from lm.training import events, experiment
 from lm.training.logging import Stopwatch, Writer, write_whole
@@ -82,6 +82,7 @@ class _Parts(NamedTuple):
       second_models: source of a reference -> its model.
       frozen: source of a reference -> what was trained of it.
       start: the run that this one begins with; None for none.
+      run_id: as `lm.runs.identity.run_id`.
     """
 
     built: experiment.Experiment
@@ -90,6 +91,7 @@ class _Parts(NamedTuple):
     second_models: Mapping[str, Model]
     frozen: Mapping[str, Any]
     start: initialise.Source | None
+    run_id: str
 
 
 def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
@@ -112,11 +114,12 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
+    record["run_id"] = identity.run_id(before)
     check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}
         source = GrainSource(dataset, built.mesh, stored)
-        parts = _Parts(built, data, source, second_models, frozen, start)
+        parts = _Parts(built, data, source, second_models, frozen, start, record["run_id"])
         loop = Loop(config, workdir, say, parts, stop)
         if jax.process_index() == 0:
             write_whole(workdir / "config.json", as_text(record))
@@ -166,7 +169,7 @@ class Loop:
         if self.step and not parts.start:
             say(f"resumed at step {self.step}")
         self.watch = Stopwatch(metadata.get("training_seconds", 0.0))
-        self.writer = Writer(workdir, config, self.step)
+        self.writer = Writer(workdir, config, self.step, parts.run_id)
         self.eval_step, self.train_steps = self.built.eval_step(), {}
         self.sampler = sampling.make_sampler(
             self.built.model,

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import sys
 from typing import Any
 
@@ -11,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lm import strict_json
 from lm.errors import InputError, StorageError, writing
 from lm.parallel.cross_process import first_message
 from lm.parallel.mesh import share
@@ -72,7 +72,7 @@ def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -
 
 def as_text(record: dict[str, Any]) -> str:
     """The content of config.json."""
-    return json.dumps(record, indent=2) + "\n"
+    return strict_json.dumps(record, indent=2) + "\n"
 
 
 def check_writable(workdir: epath.Path, record: dict[str, Any]) -> None:
