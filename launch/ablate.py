@@ -39,7 +39,7 @@ def main() -> None:
     # The accelerators are for the runs; what is done here needs none.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from launch import records
-    from lm.studies import ablation
+    from lm.studies import ablation, ablation_runs
 
     asked = ablation.read(command.CONFIG.value)
     if _STATUS.value:
@@ -51,7 +51,7 @@ def main() -> None:
     if asked.match == "time":
         rates = _measure(planned, folder, environment)
         planned = ablation.make_plan(asked, devices, rates)
-    runs = ablation.runs(planned, asked.seeds, folder)
+    runs = ablation_runs.runs(planned, asked.seeds, folder)
     records.check(runs)
     print("\n".join(records.costs(planned, asked, rates)), flush=True)
     records.write(runs, name)
@@ -112,9 +112,9 @@ def _count_devices(environment: dict[str, str]) -> int:
 def _measure(planned: Any, folder: Path, environment: dict[str, str]) -> dict[str, float]:
     """Tokens per second of every variant, from short runs one at a time."""
     from launch import records
-    from lm.studies import ablation
+    from lm.studies import ablation_runs
 
-    runs = ablation.measuring_runs(planned, folder)
+    runs = ablation_runs.measuring_runs(planned, folder)
     records.check(runs)
     records.write(runs, "the speed")
     if any(not records.is_done(run) for run in runs):
@@ -130,7 +130,7 @@ def _measure(planned: Any, folder: Path, environment: dict[str, str]) -> dict[st
 def _run(runs: Any, environment: dict[str, str], count: int) -> list[str] | None:
     """Runs what is left; the names of what has failed, None after a signal."""
     from launch import records
-    from lm.training.loop import stop_signals
+    from lm.training.stopping import stop_signals
 
     jobs = [
         processes.Job(
@@ -142,9 +142,9 @@ def _run(runs: Any, environment: dict[str, str], count: int) -> list[str] | None
         )
         for run in runs
     ]
-    with stop_signals() as stopped:
-        failed = processes.run_all(jobs, count, environment, command.say, stopped)
-        return None if stopped() else failed
+    with stop_signals() as stop:
+        failed = processes.run_all(jobs, count, environment, command.say, lambda: bool(stop))
+        return None if stop else failed
 
 
 def _command(run: Any) -> list[str]:

@@ -59,7 +59,7 @@ def _measure() -> dict[str, Any]:
     if not configs:
         raise InputError("--shapes is empty; the pieces take their sizes from a shape")
     # Loads JAX, but leaves the accelerator alone.
-    from lm.planning import benchmark
+    from lm.planning import benchmark, timing
     from lm.planning.plan import as_dict
     from lm.training import experiment
 
@@ -80,8 +80,8 @@ def _measure() -> dict[str, Any]:
         items = benchmark.collect(runs, wanted)
         everything = [*reference, *items]
         command.say(f"timing {len(everything)} items, {_REPEATS.value} times each")
-        seconds = benchmark.measure(everything, _REPEATS.value)
-        limits = benchmark.limits(reference, seconds)
+        seconds = timing.measure(everything, _REPEATS.value)
+        limits = timing.limits(reference, seconds)
         if _PROFILE.value:
             with jax.profiler.trace(_PROFILE.value):
                 for item in items:
@@ -100,7 +100,7 @@ def _measure() -> dict[str, Any]:
             "bandwidth": limits.bandwidth,
         },
         "items": {
-            item.name: as_dict(benchmark.figure(item, seconds[item.name], limits)) for item in items
+            item.name: as_dict(timing.figure(item, seconds[item.name], limits)) for item in items
         },
         "start_up": started,
     }

@@ -9,7 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from launch import command
+from configs import base
+from launch import command, keys
 from lm import strict_json
 from lm.errors import InputError
 
@@ -24,10 +25,16 @@ _SEARCH = flags.DEFINE_bool(
 _SEARCH_MINUTES = flags.DEFINE_float(
     "search_minutes", 10.0, "No candidate of --search is begun that would end after so long."
 )
+_KEYS = flags.DEFINE_bool("keys", False, "Print every key of a config, its default and meaning.")
+_PREFIX = flags.DEFINE_string("prefix", "", "With --keys: only keys that begin so, as objective.")
+_MARKDOWN = flags.DEFINE_bool("markdown", False, "With --keys: as the page docs/configs.md.")
 
 
 def main() -> None:
-    """Prints the plan."""
+    """Prints the plan, or the keys of a config."""
+    if _KEYS.value:
+        _print_keys()
+        return
     config = command.CONFIG.value
     _check_flags()
     if command.DEVICES.value:  # no need to wake the accelerators at hand
@@ -66,6 +73,17 @@ def main() -> None:
             record["topology"] = _facts(topology)
             record["compiled"] = plan.as_dict(compiled)
         print(strict_json.dumps(record))
+
+
+def _print_keys() -> None:
+    found = keys.listed(_PREFIX.value)
+    if not found:
+        sections = {name.partition(".")[0]: None for name in base.meanings()}
+        raise InputError(f"--prefix={_PREFIX.value}: no such key; sections: {', '.join(sections)}")
+    if command.JSON.value:
+        print(keys.as_json(found))
+    else:
+        print(keys.as_markdown(found) if _MARKDOWN.value else keys.as_text(found), end="\n")
 
 
 def _check_flags() -> None:

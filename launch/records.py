@@ -11,8 +11,9 @@ from typing import Any
 from launch import command, processes
 from lm import strict_json
 from lm.errors import InputError
-from lm.studies import ablation, outcomes
-from lm.studies.ablation import Ablation, Planned, Run
+from lm.studies import ablation, ablation_runs, outcomes
+from lm.studies.ablation import Ablation, Planned
+from lm.studies.ablation_runs import Run
 from lm.studies.outcomes import Progress, Row
 
 RECORD = "run.json"
@@ -147,7 +148,7 @@ def known_rates(planned: Mapping[str, Planned], asked: Ablation, folder: Path) -
 
 def costs(planned: Mapping[str, Planned], asked: Ablation, rates: Mapping[str, float]) -> list[str]:
     """What the whole ablation costs, in lines: tokens, FLOPs, bytes, and time where it is known."""
-    seconds = ablation.estimate_seconds(planned, rates)
+    seconds = ablation_runs.estimate_seconds(planned, rates)
     head = ["variant", "parameters", "steps", "tokens", "model FLOPs", "weights", "time of a run"]
     table = [
         [

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from launch import command, document, figures, records
 from launch.document import Figure, Heading, Items, Paragraph, Table
 from lm.studies import ablation, outcomes
-from lm.studies.ablation import Ablation, Planned, Run
+from lm.studies.ablation import Ablation, Planned
+from lm.studies.ablation_runs import Run
 from lm.studies.outcomes import Outcome, Row
 
 _MATCHED = {

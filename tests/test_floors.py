@@ -29,7 +29,9 @@ BELOW = {
     "lm/references/sources": ("lm/errors",),
     "lm/runs/run_record": ("lm/errors", "lm/strict_json", "lm/runs", "lm/training"),
     "lm/runs/initialise": (*_RUN, "lm/references"),
-    "lm/training/loop": _AROUND,
+    "lm/training/resume": _RUN,
+    "lm/training/events": (*_AROUND, "lm/training/loop"),
+    "lm/training/loop": (*_AROUND, "lm/training/events", "lm/training/resume"),
     "lm/compression": (*_GROUND, "lm/parallel"),
     "lm/runs": ("lm/errors", "lm/strict_json", "lm/parallel"),
     "lm/training": _STEP,
@@ -37,8 +39,8 @@ BELOW = {
     "lm/references": _RUN,
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),
-    "configs": (),
-    "launch": (*_AROUND, "lm/planning", "lm/studies", "lm/training/loop"),
+    "configs": ("objectives",),
+    "launch": ("configs", *_AROUND, "lm/planning", "lm/studies", "lm/training/loop"),
 }
 FOREIGN = {
     "flax": ("lm/model",),

@@ -4,11 +4,8 @@ The form of the config is that of configs/ablation.py. Nothing here runs or prin
 """
 
 import difflib
-import hashlib
 import re
-import statistics
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -29,6 +26,9 @@ MATCHES = ("tokens", "flops", "time", "none")
 QUANTIZE = ("bits", "method", "quantizer", "granularity", "group_size", "calibration_batches")
 
 _PLACE = re.compile(r"\{([^{}]*)\}")  # {variant}: its work directory
+# The folder of the runs that measure tokens per second.
+RATES = "rates"
+
 _NAME = re.compile(r"[\w][\w.,=+-]*")  # a folder that no shell takes apart
 
 
@@ -138,7 +138,7 @@ def read(config: ConfigDict) -> Ablation:
         raise InputError(
             f"baseline={config.baseline!r} is no variant; valid: {', '.join(config.variants)}"
         )
-    for key, value in _leaves(config.base):
+    for key, value in leaves(config.base):
         if isinstance(value, str) and _PLACE.search(value):
             raise InputError(f"base has {key}={value!r}: names in braces are for variants")
     for variant in variants.values():
@@ -177,7 +177,7 @@ def _check_form(variant: Variant, variants, base: ConfigDict, match: str) -> Non
 
 
 def _set(config: ConfigDict, key: str, value: Any, here: str) -> None:
-    valid = dict(_leaves(config))
+    valid = dict(leaves(config))
     if key not in valid:
         near = difflib.get_close_matches(key, valid, n=1)
         near += [other for other in valid if other.split(".")[-1] == key.split(".")[-1]]
@@ -191,10 +191,11 @@ def _set(config: ConfigDict, key: str, value: Any, here: str) -> None:
         raise InputError(f"{here}: {key}={value!r} is {kind}; valid: {ours}") from None
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config, with its sections before dots, and its value."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -247,7 +248,7 @@ def make_plan(
         data = loaded[section]
         config = experiment.resolve(config, data.train)
         run = built[name] = experiment.build(config, data.tokenizer.vocab_size, devices)
-        if source := _place(config.quantization["from"]):
+        if source := variant_in(config.quantization["from"]):
             initialise.other_run(run, built[source].config, f"quantization.from={{{source}}}")
         planned[name] = _count(variant, run, planned, data.tokenizer.fingerprint)
 
@@ -315,7 +316,7 @@ def _config(ablation: Ablation, variant: Variant) -> ConfigDict:
     return config
 
 
-def _place(value: str) -> str:
+def variant_in(value: str) -> str:
     """The name in braces, "" where there is none."""
     found = _PLACE.fullmatch(value)
     return found[1] if found else ""
@@ -325,10 +326,10 @@ def _count(variant: Variant, run: experiment.Experiment, planned, tokenizer: str
     c, state = run.config, run.abstract_state()
     second = {c.objective.references[name] for name in run.references()}
     forward = sum(
-        planned[_place(source)].flops_per_token / 3 for source in second if _place(source)
+        planned[variant_in(source)].flops_per_token / 3 for source in second if variant_in(source)
     )
     forward += run.flops_per_token() / 3 * (EMA in second)
-    if not any(map(_place, second)):
+    if not any(map(variant_in, second)):
         opened = open_references(run, tokenizer)
         forward += sum(model.run.flops_per_token() / 3 for model in opened.models.values())
     return Planned(
@@ -357,133 +358,18 @@ def _after_training(variant: Variant, source: Planned, built) -> Planned:
 def _save_switches(planned: dict[str, Planned]) -> None:
     """Has runs that others branch from save the steps at which they do."""
     for one in list(planned.values()):
-        source = _place(one.config.quantization["from"])
+        source = variant_in(one.config.quantization["from"])
         if source and one.switch and not one.variant.quantizes:
             config = planned[source].config
             config.checkpoint.at_steps = tuple(sorted({*config.checkpoint.at_steps, one.switch}))
 
 
-RATES = "rates"  # folder of the runs that measure tokens per second
-
-
-class Run(NamedTuple):
-    """One variant with one seed.
-
-    Attributes:
-      planned: the variant.
-      seed: of initialisation and data order.
-      folder: its work directory.
-      config: of its training, with paths for names in braces.
-      needs: folders of the runs that must have ended.
-      digest: of the config, the same on every machine and in every folder.
-    """
-
-    planned: Planned
-    seed: int
-    folder: Path
-    config: ConfigDict
-    needs: tuple[Path, ...]
-    digest: str
-
-    @property
-    def name(self) -> str:
-        """As it is shown: VARIANT/seed_SEED."""
-        return "/".join(self.folder.parts[-2:])
-
-    def record(self) -> dict[str, Any]:
-        """What tells this run from another one in its folder, for JSON."""
-        changes = self.planned.variant.changes
-        content = {
-            "variant": self.planned.variant.name,
-            "seed": self.seed,
-            "digest": self.digest,
-            "config": self.config.to_dict(),
-        }
-        if self.planned.variant.quantizes:
-            content["quantize"] = dict(changes)
-        return strict_json.loads(strict_json.dumps(content))
-
-
-def runs(planned: Mapping[str, Planned], seeds: tuple[int, ...], folder: Path) -> list[Run]:
-    """All runs, seed by seed, each after those that it needs."""
-    return [_run(one, seed, folder) for seed in seeds for one in planned.values()]
-
-
-def _run(one: Planned, seed: int, folder: Path) -> Run:
-    def place(name: str) -> Path:
-        return folder / name / f"seed_{seed}"
-
-    config = one.config.copy_and_resolve_references()
-    config.train.seed = seed
-    content = config.to_dict()
-    # Where a run saves, caches and logs changes none of its numbers.
-    content.pop("checkpoint")
-    content["train"].pop("wandb_group")
-    content["data"].pop("directory")
-    identity = [content, dict(one.variant.changes) if one.variant.quantizes else {}]
-    digest = hashlib.blake2b(strict_json.dumps(identity, sort_keys=True).encode(), digest_size=8)
-    _substitute(config, place)
-    config.train.wandb_group = config.train.wandb_group or folder.resolve().name
-    needs = tuple(place(name) for name in one.variant.needs)
-    return Run(one, seed, place(one.variant.name), config, needs, digest.hexdigest())
-
-
-def _substitute(config: ConfigDict, place: Callable[[str], Path]) -> None:
-    for key, value in list(_leaves(config)):
-        if isinstance(value, str) and _place(value):
-            config.update_from_flattened_dict({key: str(place(_place(value)))})
-
-
-def measuring_runs(planned: Mapping[str, Planned], folder: Path, steps: int = 40) -> list[Run]:
-    """Short runs, one a variant that is trained, whose speed is that of the variant.
-
-    The share of quantized steps is that of the variant; nothing else that takes time is on. The
-    schedule of the learning rate does not change the speed, and is constant.
-    """
-    found = []
-    for one in planned.values():
-        if one.variant.quantizes:
-            continue
-        config = one.config.copy_and_resolve_references()
-        if one.switch < one.steps:
-            config.quantization.fraction = f"{1 - one.switch / one.steps:.6f}"
-        config.quantization.update(warmup_steps=0, fused_cooldown=False, gptq_batches=0)
-        config.quantization["from"] = ""
-        config.train.update(steps=steps, log_every=5, tensorboard=False, wandb_project="")
-        config.optimizer.update(schedule="constant", warmup_steps=0)
-        config.evaluation.update(every_steps=0, batches=1, sample_tokens=0, ngram_order=0)
-        config.checkpoint.update(every_steps=0, every_minutes=0.0, at_steps=())
-        run = _run(one._replace(config=config), config.train.seed, folder / RATES)
-        found.append(run)
-    return found
-
-
-def estimate_seconds(
-    planned: Mapping[str, Planned], rates: Mapping[str, float]
-) -> dict[str, float | None]:
-    """Seconds of one training of each variant; None where nothing has been measured.
-
-    From the variant's own tokens per second, or else from the median FLOP/s of those measured.
-    """
-    speeds = [rates[name] * planned[name].flops_per_token for name in planned if name in rates]
-    speed = statistics.median(speeds) if speeds else None
-
-    def seconds(name: str, one: Planned) -> float | None:
-        if one.variant.quantizes:
-            return 0.0
-        if name in rates:
-            return one.tokens / rates[name]
-        return one.flops / speed if speed else None
-
-    return {name: seconds(name, one) for name, one in planned.items()}
-
-
 def differences(planned: Mapping[str, Planned], baseline: str) -> dict[str, dict[str, Any]]:
     """Variant -> key -> its value, for every key in which its config differs from the baseline."""
-    ours = dict(_leaves(planned[baseline].config))
+    ours = dict(leaves(planned[baseline].config))
     found = {}
     for name, one in planned.items():
-        keys = {k: v for k, v in _leaves(one.config) if v != ours[k]}
+        keys = {k: v for k, v in leaves(one.config) if v != ours[k]}
         extra = dict(one.variant.changes) if one.variant.quantizes else {}
         found[name] = {k: v for k, v in keys.items() if k != "checkpoint.at_steps"} | extra
     return found

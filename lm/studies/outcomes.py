@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.studies import comparison
-from lm.studies.ablation import Ablation, Run
+from lm.studies.ablation import Ablation
+from lm.studies.ablation_runs import Run
 from lm.training.logging import read_metrics
 
 

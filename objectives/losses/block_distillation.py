@@ -29,7 +29,7 @@ def block_distillation(block_length: int = 64) -> Loss:
     for the weights, in a form that is ours, there is the weighting `block_sensitive`.
 
     Args:
-      block_length: tokens.
+      block_length: tokens of a block, which attend to each other, at least 1.
 
     Raises:
       ValueError: a `block_length` below 1.

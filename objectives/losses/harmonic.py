@@ -41,8 +41,8 @@ def harmonic(
     squared distance which is raised to -n are ours.
 
     Args:
-      distance: see above.
-      exponent: n; 0 is sqrt(D).
+      distance: euclidean | cosine | bray_curtis | mahalanobis.
+      exponent: n, of the distance (its square, for two of them); 0 is sqrt(D).
       epsilon: added to every distance.
       absolute: divide `bray_curtis` by sum_i (|x_i| + |w_i|), which keeps d in [0, 1].
 

@@ -19,7 +19,7 @@ def dice(alpha: float = 0.0, smooth: float = 1e-4, squared: bool = False) -> Los
 
     Args:
       alpha: exponent that takes easy tokens out; 0 is the soft Dice loss.
-      smooth: g, in tokens.
+      smooth: g, added above and below, in tokens.
       squared: whether the denominator has sum w q^2 in place of sum w q (the truth's square is
         itself).
 
@@ -52,7 +52,7 @@ def tversky(alpha: float = 0.3, beta: float = 0.7, smooth: float = 1.0) -> Loss:
     Args:
       alpha: price of false positives.
       beta: price of false negatives.
-      smooth: g, in tokens.
+      smooth: g, added above and below, in tokens.
 
     Raises:
       ValueError: a negative number.

@@ -40,8 +40,8 @@ def tempnet(
 
     Args:
       rho: size of the divergence from uniform, nats.
-      tau_min, tau_max: range of the temperature.
-      width: H.
+      tau_min, tau_max: lowest and highest temperature, tau_min above 0.
+      width: of the network, H.
       dropout: share of the first layer that is dropped in training.
       learning_rate: peak for the network; 0 is the model's.
 

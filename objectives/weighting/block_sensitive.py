@@ -23,6 +23,9 @@ def block_sensitive(strength: float = 1.0) -> Weighting:
 
     Needs the reference "full_nll": the losses l_full, [B, T], nats.
 
+    Args:
+      strength: extra weight of the tokens that blocks harm most, at least 0; 0 is off.
+
     Raises:
       ValueError: a negative `strength`.
     """

@@ -22,6 +22,9 @@ def critical_token(strength: float = 1.0) -> Weighting:
 
     Needs the reference "contrast_probability": p_c, [B, T], which `launch.score --against` stores.
 
+    Args:
+      strength: of the contrast of right and wrong answers, in [0, 1]; 0 is off.
+
     Raises:
       ValueError: `strength` outside of [0, 1].
     """

@@ -12,6 +12,9 @@ def dft(exponent: float = 1.0) -> Weighting:
     DFT (arXiv 2508.05629, and its released code) has exponent 1 and the mean over all tokens,
     normalisation `all`. Other exponents are ours; 0 is cross-entropy.
 
+    Args:
+      exponent: of p, at least 0; 0 is off.
+
     Raises:
       ValueError: a negative `exponent`.
     """

@@ -31,6 +31,9 @@ def fait(strength: float = 1.0) -> Weighting:
     Needs the references "error_mask" (e, [B, T] of 0 and 1) and "faulty_log_probability"
     (s_faulty, [B, T], the same number along a row).
 
+    Args:
+      strength: extra weight of tokens that a faulty answer lacks, at least 0; 0 is off.
+
     Raises:
       ValueError: a negative `strength`.
     """

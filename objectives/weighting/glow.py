@@ -40,8 +40,8 @@ def glow(
     counted.
 
     Args:
-      samples: length of the table, one more than the largest id in `batch["sample_ids"]`, which
-        is [B, T] int32 and names the same document in every epoch.
+      samples: length of the table of past losses, more than the largest id in
+        `batch["sample_ids"]`; in a config 0 is the number of training documents.
       alpha: scale, above 0.
       beta: steepness, at least 0.
       lowest: smallest weight.

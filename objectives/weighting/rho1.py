@@ -18,7 +18,7 @@ def rho1(keep: float = 0.6) -> Weighting:
     Needs the reference "reference_nll": the per-token losses l_ref, [B, T], nats.
 
     Args:
-      keep: share of targets that count, in (0, 1].
+      keep: share of the targets of the batch that count, in (0, 1].
 
     Raises:
       ValueError: `keep` outside of (0, 1].

@@ -29,19 +29,34 @@ def sat_imp(beta1: float = 5.0, beta2: float = 1.0, ascend: bool = True) -> Weig
 
 
 def sim_sat(beta: float = 5.0, ascend: bool = True) -> Weighting:
-    """SimSat: w = -d * p^beta. `sat_imp` with its saturation alone (arXiv 2505.11953)."""
+    """SimSat: w = -d * p^beta. `sat_imp` with its saturation alone (arXiv 2505.11953).
+
+    Args:
+      beta: exponent of p, at least 0.
+      ascend: whether weights are negative; False gives the same weights for descent.
+    """
     check_number("beta", beta, least=0)
     return _power_family(beta, 0.0, ascend)
 
 
 def sim_imp(beta: float = 5.0, ascend: bool = True) -> Weighting:
-    """SimImp: w = -d * (1 - p)^beta. `sat_imp` with its importance alone (arXiv 2505.11953)."""
+    """SimImp: w = -d * (1 - p)^beta. `sat_imp` with its importance alone (arXiv 2505.11953).
+
+    Args:
+      beta: exponent of 1 - p, at least 0.
+      ascend: whether weights are negative; False gives the same weights for descent.
+    """
     check_number("beta", beta, least=0)
     return _power_family(0.0, beta, ascend)
 
 
 def wga(beta: float = 1.0, ascend: bool = True) -> Weighting:
-    """Weighted gradient ascent: w = -d * p^beta, as SimSat but with its own default exponent."""
+    """Weighted gradient ascent: w = -d * p^beta, as SimSat but with its own default exponent.
+
+    Args:
+      beta: exponent of p, at least 0.
+      ascend: whether weights are negative; False gives the same weights for descent.
+    """
     check_number("beta", beta, least=0)
     return _power_family(beta, 0.0, ascend)
 

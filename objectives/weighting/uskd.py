@@ -13,6 +13,9 @@ def uskd(strength: float = 1.0) -> Weighting:
     ours, and 0 is cross-entropy. The mean is weighted by d, so that sum(w) = sum(d). The
     non-target term is not here.
 
+    Args:
+      strength: of p^2 minus its mean, in [0, 1]; 0 is off.
+
     Raises:
       ValueError: `strength` outside of [0, 1], where weights could be negative.
     """

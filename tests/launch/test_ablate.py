@@ -18,7 +18,7 @@ import tiny
 
 from launch import document, processes, records, report, results
 from lm.errors import InputError
-from lm.studies import ablation, outcomes
+from lm.studies import ablation, ablation_runs, outcomes
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = '''
@@ -354,7 +354,7 @@ def reported(corpus, tmp_path):
     config = form.make(tiny.config(data__corpus=corpus), variants, seeds=(0, 1, 2), baseline="a")
     asked = ablation.read(config)
     planned = ablation.make_plan(asked, 1)
-    runs = ablation.runs(planned, asked.seeds, tmp_path)
+    runs = ablation_runs.runs(planned, asked.seeds, tmp_path)
     records.write(runs, "toy.py")
     for run in runs:
         loss = LOSSES[run.planned.variant.name][run.seed]
@@ -393,7 +393,7 @@ def test_the_same_runs_give_the_same_report(reported):
     folder, asked, _ = reported
     before = (folder / "report.html").read_bytes()
     planned = ablation.make_plan(asked, 1)
-    runs = ablation.runs(planned, asked.seeds, folder)
+    runs = ablation_runs.runs(planned, asked.seeds, folder)
     found = records.rows(asked, runs, "toy.py")
     report.write(asked, planned, runs, found, "toy.py", folder)
     assert (folder / "report.html").read_bytes() == before

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from configs.benchmark import get_config
-from lm.planning import benchmark
+from lm.planning import benchmark, timing
 from lm.training import experiment
 
 # Issue: model FLOPs of a token, by hand: 6 x (layers + head) + 12 L T D.
@@ -72,7 +72,7 @@ def test_dense_cross_entropy_has_the_gradients_of_the_blocked_one():
 
 def test_every_quantizer_and_weighting_is_timed():
     _, items = pieces(["quantizers", "weightings"])
-    seconds = benchmark.measure(items[1:], repeats=1)
+    seconds = timing.measure(items[1:], repeats=1)
     names = {name.split()[1] for name in seconds}
     assert names == {*benchmark.QUANTIZERS, *benchmark.WEIGHTINGS} - {"paretoq"}
     assert all(times[0] > 0 for times in seconds.values())
@@ -89,7 +89,7 @@ def test_items_take_turns_after_a_warm_up():
 
         return benchmark.Item(name, run, 0, 0, "", reads_ahead=reads_ahead)
 
-    seconds = benchmark.measure([item("r", True), item("a"), item("b")], repeats=2)
+    seconds = timing.measure([item("r", True), item("a"), item("b")], repeats=2)
     # What reads ahead works in the time of others, and comes when they are done.
     # Each timing has a run before it that is not timed.
     assert order == [*"aabb", *"aabbaabb", *"rr", *"rrrr"]
@@ -97,7 +97,7 @@ def test_items_take_turns_after_a_warm_up():
 
 
 def test_a_figure_is_the_longer_limit_over_the_median():
-    limits = benchmark.limits(
+    limits = timing.limits(
         [
             benchmark.Item("small product", None, 100, 0, ""),
             benchmark.Item("large product", None, 800, 0, ""),
@@ -113,8 +113,8 @@ def test_a_figure_is_the_longer_limit_over_the_median():
     )
     assert limits == ({"float32": 200.0, "bfloat16": 900.0}, 30.0)
     item = benchmark.Item("x", None, 400, 30, "", tokens=8)
-    f = benchmark.figure(item, [3.0, 4.0, 4.0, 5.0, 10.0], limits)
+    f = timing.figure(item, [3.0, 4.0, 4.0, 5.0, 10.0], limits)
     assert (f.lower, f.seconds, f.upper, f.repeats) == (4.0, 4.0, 5.0, 5)
     assert (f.limit, f.bound, f.fraction, f.tokens_per_second) == (2.0, "products", 0.5, 2.0)
-    slow = benchmark.figure(item._replace(bytes=90), [4.0], limits)
+    slow = timing.figure(item._replace(bytes=90), [4.0], limits)
     assert (slow.limit, slow.bound, slow.fraction) == (3.0, "memory", 0.75)

@@ -10,7 +10,7 @@ import tiny
 from configs import ablation as form
 from lm.errors import InputError
 from lm.planning.flops import parameters_by_group
-from lm.studies import ablation, outcomes
+from lm.studies import ablation, ablation_runs, outcomes
 from lm.training.state import parameter_shapes
 
 
@@ -160,7 +160,7 @@ def test_runs_of_a_seed_are_paired_and_come_after_what_they_need(corpus, tmp_pat
     found = planned(corpus, {"qat": qat, "rtn": after}, shared={"late": {}})
     assert found["late"].config.checkpoint.at_steps == (12,)
     assert found["rtn"].weight_bytes == found["qat"].weight_bytes < found["a"].weight_bytes / 4
-    runs = ablation.runs(found, (3, 5), tmp_path)
+    runs = ablation_runs.runs(found, (3, 5), tmp_path)
     places = [run.folder for run in runs]
     for i, run in enumerate(runs):
         assert all(need in places[:i] for need in run.needs)
@@ -170,8 +170,8 @@ def test_runs_of_a_seed_are_paired_and_come_after_what_they_need(corpus, tmp_pat
     assert qat.config.quantization["from"] == str(tmp_path / "late" / "seed_5")
     differing = [
         key
-        for key, value in ablation._leaves(qat.config)
-        if value != dict(ablation._leaves(late.config))[key]
+        for key, value in ablation.leaves(qat.config)
+        if value != dict(ablation.leaves(late.config))[key]
     ]
     expected = ["quantization.bits", "quantization.fraction", "quantization.from"]
     assert [k for k in differing if not k.startswith("checkpoint")] == expected
@@ -179,11 +179,11 @@ def test_runs_of_a_seed_are_paired_and_come_after_what_they_need(corpus, tmp_pat
 
 def test_the_hash_of_a_run_is_of_its_numbers_only(corpus, tmp_path):
     one, other = (
-        ablation.runs(planned(corpus, {}, data__directory=d), (0, 1), tmp_path / d)
+        ablation_runs.runs(planned(corpus, {}, data__directory=d), (0, 1), tmp_path / d)
         for d in ("x", "y")
     )
     assert [run.digest for run in one] == [run.digest for run in other]
-    changed = ablation.runs(planned(corpus, {}, optimizer__beta2=0.9), (0, 1), tmp_path)
+    changed = ablation_runs.runs(planned(corpus, {}, optimizer__beta2=0.9), (0, 1), tmp_path)
     assert len({run.digest for run in (*one, *changed)}) == 4
 
 
@@ -201,7 +201,7 @@ def test_what_is_counted_agrees_with_the_model(corpus):
 def test_measuring_runs_have_the_share_of_quantized_steps_and_nothing_else(corpus, tmp_path):
     qat = {"quantization.bits": 4.0, "quantization.fraction": "0.25", "quantization.from": "{a}"}
     found = planned(corpus, {"qat": qat})
-    plain, quantized = ablation.measuring_runs(found, tmp_path, steps=40)
+    plain, quantized = ablation_runs.measuring_runs(found, tmp_path, steps=40)
     assert quantized.folder == tmp_path / "rates" / "qat" / "seed_0"
     assert float(quantized.config.quantization.fraction) == pytest.approx(0.25)
     assert quantized.config.quantization["from"] == ""
@@ -210,8 +210,8 @@ def test_measuring_runs_have_the_share_of_quantized_steps_and_nothing_else(corpu
 
 def test_the_time_of_a_variant_comes_from_its_rate_or_from_that_of_others(corpus):
     found = planned(corpus, {"wide": {"model.mlp_width": 256}})
-    assert ablation.estimate_seconds(found, {}) == {"a": None, "wide": None}
-    seconds = ablation.estimate_seconds(found, {"a": 100.0})
+    assert ablation_runs.estimate_seconds(found, {}) == {"a": None, "wide": None}
+    seconds = ablation_runs.estimate_seconds(found, {"a": 100.0})
     assert seconds["a"] == found["a"].tokens / 100
     ratio = found["wide"].flops_per_token / found["a"].flops_per_token
     assert seconds["wide"] == pytest.approx(seconds["a"] * ratio)

@@ -10,7 +10,7 @@ import tiny
 from etils import epath
 
 from lm.runs.identity import run_id
-from lm.studies import ablation, outcomes
+from lm.studies import ablation, ablation_runs, outcomes
 from lm.training import loop
 from lm.training.logging import Writer, read_metrics
 
@@ -111,7 +111,7 @@ def test_an_ablation_groups_its_runs_without_changing_their_digests(tmp_path):
 
     config = form.make(tiny.config(data__corpus=corpus), {"a": {}}, seeds=(0,), baseline="a")
     planned = ablation.make_plan(ablation.read(config), 1)
-    (one,), (other,) = (ablation.runs(planned, (0,), tmp_path / name) for name in ("x", "y"))
+    (one,), (other,) = (ablation_runs.runs(planned, (0,), tmp_path / name) for name in ("x", "y"))
     assert (one.config.train.wandb_group, other.config.train.wandb_group) == ("x", "y")
     assert one.digest == other.digest
 
