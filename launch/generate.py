@@ -1,7 +1,12 @@
-"""Samples text from a trained run, or from a packed file of one, with a KV cache.
+"""Samples text from a trained run, or from a packed file of one, and shows it as it comes.
 
 python -m launch.generate --workdir=runs/quickstart --prompt="def "
 """
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable
 
 from absl import flags
 
@@ -17,7 +22,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
 def main() -> None:
-    """Prints the prompt and its continuation."""
+    """Prints the prompt and its continuation, token by token, up to the end of text."""
     if _TOKENS.value < 1:
         raise InputError(f"--tokens={_TOKENS.value} must be at least 1")
     if _TEMPERATURE.value < 0:
@@ -32,7 +37,11 @@ def main() -> None:
     from lm.evaluation import sampling
 
     loaded = workdir.load_chosen()
-    sampler = sampling.make_sampler(
+    prompt, count = _PROMPT.value, _TOKENS.value
+    trained_on = loaded.config.data.sequence_length
+    if warning := too_long(len(loaded.tokenizer.encode(prompt)[0]), count, trained_on):
+        command.say(warning)
+    stream = sampling.make_stream(
         loaded.run.model,
         loaded.tokenizer,
         loss=loaded.run.objective.loss,
@@ -41,7 +50,34 @@ def main() -> None:
         top_p=_TOP_P.value,
     )
     with jax.set_mesh(loaded.run.mesh):
-        print(sampler(loaded.run.plain(loaded.state), _PROMPT.value, _SEED.value, _TOKENS.value))
+        show(prompt, stream(loaded.run.plain(loaded.state), prompt, _SEED.value, count))
+
+
+def too_long(prompt: int, tokens: int, trained_on: int) -> str:
+    """A warning that a text may become longer than the texts of the training; "" if it cannot.
+
+    Args:
+      prompt: tokens of the prompt.
+      tokens: --tokens.
+      trained_on: data.sequence_length of the run.
+    """
+    if prompt + tokens <= trained_on:
+        return ""
+    return (
+        f"warning: a prompt of {prompt:,} tokens and --tokens={tokens} exceed the "
+        f"data.sequence_length={trained_on} of the run: the model has not been trained on the "
+        "positions after it"
+    )
+
+
+def show(prompt: str, pieces: Iterable[str]) -> None:
+    """Writes the prompt and each piece to standard output as soon as it is there."""
+    try:
+        for piece in itertools.chain([prompt], pieces, ["\n"]):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except BrokenPipeError:  # The reader, such as `head`, wants no more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

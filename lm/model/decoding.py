@@ -4,7 +4,7 @@ B batch, P prompt length, S cache length, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,12 @@ def next_logits(
 
 
 def sample(
-    key: jax.Array, logits_BV: jax.Array, *, temperature: float, top_k: int = 0, top_p: float = 1.0
+    key: jax.Array,
+    logits_BV: jax.Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> jax.Array:
     """Draws a token from softmax(logits / temperature), [B] int32.
 
@@ -80,6 +85,121 @@ def sample(
     return jax.random.categorical(key, logits_BV).astype(jnp.int32)
 
 
+class Progress(NamedTuple):
+    """Continuations of B prompts, and what their next tokens are computed from.
+
+    Attributes:
+      tokens_BS: int32, the tokens drawn so far, then the end of text (0 without one).
+      count: int32, the number of tokens drawn so far, the same for all rows.
+      ended_B: bool, whether a row has drawn the end of text.
+      position_B: int32, of the newest token in its row.
+      cache: keys and values of the prompt and of all tokens but the newest.
+      keys_S: one random key for each token.
+    """
+
+    tokens_BS: jax.Array
+    count: jax.Array
+    ended_B: jax.Array
+    position_B: jax.Array
+    cache: KVCache
+    keys_S: jax.Array
+
+
+def start(
+    model: Model,
+    params: Any,
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    key: jax.Array,
+    *,
+    steps: int,
+    end: int | None = None,
+    logits: Logits | None = None,
+    **options: Any,
+) -> Progress:
+    """Reads the prompts and draws the first token of each continuation.
+
+    Args:
+      model, params: the model.
+      prompt_BP: int32, at least one token a row; shorter prompts are padded on the left.
+      prompt_mask_BP: 1 where the prompt is real, 0 in its padding.
+      key: random key. It and `steps` decide the key of every token.
+      steps: the most tokens to add to a prompt; static.
+      end: the token that ends a text; None lets no text end.
+      logits: see `next_logits`.
+      options: temperature, top_k, top_p, see `sample`.
+    """
+    batch, length = prompt_BP.shape
+    segments_BP = prompt_mask_BP.astype(jnp.int32)
+    positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
+    cache = init_cache(model, batch, length + steps)
+    logits_BV, cache = next_logits(
+        model, params, prompt_BP, positions_BP, segments_BP, cache, logits
+    )
+    progress = Progress(
+        jnp.full((batch, steps), 0 if end is None else end, jnp.int32),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(batch, bool),
+        positions_BP[:, -1],
+        cache,
+        jax.random.split(key, steps),
+    )
+    return _draw(progress, logits_BV, end, options)
+
+
+def advance(
+    model: Model,
+    params: Any,
+    progress: Progress,
+    stop: jax.Array | int,
+    *,
+    end: int | None = None,
+    logits: Logits | None = None,
+    **options: Any,
+) -> Progress:
+    """Draws tokens until there are `stop` a row or all rows have ended.
+
+    The model runs once for each token drawn. The tokens do not depend on where earlier calls
+    stopped. Arguments are those of `start`; `stop` is at most its `steps`, and may be traced.
+    """
+
+    def unfinished(progress: Progress) -> jax.Array:
+        return (progress.count < stop) & ~progress.ended_B.all()
+
+    def step(progress: Progress) -> Progress:
+        token_B1 = jax.lax.dynamic_slice_in_dim(progress.tokens_BS, progress.count - 1, 1, axis=1)
+        logits_BV, cache = next_logits(
+            model,
+            params,
+            token_B1,
+            progress.position_B[:, None],
+            jnp.ones_like(token_B1),
+            progress.cache,
+            logits,
+        )
+        return _draw(progress._replace(cache=cache), logits_BV, end, options)
+
+    return jax.lax.while_loop(unfinished, step, progress)
+
+
+def _draw(progress: Progress, logits_BV: jax.Array, end: int | None, options: Any) -> Progress:
+    """Adds the token that `logits_BV` gives to every row, the end of text to those that ended."""
+    token_B = sample(progress.keys_S[progress.count], logits_BV, **options)
+    ended_B = progress.ended_B
+    if end is not None:
+        token_B = jnp.where(ended_B, end, token_B)
+        ended_B |= token_B == end
+    tokens_BS = jax.lax.dynamic_update_index_in_dim(
+        progress.tokens_BS, token_B, progress.count, axis=1
+    )
+    return progress._replace(
+        tokens_BS=tokens_BS,
+        count=progress.count + 1,
+        ended_B=ended_B,
+        position_B=progress.position_B + 1,
+    )
+
+
 def generate(
     model: Model,
     params: Any,
@@ -88,44 +208,12 @@ def generate(
     key: jax.Array,
     *,
     steps: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    logits: Logits | None = None,
+    **options: Any,
 ) -> jax.Array:
-    """Continues each prompt by `steps` tokens, [B, steps] int32. Jit it with `steps` static.
+    """Continues each prompt by `steps` tokens, or to the end of text: [B, steps] int32.
 
-    Args:
-      model, params: the model.
-      prompt_BP: int32, at least one token a row; shorter prompts are padded on the left.
-      prompt_mask_BP: 1 where the prompt is real, 0 in its padding.
-      key: random key.
-      steps: tokens to add.
-      temperature, top_k, top_p: see `sample`.
-      logits: see `next_logits`.
+    After its end a row is filled with the end of text. Arguments are those of `start`. Jit it with
+    `steps` static.
     """
-    batch, prompt_length = prompt_BP.shape
-    segments_BP = prompt_mask_BP.astype(jnp.int32)
-    positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
-    cache = init_cache(model, batch, prompt_length + steps)
-    logits_BV, cache = next_logits(
-        model, params, prompt_BP, positions_BP, segments_BP, cache, logits
-    )
-
-    def step(carry, key):
-        logits_BV, position_B, cache = carry
-        token_B = sample(key, logits_BV, temperature=temperature, top_k=top_k, top_p=top_p)
-        logits_BV, cache = next_logits(
-            model,
-            params,
-            token_B[:, None],
-            position_B[:, None],
-            jnp.ones((batch, 1), jnp.int32),
-            cache,
-            logits,
-        )
-        return (logits_BV, position_B + 1, cache), token_B
-
-    carry = (logits_BV, positions_BP[:, -1] + 1, cache)
-    _, tokens_SB = jax.lax.scan(step, carry, jax.random.split(key, steps))
-    return tokens_SB.T
+    progress = start(model, params, prompt_BP, prompt_mask_BP, key, steps=steps, **options)
+    return advance(model, params, progress, steps, **options).tokens_BS

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model import decoding
+from lm.model.transformer import Tokens
 
 
 def generate(model, params, prompt, mask, steps):
@@ -23,7 +24,7 @@ def test_cached_equals_uncached(change):
     tokens = jax.random.randint(jax.random.key(1), (2, 10), 0, tiny.VOCAB)
     positions = jnp.broadcast_to(jnp.arange(10), (2, 10))
     ones = jnp.ones((2, 10), jnp.int32)
-    hidden = model.apply(params, tokens, positions, ones)
+    hidden = model.apply(params, Tokens(tokens, positions, ones)).hidden
     expected = hidden @ model.head(params)
     if cap := model.config.logit_softcap:
         expected = cap * jnp.tanh(expected / cap)
@@ -42,9 +43,9 @@ def test_generates_what_the_uncached_model_would():
     out = generate(model, params, prompt, jnp.ones_like(prompt), steps=8)
     text = jnp.pad(prompt, ((0, 0), (0, 8)))  # what comes later changes nothing
     positions = jnp.broadcast_to(jnp.arange(14), text.shape)
-    hidden = jax.jit(model.apply)
+    hidden = jax.jit(lambda *inputs: model.apply(params, Tokens(*inputs)).hidden)
     for t in range(6, 14):
-        logits = hidden(params, text, positions, jnp.ones_like(text))[:, t - 1] @ model.head(params)
+        logits = hidden(text, positions, jnp.ones_like(text))[:, t - 1] @ model.head(params)
         text = text.at[:, t].set(jnp.argmax(logits, axis=-1))
     np.testing.assert_array_equal(out, text[:, 6:])
 
@@ -93,3 +94,62 @@ def test_a_tiny_nucleus_is_greedy():
     logits = jnp.array([0.1, 0.3, 0.2])
     assert draws(logits, n=50, temperature=1.0, top_p=0.01)[1] == 1
     assert draws(logits, n=50, temperature=1.0, top_k=1)[1] == 1
+
+
+END, STEPS = 2, 12
+
+
+def uniform_over_four(hidden_BTD, head_DV):
+    """Logits that make the tokens 0 to 3 equally likely, and no other one possible."""
+    logits_V = jnp.where(jnp.arange(head_DV.shape[1]) < 4, 0.0, -jnp.inf)
+    return jnp.broadcast_to(logits_V, (*hidden_BTD.shape[:2], head_DV.shape[1]))
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    """(start, advance) of one prompt in two rows; an end of -1 is none."""
+    model = tiny.model(layers=1)
+    params, prompt = tiny.params(model), jnp.array([[5, 6, 7], [8, 9, 10]])
+    options = {"temperature": 0.8, "logits": uniform_over_four}
+
+    @jax.jit
+    def start(key, end):
+        mask = jnp.ones_like(prompt)
+        return decoding.start(model, params, prompt, mask, key, steps=STEPS, end=end, **options)
+
+    @jax.jit
+    def advance(progress, stop, end):
+        return decoding.advance(model, params, progress, stop, end=end, **options)
+
+    return start, advance
+
+
+def test_decoding_stops_when_every_text_has_ended(decoder):
+    start, advance = decoder
+    whole, cut = (
+        advance(start(jax.random.key(4), end), STEPS, end)
+        for end in (jnp.array(-1), jnp.array(END))
+    )
+    ends = jnp.argmax(whole.tokens_BS == END, axis=1)
+    assert 0 < ends.min() < ends.max() < STEPS - 1, "the rows must end at different steps"
+    for row, end in enumerate(ends):
+        np.testing.assert_array_equal(cut.tokens_BS[row, :end], whole.tokens_BS[row, :end])
+        assert (cut.tokens_BS[row, end:] == END).all()
+    assert cut.count == ends.max() + 1
+    # The model has read the prompt and every token but the newest, which predicts nothing.
+    assert cut.cache.length == 3 + ends.max()
+    assert whole.cache.length == 3 + STEPS - 1
+
+
+def test_a_token_has_a_key_of_its_own_wherever_decoding_pauses(decoder):
+    start, advance = decoder
+    logits = uniform_over_four(jnp.zeros((2, 1, 8)), jnp.zeros((8, tiny.VOCAB)))[:, 0]
+    keys = jax.random.split(jax.random.key(7), STEPS)
+    expected = [decoding.sample(key, logits, temperature=0.8) for key in keys]
+    progress = start(jax.random.key(7), jnp.array(-1))
+    for stop in (1, 4, 5, STEPS):
+        progress = advance(progress, stop, jnp.array(-1))
+        assert progress.count == stop
+        assert (progress.tokens_BS[:, stop:] == -1).all()
+    np.testing.assert_array_equal(progress.tokens_BS, jnp.stack(expected, axis=1))
+    assert advance._cache_size() == 1
