@@ -233,7 +233,9 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
 def traces(checkout: Path, options: argparse.Namespace, output: Path) -> subprocess.Popen:
     """Starts the cases in a checkout, in a process of its own."""
     environment = dict(os.environ, PYTHONPATH=str(checkout), JAX_PLATFORMS="cpu")
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    # Unoptimised machine code, the same on both sides: most of the time is that of the compiler.
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment["XLA_FLAGS"] = flags
     arguments = ["--only", options.only, "--steps", str(options.steps), "--trace", str(output)]
     arguments += ["--perturb", str(options.perturb if checkout == ROOT else 0.0)]
     return subprocess.Popen(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from test_loop import final_state, lines, train
+from short_runs import final_state, lines, train
 
 from lm.compression.packed import read_packed
 from lm.compression.phases import Phases, make_quantized, plan_phases

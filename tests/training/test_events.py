@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from test_loop import final_state, lines, train
+from short_runs import final_state, lines, train
 
 from lm.training import events
 from lm.training.stopping import StopRequest

@@ -1,12 +1,11 @@
 import json
-import os
-import signal
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from etils import epath
+from short_runs import final_state, lines, train
 
 from lm.errors import InputError
 from lm.runs.checkpoints import Checkpoints
@@ -17,41 +16,6 @@ from lm.training.logging import read_metrics
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def train(config, workdir, stop_after=None):
-    """Runs the loop; `stop_after` sends this process SIGTERM after that many reported steps."""
-    said = []
-
-    def say(line):
-        said.append(line)
-        if stop_after and line.startswith(f"step {stop_after}/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return loop.train(config, str(workdir), say), said
-
-
-def lines(workdir, kind):
-    """Lines of metrics.jsonl without what depends on the clock."""
-    timed = ("tokens_per_second", "mfu")
-    return [
-        {k: v for k, v in line.items() if k not in timed}
-        for line in read_metrics(epath.Path(workdir))
-        if line["kind"] == kind
-    ]
-
-
-def final_state(config, workdir):
-    data = experiment.load_data(config.data)
-    run = experiment.build(config, data.tokenizer.vocab_size)
-    with jax.set_mesh(run.mesh):
-        iterator = iter(experiment.train_batches(config, data))
-        kept = Checkpoints(epath.Path(workdir) / "checkpoints", print, read_only=True)
-        state, _ = kept.restore(run.abstract_state(), iterator)
-        kept.close()
-        position = iterator.get_state()
-        iterator.close()
-    return state, position
 
 
 def test_checkpoints_of_given_steps_are_saved_and_stay(corpus, tmp_path):

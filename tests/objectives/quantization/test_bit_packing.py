@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objectives.quantization import pack, packed_size, packing, unpack
+from objectives.quantization import pack, packed_size, unpack
 
 WIDTHS = (1, 1.58, 2, 3, 4, 5, 6, 7, 8)
 
@@ -27,7 +27,7 @@ def test_blocks_and_shapes(bits, monkeypatch):
     levels = 3 if bits == 1.58 else 2**bits
     codes = np.random.default_rng(0).integers(0, levels, (3, 5, 7)).astype(np.uint8)
     whole = pack(codes, bits)
-    monkeypatch.setattr(packing, "_BLOCK", 16)
+    monkeypatch.setattr(bit_packing, "_BLOCK", 16)
     np.testing.assert_array_equal(pack(codes, bits), whole)
     np.testing.assert_array_equal(unpack(whole, bits, codes.shape), codes)
 

@@ -1,0 +1,85 @@
+"""The exercises of docs/extend.md: each patch applies to a copy of this repository, and trains."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--config.model.layers=1 --config.model.width=32 --config.model.mlp_width=32 "
+    "--config.data.sequence_length=32 --config.data.validation_fraction=0.2 "
+    "--config.data.shuffle_rows=8 --config.train.steps=3 --config.train.log_every=1 "
+    "--config.optimizer.warmup_steps=1 --config.evaluation.batches=1 "
+    "--config.evaluation.sample_tokens=0 --config.train.tensorboard=False "
+)
+
+
+def train(patch: str, folder: Path, arguments: str) -> list[dict]:
+    """The lines of the training steps of a run in a patched copy."""
+    for name in ("lm", "objectives", "launch", "configs"):
+        shutil.copytree(ROOT / name, folder / name)
+    text = (ROOT / "docs" / "patches" / patch).read_text()
+    # Outside of any repository, git apply is a patch program.
+    subprocess.run(["git", "apply", "-"], input=text, text=True, cwd=folder, check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(folder)
+    command = f"-m launch.train --config=configs/base.py --workdir=run {SMALL} {arguments}"
+    done = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("name", ["second_head", "dpo"])
+def test_a_patch_touches_at_most_four_files(name):
+    text = (ROOT / "docs" / "patches" / f"{name}.patch").read_text()
+    assert 1 < len(re.findall(r"^diff --git", text, flags=re.MULTILINE)) <= 4
+
+
+def test_a_second_head_learns_the_token_after_next(tmp_path):
+    """At first it is the first head, trained from zero on top of it: both are near log V."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(20):
+        (corpus / f"{i}.txt").write_text(f"text number {i} " * 40)
+    lines = train(
+        "second_head.patch",
+        tmp_path / "copy",
+        f"--config.objective.name=second_head --config.data.corpus={corpus}",
+    )
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(abs(line["second_head"] - math.log(257)) < 2 for line in lines)
+    assert lines[2]["second_head"] < lines[0]["second_head"]
+    assert lines[0]["second_head"] != lines[0]["loss"]
+
+
+def test_dpo_begins_at_log_two_and_widens_the_margin(tmp_path):
+    """Its reference is the moving average, which at first is the model; in two micro-batches."""
+    for name, end in (("chosen", ""), ("rejected", "!")):
+        answers = [{"prompt": f"{i} + {i} =", "response": f" {2 * i}{end}"} for i in range(200)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    lines = train(
+        "dpo.patch",
+        tmp_path / "copy",
+        f"--config.data.corpus={tmp_path}/chosen.jsonl,{tmp_path}/rejected.jsonl "
+        "--config.data.packing=pairs --config.objective.name=dpo --config.train.accumulation=2 "
+        "--config.train.ema_decay=0.99 --config.objective.references.reference_nll=ema",
+    )
+    assert lines[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
+    assert lines[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert lines[2]["margin"] > 0.001
+    assert lines[2]["loss"] < lines[0]["loss"]
