@@ -4,9 +4,6 @@ python -m launch.generate --workdir=runs/quickstart --prompt="def "
 """
 
 import itertools
-import os
-import sys
-from collections.abc import Iterable
 
 from absl import flags
 
@@ -18,7 +15,6 @@ _TOKENS = flags.DEFINE_integer("tokens", 200, "Tokens to add at most.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 is off.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total; 1 is off.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
 def main() -> None:
@@ -50,7 +46,8 @@ def main() -> None:
         top_p=_TOP_P.value,
     )
     with jax.set_mesh(loaded.run.mesh):
-        show(prompt, stream(loaded.run.plain(loaded.state), prompt, _SEED.value, count))
+        pieces = stream(loaded.run.plain(loaded.state), prompt, command.SEED.value or 0, count)
+        command.show(itertools.chain([prompt], pieces, ["\n"]))
 
 
 def too_long(prompt: int, tokens: int, trained_on: int) -> str:
@@ -68,16 +65,6 @@ def too_long(prompt: int, tokens: int, trained_on: int) -> str:
         f"data.sequence_length={trained_on} of the run: the model has not been trained on the "
         "positions after it"
     )
-
-
-def show(prompt: str, pieces: Iterable[str]) -> None:
-    """Writes the prompt and each piece to standard output as soon as it is there."""
-    try:
-        for piece in itertools.chain([prompt], pieces, ["\n"]):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    except BrokenPipeError:  # The reader, such as `head`, wants no more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
