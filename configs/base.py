@@ -47,6 +47,11 @@ MODEL = {
     "unroll": (0, "layers in one turn of the loop; 0: up to 8 without remat, else 1"),
     "dtype": ("float32", "compute dtype: float32 | bfloat16"),
     "param_dtype": ("float32", "storage dtype of parameters: float32 | bfloat16"),
+    "plain_autodiff": (
+        False,
+        "no custom gradients, slower on CPU: with objective.block_size=0, jax.jvp and "
+        "forward-over-reverse Hessian products work",
+    ),
 }
 
 DATA = {
@@ -91,6 +96,11 @@ OPTIMIZER = {
     "decay_fraction": (0.2, "wsd only: share of the steps in the decay"),
     "decay_shape": ("linear", "wsd only: linear | cosine | sqrt (1 - sqrt)"),
     "final_fraction": (0.1, "last learning rate / peak"),
+    "extended_from": (
+        (),
+        "earlier train.steps of a run that goes on, as (1000,): from each on, the last learning "
+        "rate decays once more, to final_fraction of it; () is one schedule for all steps",
+    ),
     "weight_decay": (0.1, "decoupled, on matrices only"),
     "beta1": (0.9, "AdamW and Lion: momentum"),
     "beta2": (0.98, "AdamW and Lion: second momentum"),
@@ -111,7 +121,11 @@ OBJECTIVE = {
     ),
     "normalisation": ("kept", "kept | all | sequence: what the loss is divided by"),
     "z_loss": (0.0, "coefficient of the mean squared log-sum-exp"),
-    "block_size": (1024, "vocabulary entries of one block of the cross-entropy"),
+    "block_size": (
+        1024,
+        "vocabulary entries of one block of the loss; 0: all at once and no custom gradients, for "
+        "forward mode and Hessian products",
+    ),
 }
 
 # Where what an objective compares with comes from: ema (the average of the model's parameters, with

@@ -290,4 +290,4 @@ def _read(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(main, most=1)
+    command.run(main, most=1, huge_pages=True)

@@ -55,11 +55,18 @@ SEED = flags.DEFINE_integer(
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
 
-def run(main: Callable[..., None], actions: Sequence[str] = (), most: int = 0) -> None:
+def run(
+    main: Callable[..., None],
+    actions: Sequence[str] = (),
+    most: int = 0,
+    *,
+    huge_pages: bool = False,
+) -> None:
     """Parses the flags and calls `main`; bad input becomes one line and exit code 2.
 
     With `actions` the command takes the name of one, which `main` gets. `most` other arguments that
-    are no flags may follow, and `main` gets them, too.
+    are no flags may follow, and `main` gets them, too. With `huge_pages` the process may restart
+    itself first: for commands that train.
     """
 
     def guarded(arguments):
@@ -74,7 +81,8 @@ def run(main: Callable[..., None], actions: Sequence[str] = (), most: int = 0) -
         except InputError as error:
             _refuse(str(error))
 
-    _use_huge_pages()
+    if huge_pages:
+        _use_huge_pages()
     # Orbax logs an error with its traceback, and then raises it.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _unraisable
@@ -146,8 +154,8 @@ def _use_huge_pages() -> None:
     """Starts this process anew with huge pages for malloc, where the kernel leaves that to us.
 
     XLA on CPU takes the temporary memory of a step from malloc and gives it back after the step; in
-    pages of 4 KiB, a third of a small model's step is page faults (0.7 x the time without them).
-    The C library reads this setting only when a process starts.
+    pages of 4 KiB, page faults are a large part of a small model's step (docs/speed.md). The C
+    library reads this setting only when a process starts.
     """
     switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     tunables = os.environ.get("GLIBC_TUNABLES", "")

@@ -127,7 +127,8 @@ def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:
 
 
 def _rules() -> Any:
-    from objectives.quantization import QUANTIZERS, default_rules
+    from lm.compression.phases import default_rules
+    from objectives.quantization import QUANTIZERS
 
     name, bits = _QUANTIZER.value, _BITS.value
     if name not in QUANTIZERS:

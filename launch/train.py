@@ -57,4 +57,4 @@ def _train() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, huge_pages=True)

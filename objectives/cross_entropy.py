@@ -1,9 +1,10 @@
 """Cross-entropy of a language model's head, token by token, without a [B, T, V] array.
 
 The logits of a large vocabulary are the largest array of a training step. Here they exist one block
-of the vocabulary at a time: the forward pass streams a maximum, a log-sum-exp and an entropy over
-the blocks, and the backward pass computes each block of logits again instead of having kept it
-(Cut Cross-Entropy, arXiv 2411.09009; no gradient filtering and no vocabulary sorting: exact).
+of the vocabulary at a time: the forward pass accumulates a maximum, a log-sum-exp and an entropy
+over the blocks, and the backward pass computes each block of logits again instead of keeping it
+(Cut Cross-Entropy, arXiv 2411.09009; no gradient filtering and no vocabulary sorting: exact). With
+a block size of 0 there are no blocks, and every derivative is JAX's own.
 
 Shape suffixes:
     B  sequences in the batch
@@ -27,13 +28,14 @@ from objectives.vocabulary import (
     add_gradients,
     first_column,
     for_each_block,
+    not_finite,
     products,
     total,
 )
 
 
 class TokenStatistics(NamedTuple):
-    """What the head says of every target token: float32 arrays of shape [B, T], in nats.
+    """Statistics of the predicted distribution at every token: float32 [B, T], in nats.
 
     With logits z, p = softmax(z) and target y:
       nll: -log p_y, the loss of the token.
@@ -77,24 +79,28 @@ def token_statistics(
     weights * x and weights * x**2 are safe, while where(weights != 0, x**2, 0) of a NaN x is not
     (its cotangent is 0 * 2x = NaN).
 
+    With `block_size` = 0 all logits exist at once and every derivative is JAX's own: forward mode
+    (`jax.jvp`), Hessian products and derivatives of any order work. A token with logits that are
+    not finite then has the statistics NaN and contributes exactly zero to every derivative.
+
     Products are formed in the promoted dtype of hidden and head and summed in float32; all
     statistics, and the sums over tokens behind the gradient of the head, are float32. With
     bfloat16 inputs expect values and gradients within 1e-2 (relative to the largest entry) of the
     float32 computation on the same inputs; the rounding of dz to bfloat16 is what remains.
 
     Temporary memory of value and gradients is about 2.5 float32 arrays [B, T, block_size], 3.5
-    with gradients through the entropy. For 8,192 tokens, D=512 and V=131,072 in float32 that is
-    82 MiB against 8,192 MiB of the dense loss, in 0.46 times its time (2-core CPU). In bfloat16
-    XLA on CPU converts around each slice and keeps a float32 copy of the whole head besides.
+    with gradients through the entropy. In bfloat16 XLA on CPU converts around each slice and also
+    keeps a float32 copy of the whole head.
 
     With an `axis` the vocabulary is spread over the devices of a mapped axis, in order and in equal
-    parts. Each passes over its own part; the maximum of all is one all-reduce of a [B, T] array,
-    and the sums and the target's logit, relative to it, another of four. The statistics are those
-    of the whole vocabulary, the same on each device. The gradient of the head is that of the
-    device's part, the gradient of the hidden states what this part adds: their sum over the axis
-    is taken where `jax.lax.pcast` has marked as varying what all devices have alike. The mapping is
-    `jax.shard_map` with its `check_vma`, under which JAX refuses hidden states or a head that do
-    not vary over the axis; without the check gradients would be wrong.
+    parts. Each device passes over its own part. The maximum over devices is one all-reduce of a
+    [B, T] array; the sums and the target's logit, relative to it, are another of four. The
+    statistics are those of the whole vocabulary, identical on each device. The gradient of the head
+    is that of the device's part, the gradient of the hidden states is the contribution of this
+    part. Contributions are summed over the axis where `jax.lax.pcast` has marked as varying an
+    array that is identical on all devices. The mapping is `jax.shard_map` with `check_vma`, under
+    which JAX refuses hidden states or a head that do not vary over the axis; without the check
+    gradients would be wrong.
 
     Args:
       hidden: [B, T, D] float32 or bfloat16, the states in front of the head.
@@ -102,24 +108,27 @@ def token_statistics(
       targets: [B, T] integers in [0, V), of the whole vocabulary. Outside of it, nll and
         log_probability are NaN.
       softcap: bound c of the logits; 0 means none. A Python number.
-      scores: what makes other logits than hidden @ head of the two; the statistics are those of
-        their softmax, and gradients are exact through it.
-      block_size: columns of the head per block; the last one may be smaller. A Python integer.
-      axis: name of the mapped axis that the vocabulary is spread over; None is whole.
+      scores: a function of both that gives other logits than hidden @ head. The statistics are
+        those of the softmax of these logits, and gradients are exact.
+      block_size: columns of the head per block, one of which may be smaller; 0 is plain automatic
+        differentiation of all logits at once. A Python integer.
+      axis: name of the mapped axis that the vocabulary is spread over; None is a whole vocabulary.
 
     Returns:
-      TokenStatistics of [B, T] float32 arrays. Reverse-mode differentiable, once, in hidden and
-      head.
+      TokenStatistics of [B, T] float32 arrays. Differentiable in hidden and head: in reverse mode,
+      once; with `block_size` = 0 in every mode, any number of times.
 
     Raises:
       ValueError: shapes that do not fit together, a dtype other than those above, a negative or
-        infinite `softcap`, a `softcap` beside `scores`, a `block_size` below 1.
+        infinite `softcap`, a `softcap` beside `scores`, a negative `block_size`.
     """
     _check_arguments(hidden, head, targets, softcap, block_size)
     if scores is not None and softcap:
         raise ValueError(f"softcap={softcap} is of products, not of other scores")
     targets = targets - first_column(head, axis)
     static = _Static(scores or products(softcap), block_size, axis)
+    if not block_size:
+        return _plain_statistics(static.scores, hidden, head, targets, axis)
     nll_BT, logsumexp_BT, entropy_BT = _statistics(static, hidden, head, targets)
     return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT, nll_BT)
 
@@ -142,8 +151,8 @@ def _check_arguments(hidden, head, targets, softcap, block_size) -> None:
         raise ValueError(f"targets must be integers; got {targets.dtype}")
     if not 0.0 <= softcap < float("inf"):
         raise ValueError(f"softcap must be 0 (none) or a positive number; got {softcap}")
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1; got {block_size}")
+    if block_size < 0:
+        raise ValueError(f"block_size must be 0 (all at once) or above; got {block_size}")
 
 
 class _Static(NamedTuple):
@@ -196,13 +205,12 @@ def _merge_over(axis: str, part: _Partial) -> _Partial:
     return _Partial(maximum, sum_exp, sum_exp_shifted, jnp.where(found > 0, target_logit, jnp.nan))
 
 
-def _block_statistics(scores, hidden_BTD, head_DK, targets_BT) -> _Partial:
+def _block_statistics(logits_BTK, targets_BT) -> _Partial:
     """Statistics of one block; targets count from the block's first column."""
-    logits_BTK = scores.logits(hidden_BTD, head_DK)
-    maximum_BT = logits_BTK.max(-1)
+    maximum_BT = lax.stop_gradient(logits_BTK.max(-1))
     shifted_BTK = logits_BTK - maximum_BT[..., None]
     exp_BTK = jnp.exp(shifted_BTK)
-    last = head_DK.shape[1] - 1
+    last = logits_BTK.shape[-1] - 1
     inside_BT = (targets_BT >= 0) & (targets_BT <= last)
     at_target_BT = jnp.take_along_axis(
         logits_BTK, jnp.clip(targets_BT, 0, last)[..., None], axis=-1
@@ -218,17 +226,38 @@ def _block_statistics(scores, hidden_BTD, head_DK, targets_BT) -> _Partial:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _statistics(static, hidden_BTD, head_DV, targets_BT):
     def add_block(partial, head_DK, start):
-        block = _block_statistics(static.scores, hidden_BTD, head_DK, targets_BT - start)
+        logits_BTK = static.scores.logits(hidden_BTD, head_DK)
+        block = _block_statistics(logits_BTK, targets_BT - start)
         return block if partial is None else _merge(partial, block)
 
     partial = for_each_block(head_DV, static.block_size, add_block, None)
     if static.axis:
         partial = _merge_over(static.axis, partial)
+    return _finish(partial)
+
+
+def _finish(partial: _Partial):
+    """nll, logsumexp and entropy from the sums over the whole vocabulary."""
     log_sum_BT = jnp.log(partial.sum_exp)
     nll_BT = log_sum_BT + (partial.maximum - partial.target_logit)
     logsumexp_BT = log_sum_BT + partial.maximum
     entropy_BT = log_sum_BT - partial.sum_exp_shifted / partial.sum_exp
     return nll_BT, logsumexp_BT, entropy_BT
+
+
+def _plain_statistics(scores, hidden_BTD, head_DV, targets_BT, axis) -> TokenStatistics:
+    """The statistics by plain automatic differentiation of all logits at once."""
+    bad_BT = not_finite(scores, hidden_BTD, head_DV, axis)
+    # Both: the product has the gradient d logits @ head, and 0 * inf is NaN.
+    logits_BTV = scores.logits(jnp.where(bad_BT[..., None], 0, hidden_BTD), head_DV)
+    logits_BTV = jnp.where(bad_BT[..., None], 0, logits_BTV)
+    partial = _block_statistics(logits_BTV, targets_BT)
+    if axis:
+        partial = _merge_over(axis, partial)
+    nll_BT, logsumexp_BT, entropy_BT = (
+        jnp.where(bad_BT, jnp.nan, x_BT) for x_BT in _finish(partial)
+    )
+    return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT, nll_BT)
 
 
 def _statistics_forward(static, hidden, head, targets):
@@ -241,7 +270,7 @@ def _statistics_forward(static, hidden, head, targets):
 def _statistics_backward(static, residuals, cotangents):
     hidden_BTD, head_DV, targets_BT, logsumexp_BT, entropy_BT = residuals
     # The gradient of the entropy is seldom asked for, and asking keeps its sums in the forward
-    # pass: 25% of the forward's time and twice its memory. A symbolic zero leaves all of it out.
+    # pass, which costs time and doubles its memory. A symbolic zero leaves all of it out.
     through_entropy = not isinstance(cotangents[2], SymbolicZero)
     d_nll_BT, d_logsumexp_BT, d_entropy_BT = (
         jnp.zeros_like(logsumexp_BT) if isinstance(cotangent, SymbolicZero) else cotangent

@@ -14,11 +14,20 @@ import numpy as np
 
 from lm.compression.packed import Coded, code_leaves
 from lm.errors import InputError
+from lm.model.parameters import (
+    ATTENTION_OUTPUT,
+    HEAD,
+    HEAD_MATRIX,
+    LAYERS,
+    VALUE,
+    layer_matrices,
+    path_of,
+)
 from lm.model.products import project
 from lm.model.transformer import Model
 from objectives.quantization import calibration_hessian, gptq, init_scales
 from objectives.quantization.gptq import GPTQ
-from objectives.quantization.qat import Rules, rule_of
+from objectives.quantization.qat import Rules
 
 
 class PostTrained(NamedTuple):
@@ -38,7 +47,7 @@ class PostTrained(NamedTuple):
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """(path, `Coded` or array) of every leaf, for `packed.write_packed`."""
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = path_of(path)
             yield name, self.coded.get(name, leaf)
 
 
@@ -98,11 +107,12 @@ def gptq_model(
       InputError: a Hessian is too ill-conditioned, or weights are not finite.
       ValueError: as `round_to_nearest_model`, or a quantizer that `gptq` does not take.
     """
-    outer = {name: part for name, part in params.items() if name not in ("layers", "head")}
+    outer = {name: part for name, part in params.items() if name not in (LAYERS, HEAD)}
     nearest = round_to_nearest_model(outer, rules)
     coded, losses = dict(nearest.coded), {}
-    layer_names = [name for name in _names(params["layers"]) if rule_of(f"layers/{name}", rules)]
-    head = "head" in params and rule_of("head/kernel", rules) is not None
+    names = layer_matrices(params[LAYERS])
+    layer_names = [name for name in names if rules(f"{LAYERS}/{name}") is not None]
+    head = HEAD in params and rules(HEAD_MATRIX) is not None
     if not (layer_names or head):
         return PostTrained(_replace(params, coded), coded, losses)
 
@@ -117,7 +127,7 @@ def gptq_model(
         def product(path, inputs, weights, scale):
             del scale
             inputs_BTI = jnp.where(valid_BT[..., None], inputs, 0)
-            found[path.removeprefix("layers/")] = calibration_hessian(inputs_BTI, r_BT)
+            found[path.removeprefix(f"{LAYERS}/")] = calibration_hessian(inputs_BTI, r_BT)
             return _multiply(inputs, weights)
 
         model.block(layer, x_BTD, *_places(batch), product)
@@ -134,7 +144,7 @@ def gptq_model(
 
     def quantize(name, weights, hessian):
         between()
-        result = _gptq(weights, hessian, rule_of(name, rules), damping=damping)
+        result = _gptq(weights, hessian, rules(name), damping=damping)
         if not jnp.isfinite(result.loss):
             raise InputError(
                 f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no "
@@ -145,27 +155,27 @@ def gptq_model(
     states = [_embed(model, nearest.params, batch["tokens"]) for batch in batches]
     found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
     for index in range(model.config.layers):
-        layer = _layer(params["layers"], index)
+        layer = _layer(params[LAYERS], index)
         if layer_names:
             hessians = _total(map(layer_hessians, itertools.repeat(layer), states, batches))
             for name in layer_names:
                 weights = _get(layer, name)
-                result = quantize(f"layers/{name}", weights, hessians[name])
+                result = quantize(f"{LAYERS}/{name}", weights, hessians[name])
                 layer = _set(layer, name, result.weights.astype(weights.dtype))
                 found[name].append(jax.device_get(result._replace(weights=())))
         states = list(map(forward, itertools.repeat(layer), states, batches))
     for name, layers in found.items():
-        path = f"layers/{name}"
+        path = f"{LAYERS}/{name}"
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
-        dtype = _get(params["layers"], name).dtype
-        coded[path] = Coded(rule_of(path, rules), stacked.codes, stacked.grid, dtype)
+        dtype = _get(params[LAYERS], name).dtype
+        coded[path] = Coded(rules(path), stacked.codes, stacked.grid, dtype)
         losses[path] = stacked.loss
     if head:
-        path, weights = "head/kernel", params["head"]["kernel"]
-        outer = {**nearest.params, "layers": params["layers"]}
+        path, weights = HEAD_MATRIX, _get(params, HEAD_MATRIX)
+        outer = {**nearest.params, LAYERS: params[LAYERS]}
         hessian = _total(map(head_hessian, itertools.repeat(outer), states, batches))
         result = quantize(path, weights, hessian)
-        coded[path] = Coded(rule_of(path, rules), result.codes, result.grid, weights.dtype)
+        coded[path] = Coded(rules(path), result.codes, result.grid, weights.dtype)
         losses[path] = result.loss
     return PostTrained(_replace(params, coded), coded, losses)
 
@@ -189,10 +199,10 @@ def attention_received(
 
         def product(path, inputs, weights, scale):
             del scale
-            if path == "layers/attention/value":
+            if path == VALUE:
                 shape = (*inputs.shape[:-1], weights.shape[-1])
                 return jnp.broadcast_to(c_BT[..., None], shape).astype(inputs.dtype)
-            if path == "layers/attention/output":
+            if path == ATTENTION_OUTPUT:
                 outputs.append(inputs.astype(jnp.float32).sum() / model.config.head_width)
             return _multiply(inputs, weights)
 
@@ -227,11 +237,6 @@ def _places(batch):
 def _total(trees):
     """The sum of an iterator of trees, of which two are in memory at a time."""
     return functools.reduce(functools.partial(jax.tree.map, jnp.add), trees)
-
-
-def _names(tree) -> list[str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
 def _get(tree, name: str):

@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 from lm import strict_json
 from lm.errors import InputError
 from objectives.quantization import QUANTIZERS, Grid, Quantizer, pack, unpack
-from objectives.quantization.qat import Rules, rule_of
+from objectives.quantization.qat import Rules
 
 FORMAT = "nibble packed model"
 VERSION = 1
@@ -115,7 +115,7 @@ def code_leaves(params: Any, scales: Any, rules: Rules) -> Iterator[tuple[str, A
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     for (path, weights), scale in zip(leaves, structure.flatten_up_to(scales), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        quantizer = rule_of(name, rules)
+        quantizer = rules(name)
         if quantizer is None:
             yield name, weights
             continue

@@ -12,20 +12,21 @@ from ml_collections import ConfigDict
 
 from lm.errors import InputError
 from lm.model.config import check_choice
+from lm.model.parameters import LAYERS, parameter_kind
 from lm.model.products import project
 from lm.model.trained import Trained
 from lm.parallel.mesh import to_host
 from objectives.quantization import (
     QUANTIZERS,
     activation_quantizer,
-    default_rules,
+    default_quantizers,
     init_scales,
     optimal_qat_fraction,
     outside_clip_range,
     quantization_error,
     quantize_tree,
 )
-from objectives.quantization.qat import Rules, rule_of
+from objectives.quantization.qat import Rules
 
 # From this width on nothing is quantized.
 FULL_PRECISION = 16
@@ -35,7 +36,7 @@ class Quantized(NamedTuple):
     """What the forward pass of the quantized phase needs besides the model.
 
     Attributes:
-      rules: path of a parameter -> quantizer.
+      rules: path of a parameter -> quantizer or None.
       product: replaces the matrix products of the layers, see `lm.model.transformer.Model`.
     """
 
@@ -51,9 +52,9 @@ class Quantized(NamedTuple):
         on_grid = {
             name: quantize_tree(part, trained.scales[name], self.rules, prefix=f"{name}/")
             for name, part in trained.params.items()
-            if name != "layers"
+            if name != LAYERS
         }
-        return {**on_grid, "layers": trained.params["layers"]}
+        return {**on_grid, LAYERS: trained.params[LAYERS]}
 
     def report(self, trained: Trained) -> dict[str, dict[str, list[float] | float]]:
         """Of every quantized matrix: its relative squared error and its share of clipped weights.
@@ -71,6 +72,17 @@ class Quantized(NamedTuple):
     def on_grid(self, trained: Trained) -> Any:
         """All parameters on their grids: a second copy of the model."""
         return quantize_tree(trained.params, trained.scales, self.rules)
+
+
+def default_rules(bits: float, *quantizer: Callable[..., Any], **layout: Any) -> Rules:
+    """The rules of a model of this repository; the arguments of `default_quantizers`.
+
+    Raises:
+      ValueError: a width or a layout that the quantizer does not have. From the rules: a parameter
+        of no known kind.
+    """
+    by_kind = default_quantizers(bits, *quantizer, **layout)
+    return lambda path: by_kind[parameter_kind(path)]
 
 
 # `quantization.activations` -> kind of `activation_quantizer`.
@@ -121,7 +133,7 @@ def make_product(
     """
 
     def product(path, x_BTI, w_IO, scale):
-        quantizer = rule_of(path, rules)
+        quantizer = rules(path)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def multiply(x_BTI, w_IO, scale):

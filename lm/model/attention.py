@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lm.errors import InputError
 from lm.model import splash
 from lm.model.platform import platform
+from lm.model.xla_cpu import is_plain
 
 # Large enough to vanish in the softmax, small enough to stay finite in float32: a row of padding
 # sees itself only, so no row is ever fully masked.
@@ -40,14 +41,15 @@ def attend(
     Grouped-query attention when K < N.
 
     Args:
-      query_BNTH, key_BKSH, value_BKSH: heads before length: on CPU products in this order take
-        0.9 x the time of [B, T, N, H] and no transposes.
+      query_BNTH, key_BKSH, value_BKSH: heads before length, the order in which the products need
+        no transposes.
       query_segments_BT, key_segments_BS: int32; tokens of different segments do not meet.
       offset: index of the first query among the keys; must be 0 when T = S.
       blocks_BT: int32, of queries and keys (T = S); see `visible`. None is no blocks.
       implementation: "einsum"; "xla" or "cudnn" through `jax.nn.dot_product_attention`; "splash",
         a kernel for TPUs, and "einsum" for what it cannot have, such as decoding; "auto" is "cudnn"
-        for half precision on GPU, "splash" on TPU where it can be, and "einsum" elsewhere.
+        for half precision on GPU, "splash" on TPU where it can be, and "einsum" elsewhere and
+        with `model.plain_autodiff`.
 
     Raises:
       InputError: "splash" with blocks.
@@ -76,6 +78,8 @@ def attend(
 
 def _best(query_BNTH, key_BKSH, blocks_BT) -> str:
     """What "auto" means for these arrays, on the devices of the mesh or else the default ones."""
+    if is_plain():
+        return "einsum"
     half = query_BNTH.dtype in (jnp.bfloat16, jnp.float16)
     if platform() == "gpu":
         return "cudnn" if half else "einsum"
@@ -119,8 +123,7 @@ def _einsum_attention(
         return _attend_block(
             query_BNTH, key_BKSH, value_BKSH, visible(query_segments, key_segments, offset)
         )
-    # A block of queries needs no keys after its last one. At T = 256 this takes 0.6 x (4 heads of
-    # 32) and 0.4 x (6 heads of 64) the time of the full square on CPU, forward and backward.
+    # A block of queries needs no keys after its last one: about half of the full square.
     blocks = []
     for start, end in _query_blocks(t):
         ids = () if blocks_BT is None else (blocks_BT[:, start:end], blocks_BT[:, :end])
@@ -159,8 +162,7 @@ def attention_share(
 
 
 def _attend_block(query_BNTH, key_BKSH, value_BKSH, mask_BTS):
-    # Normalising the output instead of the probabilities saves passes over the largest array: the
-    # whole takes 0.6 x the time with jax.nn.softmax on CPU (four axes, not five: 0.7 x).
+    # Normalising the output instead of the probabilities saves passes over the largest array.
     exp_BKMS = _exponentials(query_BNTH, key_BKSH, mask_BTS)
     out_BKMH = jnp.einsum("bkms,bksh->bkmh", exp_BKMS.astype(value_BKSH.dtype), value_BKSH)
     out_BKMH /= exp_BKMS.sum(axis=-1, keepdims=True).astype(value_BKSH.dtype)
@@ -176,7 +178,7 @@ def _exponentials(query_BNTH, key_BKSH, mask_BTS):
     logits_BKMS = jnp.einsum(
         "bkmh,bksh->bkms", query_BKMH, key_BKSH, preferred_element_type=jnp.float32
     )
-    # Added, not selected, so that nothing is selected in the backward pass: 0.95 x the time.
+    # Added, not selected, so that nothing is selected in the backward pass.
     bias_BGTS = jnp.broadcast_to(jnp.where(mask_BTS, 0.0, _MASKED)[:, None], (b, n // k, t, s))
     logits_BKMS += bias_BGTS.reshape(b, 1, -1, s)
     max_BKM1 = jax.lax.stop_gradient(logits_BKMS.max(axis=-1, keepdims=True))

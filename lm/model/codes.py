@@ -1,4 +1,4 @@
-"""Token codes: K bits computed from an id, never looked up, and their lift to a vector.
+"""Token codes: K bits computed from an id, without a table, and their lift to a vector.
 
 K bits of a code, D width, V vocabulary. Bits are the last axis, least significant first.
 
@@ -51,14 +51,14 @@ def token_codes(ids: jax.Array, num_bits: int) -> jax.Array:
 
 
 def affine_recode(ids: jax.Array, matrix: np.ndarray, offset: int | np.ndarray) -> jax.Array:
-    """The ids whose binary codes are A c XOR b over GF(2), c the code of an id (arXiv 2605.09751).
+    """Ids with the binary code A c XOR b over GF(2), c being the code of an id (arXiv 2605.09751).
 
     Bit j of the result is parity(popcount(id AND row j of A)) XOR b_j.
 
     Args:
       ids: [...] integers below 2^K, K at most 31.
       matrix: A, [K, K] of {0, 1}; column k multiplies bit k of the id, row j gives bit j.
-      offset: b, as an integer whose bit j is b_j or as [K] bits.
+      offset: b, as an integer with b_j as its bit j, or as [K] bits.
 
     Returns:
       [...] integers below 2^K in the dtype of the ids; all distinct if A is invertible.
@@ -152,7 +152,7 @@ class Code(NamedTuple):
 
     Attributes:
       encode: ids [...] -> bits [..., K].
-      decode: integers [...] whose bits are (the first 32 bits of) a code -> the ids that have it.
+      decode: the first 32 bits of a code as integers [...] -> the ids with that code.
     """
 
     encode: Callable[[jax.Array], jax.Array]
@@ -204,7 +204,13 @@ CODES = {"binary": binary, "affine": affine, "random_codes": random_codes}
 
 
 def uniform_ids(code: Code, num_bits: int, vocab_size: int) -> list[int | None]:
-    """The ids below V whose codes are all zeros and all ones; None where no id has that code."""
+    """The two ids below V with a code of zeros and a code of ones; None where there is no such id.
+
+    Args:
+      code: the code.
+      num_bits: K.
+      vocab_size: V.
+    """
     found = []
     for bit in (0, 1):
         word = np.uint32(((1 << min(num_bits, _WORD)) - 1) * bit)

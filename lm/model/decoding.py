@@ -1,4 +1,4 @@
-"""Sampling text: a KV cache filled by the prompt, then one token at a time.
+"""Sampling text: the prompt fills a KV cache, then one token follows the other.
 
 B batch, P prompt length, S cache length, V vocabulary.
 """
@@ -16,7 +16,13 @@ Logits = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def init_cache(model: Model, batch: int, length: int) -> KVCache:
-    """An empty cache for `length` tokens of `batch` rows."""
+    """An empty cache in the compute dtype.
+
+    Args:
+      model: the model.
+      batch: rows, B.
+      length: tokens of a row that fit, S.
+    """
     c = model.config
     shape = (c.layers, batch, c.kv_heads, length, c.head_width)
     return KVCache(

@@ -1,9 +1,9 @@
-"""Input interfaces: how token ids become vectors, and vectors of all ids an output head.
+"""Input interfaces: from token ids to vectors, and from the vectors of all ids to an output head.
 
 B batch, T length, V vocabulary, D width, K bits of a code, R rank of a factored table.
 
-All but the plain codes start with about unit mean square. `INTERFACES` has one module a name of
-`model.embedding`; the arithmetic of codes is in `lm/model/codes.py`.
+Every interface but the plain codes starts with a mean square of about 1. `INTERFACES` maps the
+names of `model.embedding` to modules; the arithmetic of codes is in `lm/model/codes.py`.
 """
 
 import flax.linen as nn
@@ -34,8 +34,10 @@ __all__ = [
 
 
 class LearnedTable(nn.Module):
-    """A trained table [V, D], one row a token; entries start as N(0, 1/D), the output is scaled
-    by sqrt(D), so that the same table serves as an output head with logits of about unit variance.
+    """A trained table [V, D] with one row per token; entries start as N(0, 1/D).
+
+    The output is scaled by sqrt(D), so that the same table serves as an output head with logits of
+    about unit variance.
     """
 
     config: ModelConfig
@@ -110,7 +112,7 @@ class TokenCodes(nn.Module):
 
 
 class ProjectedCodes(nn.Module):
-    """Binary codes through one trained matrix [K, D]: x = c P, the least that can be trained."""
+    """x = c P: binary codes c times one trained matrix P, [K, D]."""
 
     config: ModelConfig
 
@@ -130,16 +132,16 @@ class ProjectedCodes(nn.Module):
         return x_BTK @ (_whole(self.projection, self) * jnp.asarray(c.code_scale, c.dtype))
 
     def head(self) -> jax.Array:
-        """See `_head_of_all`; trained with the input, and of rank K like the codes."""
+        """See `_head_of_all`; trained with the input. The logits have rank K."""
         return _head_of_all(self, 1.0)
 
 
 class Gaussian(nn.Module):
-    """Frozen vectors N(0, 1), one a token: not parameters, not in the optimizer, not a table.
+    """Frozen vectors N(0, 1), one per token: neither parameters nor a stored table.
 
     Each is drawn again wherever its id occurs, by a counter-based generator (threefry) from
-    `code_seed` and the id. That costs D draws a token: nothing beside a layer of a large model, and
-    a memory-free one; on CPU at small widths it is seen in the step time.
+    `code_seed` and the id. That costs D draws per token and no memory: little beside a layer of a
+    large model, visible in the step time of a small one.
     """
 
     config: ModelConfig
@@ -156,7 +158,7 @@ class Gaussian(nn.Module):
         return (x_BTD * c.code_scale).astype(c.dtype)
 
     def head(self) -> jax.Array:
-        """See `_head_of_all`; V D draws a step."""
+        """See `_head_of_all`; V D draws per step."""
         return _head_of_all(self, 1.0)
 
 
@@ -172,8 +174,11 @@ INTERFACES = {
 
 
 def _parameter(module, name, shape, axes, deviation=None):
-    """A parameter [rows, columns] that starts as N(0, deviation^2), by default 1 / columns for a
-    table and 1 / rows for a projection: one over what is summed."""
+    """A parameter [rows, columns] that starts as N(0, deviation^2).
+
+    By default the variance is 1 / columns for a table and 1 / rows for a projection: one over the
+    number of summands of a product with it.
+    """
     if deviation is None:
         deviation = shape[axes[0] == "vocab"] ** -0.5
     init = nn.with_logical_partitioning(nn.initializers.normal(deviation), axes)
@@ -196,12 +201,12 @@ def _whole(projection_KD, module):
 
 
 def _head_of_all(interface, mean_square):
-    """The vectors of all V ids as an output head [D, V], `model.code_head`.
+    """The vectors of all V ids as an output head [D, V]: `model.code_head`.
 
-    Ours, not the paper's (its head is trained and untied): a head without parameters of its own,
-    computed in every step and divided by sqrt(D mean_square) so that logits start with about unit
-    variance. Its limits: the whole [D, V] array is a temporary of the step; and for codes,
-    projected ones included, a token's logit is linear in its K bits: the logits have rank K, and at
+    A head without parameters of its own, computed in every step and divided by sqrt(D mean_square)
+    so that logits start with about unit variance. It is ours; the head of the paper is trained and
+    untied. Its limits: the whole [D, V] array is a temporary of the step, and with codes (projected
+    ones included) a token's logit is linear in its K bits. The logits then have rank K, and at
     V = 2^K the prediction is a product of K independent bits. Gaussian vectors have rank D.
     """
     c = interface.config

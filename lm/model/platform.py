@@ -1,12 +1,12 @@
-"""What kind of device a program is made for."""
+"""The kind of device that a program is compiled for."""
 
 import jax
 
 
 def platform() -> str:
-    """Of the devices of the mesh, or else the default ones: "cpu", "gpu" or "tpu".
+    """The platform of the mesh's devices, or of the default devices: "cpu", "gpu" or "tpu".
 
-    Ahead of time, a program is compiled for devices that are not the default ones.
+    They differ where a program is compiled ahead of time for devices that are not at hand.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = device.platform if device else jax.default_backend()

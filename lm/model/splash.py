@@ -1,4 +1,4 @@
-"""Causal attention inside segments by the Pallas kernel for TPUs, on a mesh or without one.
+"""Causal attention inside segments by the Pallas kernel for TPUs, with and without a mesh.
 
 B batch, T length, N query heads, K key-value heads, H head width.
 """
@@ -9,16 +9,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# The kernel works on tiles of so many queries and keys; of larger ones, those of 512 are the
-# smallest with which a tile's products outweigh what is done once a tile.
+# Queries and keys in one tile of the kernel. The largest that divides the length is taken; with 512
+# the products of a tile outweigh the work that is done once per tile.
 _TILES = (512, 256, 128)
 
-# Lanes of a TPU's registers; heads of half as many fit as well, with half of each register unused.
+# Lanes of a TPU's registers. Heads of half that width fit as well and leave half a register unused.
 _LANES = 128
 
 
 def refusal(length: int, heads: int, kv_heads: int, head_width: int, mesh: dict[str, int]) -> str:
-    """Why the kernel cannot have rows of these sizes on this mesh; "" if it can."""
+    """The reason why the kernel cannot compute these sizes on this mesh; "" if it can.
+
+    Args:
+      length: tokens in a row, T.
+      heads: query heads, N.
+      kv_heads: key and value heads, K.
+      head_width: H.
+      mesh: name of an axis -> its size.
+    """
     if length % _TILES[-1]:
         return f"data.sequence_length={length} is not a multiple of {_TILES[-1]}"
     if head_width % (_LANES // 2):
@@ -40,13 +48,16 @@ def splash_attention(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H) + mask) v, [B, N, T, H], without an array of T x T.
 
-    Under axis rules every device computes its own rows and heads: a kernel is nothing that XLA
-    could cut.
+    On a mesh every device computes its own rows and heads, by `jax.shard_map`: XLA cannot partition
+    a kernel.
 
     Args:
       query_BNTH, key_BKTH, value_BKTH: heads; N is a multiple of K.
-      segments_BT: int32, tokens of different segments do not meet.
+      segments_BT: int32; tokens of different segments do not see each other.
       interpret: run the kernel as JAX operations, for tests on CPU.
+
+    Returns:
+      An array like the queries, in their dtype.
     """
     attend = functools.partial(_attend, interpret=interpret)
     if jax.sharding.get_abstract_mesh().empty:
@@ -62,7 +73,7 @@ def splash_attention(
 
 
 def _attend(query_BNTH, key_BKTH, value_BKTH, segments_BT, interpret):
-    # Only here: what is experimental may move, and nobody without a TPU needs it.
+    # Imported here: an experimental module may move, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     _, n, t, h = query_BNTH.shape

@@ -4,8 +4,8 @@ B batch, T length, D width, N heads, K key-value heads, H head width, F MLP widt
 L layers. Weight matrices are [in, out].
 """
 
+import contextlib
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.model import embeddings, rotary
+from lm.model import embeddings, rotary, xla_cpu
 from lm.model.attention import attend, attention_share
 from lm.model.config import ModelConfig
 from lm.model.products import plain_product
@@ -117,6 +117,11 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
     """
     module = Transformer(config)
 
+    @contextlib.contextmanager
+    def scope():
+        with nn.logical_axis_rules(axis_rules), xla_cpu.plain_autodiff(config.plain_autodiff):
+            yield
+
     def boxed(key):
         tokens_BT = jnp.zeros((1, 2), jnp.int32)
         return module.init(key, Tokens(tokens_BT, tokens_BT, tokens_BT))["params"]
@@ -132,7 +137,7 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         variables, taps = {"params": params}, taps or {}
         if scales := _without_empty(products.scales or {}):
             variables["scales"] = {"layers": scales}
-        with nn.logical_axis_rules(axis_rules):
+        with scope():
             hidden_BTD, new_cache, input_BTD = Transformer(config, products.product).apply(
                 variables, inputs, cache, keep_input="attention_to" in taps
             )
@@ -142,18 +147,18 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
 
     def method(function):
         def call(params, *arguments):
-            with nn.logical_axis_rules(axis_rules):
+            with scope():
                 return module.apply({"params": params}, *arguments, method=function)
 
         return call
 
     def block(params, x, positions, segment_ids, product=plain_product):
-        with nn.logical_axis_rules(axis_rules):
+        with scope():
             (x_BTD, _), _ = Block(config, product).apply(
                 {"params": params},
                 (x, None),
                 None,
-                *rotary.turns(positions, config.head_width, config.rope_base),
+                *rotary.rope_angles(positions, config.head_width, config.rope_base),
                 segment_ids,
                 None,
             )
@@ -226,15 +231,15 @@ def _heads(module: nn.Module, name: str, x_BTD: jax.Array, count: int, axis: str
 
 
 def _queries_and_keys(module: nn.Module, x_BTD, sin_BTH, cos_BTH):
-    """Queries [B, N, T, H] and keys [B, K, T, H], normed and turned, by weights of `module`."""
+    """Queries [B, N, T, H] and keys [B, K, T, H], normed and rotated, by weights of `module`."""
     c = module.config
     query_BNTH = _heads(module, "query", x_BTD, c.heads, "heads")
     key_BKTH = _heads(module, "key", x_BTD, c.kv_heads, "kv_heads")
     if c.qk_norm:
         query_BNTH = Norm("rmsnorm", c.param_dtype, name="query_norm")(query_BNTH)
         key_BKTH = Norm("rmsnorm", c.param_dtype, name="key_norm")(key_BKTH)
-    turns = sin_BTH, cos_BTH
-    return rotary.rotate(query_BNTH, *turns), rotary.rotate(key_BKTH, *turns)
+    angles = sin_BTH, cos_BTH
+    return rotary.rotate(query_BNTH, *angles), rotary.rotate(key_BKTH, *angles)
 
 
 class Attention(nn.Module):
@@ -306,43 +311,15 @@ def _attention_to(passed: _Pass, to_BT: jax.Array) -> jax.Array:
     norm = Norm(c.norm, c.param_dtype)
     y_BTD = norm.apply({"params": layer["params"]["attention_norm"]}, input_BTD)
     own = {name: tree["attention"] for name, tree in layer.items() if "attention" in tree}
-    turns = rotary.turns(inputs.positions, c.head_width, c.rope_base)
+    angles = rotary.rope_angles(inputs.positions, c.head_width, c.rope_base)
     # `product` finds the weights by this name.
     return AttentionShare(c, passed.product, name="attention").apply(
-        own, y_BTD, *turns, inputs.segment_ids, to_BT
+        own, y_BTD, *angles, inputs.segment_ids, to_BT
     )
 
 
 # Name of a tap -> (forward pass, argument of the tap) -> array.
 TAPS = {"attention_to": _attention_to}
-
-
-_GELU_SLOPE = (2 / math.pi) ** 0.5
-_GELU_CUBIC = 0.044715
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (arXiv 1606.08415, section 2).
-
-    Its backward pass keeps x alone and computes the tangent once more: 0.75 x the memory of an MLP
-    with `jax.nn.gelu`, 0.9 to 0.96 x its CPU time, forward and backward.
-    """
-    return jax.nn.gelu(x)
-
-
-def _gelu_forward(x):
-    return gelu(x), x
-
-
-def _gelu_backward(x, slope):
-    square = jnp.square(x)
-    t = jnp.tanh(_GELU_SLOPE * x * (1 + _GELU_CUBIC * square))
-    inner = _GELU_SLOPE * (1 + 3 * _GELU_CUBIC * square)
-    return (slope * 0.5 * (1 + t + x * (1 - jnp.square(t)) * inner),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class MLP(nn.Module):
@@ -362,7 +339,7 @@ class MLP(nn.Module):
         elif c.activation == "relu2":
             y_BTF = jnp.square(jax.nn.relu(y_BTF))
         else:
-            y_BTF = gelu(y_BTF)
+            y_BTF = xla_cpu.gelu(y_BTF)
         return _linear(self, "down", y_BTF, shape[::-1], axes[::-1], _depth_scale(c))
 
 
@@ -446,9 +423,9 @@ class Transformer(nn.Module):
             cache = cache._replace(segment_ids_BS=segments_BS)
             layer_cache = (cache.keys_LBKSH, cache.values_LBKSH)
         carry = (x_BTD, x_BTD if keep_input else None)
-        turns = rotary.turns(positions_BT, c.head_width, c.rope_base)
+        angles = rotary.rope_angles(positions_BT, c.head_width, c.rope_base)
         (x_BTD, input_BTD), layer_cache = self.layers(
-            carry, layer_cache, *turns, segment_ids_BT, cache, blocks_BT
+            carry, layer_cache, *angles, segment_ids_BT, cache, blocks_BT
         )
         if cache is not None:
             cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])

@@ -215,7 +215,8 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     start = time.perf_counter()
     # Outside of the mesh, on whose devices no random key can be made.
     references = open_references(run)
-    step = run.train_step({source: one.run.model for source, one in references.models.items()})
+    models = {source: one.run.model for source, one in references.models.items()}
+    step = run.train_step(second_models=models)
     state, batch = run.abstract_state(), abstract_batch(run, references.scores)
     frozen = references.abstract()
     try:

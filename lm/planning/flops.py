@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from lm.model.config import ModelConfig
+from lm.model.parameters import is_table, parameter_kind, path_of
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets, by jax device_kind.
 PEAK_FLOPS = {
@@ -37,16 +38,16 @@ def flops_per_token(model: ModelConfig, shapes: Any, sequence_length: int) -> in
     Attention's two products take 12 T D a layer, not halved for causality, as is the custom (arXiv
     2204.02311, appendix B). Recomputation does not count.
     """
+    by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    kinds = {path: parameter_kind(path) for path in by_path}
     matrices = sum(
         math.prod(leaf.shape)
-        for name in ("layers", "head")
-        for leaf in jax.tree.leaves(shapes.get(name, {}))
-        if len(leaf.shape) >= (3 if name == "layers" else 2)
+        for path, leaf in by_path.items()
+        if kinds[path] != "vector" and not is_table(path)
     )
-    matrices += _count({k: v for k, v in shapes.get("embedding", {}).items() if k != "table"})
     head = 0
     if not model.own_head:
-        trained = "embedding" in shapes
+        trained = "embedding" in kinds.values()
         head = (6 if trained else 4) * model.vocab_size * model.width
     return 6 * matrices + head + 12 * model.layers * sequence_length * model.width
 

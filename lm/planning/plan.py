@@ -21,7 +21,6 @@ from lm.references.second_models import open_references
 from lm.training import experiment
 from objectives.quantization import optimal_qat_fraction, packed_size
 from objectives.quantization.optimal_qat import tokens_per_parameter_byte
-from objectives.quantization.qat import rule_of
 
 
 class Parameters(NamedTuple):
@@ -98,7 +97,7 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
     references = count_bytes(open_references(run).abstract())
     groups = parameters_by_group(state.trained.params)
     params = state.trained.params
-    whole = unsharded(run.mesh, params, run.model.axes()) if run.mesh.size > 1 else []
+    unsplit = unsharded(run.mesh, params, run.model.axes()) if run.mesh.size > 1 else []
     c = run.config
     tokens_per_step = c.train.batch_size * c.data.sequence_length
     flops_per_token = run.flops_per_token()
@@ -110,8 +109,8 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
         bytes={name: size for name, size in sizes.items() if size.total}
         | {"state": whole}
         | ({"references": references} if references.total else {}),
-        unsharded=tuple(whole[:listed]),
-        unsharded_parameters=sum(math.prod(leaf.shape) for leaf in whole),
+        unsharded=tuple(unsplit[:listed]),
+        unsharded_parameters=sum(math.prod(leaf.shape) for leaf in unsplit),
         flops_per_token=flops_per_token,
         tokens_per_step=tokens_per_step,
         flops_per_step=flops_per_token * tokens_per_step,
@@ -193,7 +192,7 @@ def weight_bytes(section: ConfigDict, shapes: Any) -> int:
 def _packed_bytes(shapes: Any, quantized: Quantized) -> int:
     def of_leaf(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        quantizer = rule_of(name, quantized.rules)
+        quantizer = quantized.rules(name)
         if quantizer is None:
             return math.prod(leaf.shape) * leaf.dtype.itemsize
         grid = jax.eval_shape(lambda w: quantizer.grid(w, quantizer.init(w)), leaf)

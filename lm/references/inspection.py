@@ -19,7 +19,7 @@ from lm.model.transformer import Model
 from lm.references.sources import EMA
 from lm.training.experiment import Experiment
 from lm.training.forward import make_prediction_statistics, make_training_statistics
-from lm.training.state import TrainState
+from lm.training.state import TrainState, average_as_model
 from objectives.losses import CROSS_ENTROPY
 from objectives.terms import minimise
 from objectives.weighted import denominators, loss_term
@@ -102,7 +102,8 @@ def inspect(
         source = c.objective.references[name]
         if source == EMA:
             whole = likelihood._replace(attention_blocks=None)
-            model, trained, options = run.model, state.ema, (quantized, whole)
+            model, options = run.model, (quantized, whole)
+            trained = average_as_model(model, state.ema)
         else:
             (model, trained), options = second_models[source], ()
         measure = make_prediction_statistics(model, c.objective.block_size, *options)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
@@ -15,7 +14,7 @@ from lm.references.second_models import check_tokens
 from lm.runs import run_record
 from lm.runs.checkpoints import saved_steps
 from lm.training import experiment
-from lm.training.state import TrainState
+from lm.training.state import TrainState, average_as_model, first_average
 
 _KEY = "quantization.from"
 
@@ -87,9 +86,11 @@ def start(
     if switch:
         say(f"starts with step {switch} of {record.folder}")
         return _graft(fresh, old)
-    params = (old.ema if record.config.train.ema_decay else old.trained).params
+    params = old.trained.params
+    if record.config.train.ema_decay:
+        params = average_as_model(run.model, old.ema).params
     say(f"starts with the parameters of step {int(old.step)} of {record.folder}")
-    ema = fresh.ema._replace(params=jax.tree.map(jnp.copy, params)) if fresh.ema else ()
+    ema = fresh.ema._replace(params=first_average(params)) if fresh.ema else ()
     return fresh._replace(trained=fresh.trained._replace(params=params), ema=ema)
 
 

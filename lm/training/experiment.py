@@ -16,7 +16,7 @@ from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
 from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.data.layout import BATCH
 from lm.errors import InputError
-from lm.model import splash
+from lm.model import splash, xla_cpu
 from lm.model.config import ModelConfig, check_choice
 from lm.model.trained import Trained
 from lm.model.transformer import Model, make_model
@@ -24,7 +24,14 @@ from lm.parallel.mesh import RULES, check_batch, check_unsharded, make_mesh, sha
 from lm.planning.flops import flops_per_token
 from lm.references.sources import check_sources
 from lm.training.optimizers import make_optimizer
-from lm.training.state import TrainState, init_loss, make_init, parameter_shapes, state_shardings
+from lm.training.state import (
+    TrainState,
+    average_as_model,
+    init_loss,
+    make_init,
+    parameter_shapes,
+    state_shardings,
+)
 from lm.training.step import make_begin_quantized, make_eval_step, make_train_step
 from objectives import OBJECTIVES, Objective
 from objectives.losses import LOSSES, Loss
@@ -95,7 +102,9 @@ class Experiment(NamedTuple):
         That is the moving average where there is one. In the first phase the scales are those that
         the quantized phase would begin with now: its quantized loss is that of rounding to nearest.
         """
-        trained = state.ema if self.config.train.ema_decay else state.trained
+        trained = state.trained
+        if self.config.train.ema_decay:
+            trained = average_as_model(self.model, state.ema)
         if self.quantized is None:
             return trained, False
         if int(state.step) > self.phases.switch:
@@ -125,16 +134,9 @@ class Experiment(NamedTuple):
 
 
 def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, bool] | None:
-    """How to compile a train step for the devices of a mesh.
-
-    XLA on CPU updates the parameters and each moment in loops of their own. Unless it looks at
-    which parts of an array overlap it copies the moments first, for one loop could overwrite what
-    another still reads: 130 of 795 MiB of temporaries at 49 million parameters, and bit for bit the
-    same result.
-    """
-    if isinstance(mesh, AbstractMesh) or mesh.devices.flat[0].platform != "cpu":
+    if isinstance(mesh, AbstractMesh):
         return None
-    return {"xla_cpu_copy_insertion_use_region_analysis": True}
+    return xla_cpu.compiler_options(mesh.devices.flat[0].platform)
 
 
 def build(
@@ -194,7 +196,7 @@ _MINIMA = {
     "data.shuffle_rows": 1,
     "data.workers": 0,
     "objective.z_loss": 0,
-    "objective.block_size": 1,
+    "objective.block_size": 0,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0,
     "checkpoint.grace_seconds": 0,

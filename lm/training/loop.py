@@ -17,7 +17,7 @@ from lm.planning.flops import parameters_by_group, peak_flops
 from lm.references.second_models import open_references
 from lm.runs import identity, initialise
 from lm.runs.checkpoints import Checkpoints, saved_steps
-from lm.training import events, experiment
+from lm.training import events, experiment, schedules
 from lm.training.logging import Stopwatch, Writer, write_whole
 from lm.training.progress import above, duration, progress_bar
 from lm.training.resume import as_text, check_workdir, check_writable, resolved, settle_streams
@@ -121,6 +121,8 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         source = GrainSource(dataset, built.mesh, stored)
         parts = _Parts(built, data, source, second_models, frozen, start, record["run_id"])
         loop = Loop(config, workdir, say, parts, stop)
+        if change := loop.describe_change(before.get("config", {})):
+            loop.say(change)
         if jax.process_index() == 0:
             write_whole(workdir / "config.json", as_text(record))
             if isinstance(data.tokenizer, tokenizers.Subwords):
@@ -211,6 +213,12 @@ class Loop:
             f"{c.train.batch_size * c.data.sequence_length:,} tokens a step, "
             f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
         )
+
+    def describe_change(self, recorded: Mapping[str, Any]) -> str:
+        """See `schedules.describe_change`."""
+        count = sum(parameters_by_group(self.state.trained.params).values())
+        counted = self.step - int(self.state.skipped)
+        return schedules.describe_change(recorded, self.config, count, counted)
 
     def run(self) -> Result:
         """Takes all steps that are left, or those before a signal."""

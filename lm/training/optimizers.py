@@ -1,7 +1,4 @@
-"""Optimizers, from Optax; every parameter belongs to a group or is an error."""
-
-import re
-from typing import Any
+"""Optimizers from Optax, one for each kind of parameter; their state is float32."""
 
 import jax
 import jax.numpy as jnp
@@ -11,54 +8,36 @@ from ml_collections import ConfigDict
 from lm.compression.phases import Phases
 from lm.errors import InputError
 from lm.model.config import check_choice
+from lm.model.parameters import parameter_kinds
 from lm.model.trained import Trained
 from lm.training.schedules import make_phase_schedule
-
-# The first rule whose expression is found in a parameter's path decides its group.
-GROUPS = (
-    (r"(^|/)(scale|bias)$", "vector"),
-    (r"^embedding/", "embedding"),
-    (r"^head/", "head"),
-    (r"^layers/.*/(query|key|value|output|up|gate|down)$", "matrix"),
-)
 
 # MuonDimensionNumbers of a matrix stacked over layers, [L, in, out]. Without them Optax takes a
 # three-dimensional leaf for no matrix and silently gives it to Adam.
 _STACKED = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
 
-def parameter_groups(params: Any) -> Any:
-    """The group of every leaf: "matrix", "embedding", "head" or "vector".
-
-    Raises:
-      InputError: a parameter that no rule of `GROUPS` covers.
-    """
-
-    def group(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for expression, label in GROUPS:
-            if re.search(expression, name):
-                return label
-        raise InputError(
-            f"parameter {name} {leaf.shape} is covered by no rule of "
-            "lm/training/optimizers.py:GROUPS; add one that says how it is optimized"
-        )
-
-    return jax.tree_util.tree_map_with_path(group, params)
-
-
 def make_optimizer(
     config: ConfigDict, phases: Phases, trained: Trained, loss_learning_rate: float = 0.0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of the `optimizer` section for what is trained (or its shapes).
+    """The optimizer of the `optimizer` section.
 
     Clipping by global norm, then AdamW, Lion or Muon (Muon for matrices, AdamW for the rest), with
-    decoupled weight decay on all but vectors (norm scales, biases, all that is no model parameter).
-    The step of a quantizer's scale is that times the scale, with quantization.relative_scale_steps.
-    Parameters of the loss have the schedule with `loss_learning_rate` as its peak, if it is not 0.
+    decoupled weight decay on all parameters of the model but vectors (norm scales and biases). With
+    quantization.relative_scale_steps the step of a quantizer's scale is multiplied by the scale.
+    Moments and updates are float32, whatever the dtype of the parameters.
+
+    Args:
+      config: of the run.
+      phases: its steps, which the schedule is made for.
+      trained: what is trained, or its shapes.
+      loss_learning_rate: peak learning rate of the parameters of the loss; 0 is the model's.
 
     Returns:
-      The transformation and the schedule of its (matrix) learning rate.
+      The transformation, and the learning rate by step (of the matrices, with Muon).
+
+    Raises:
+      InputError: an unknown name, a number out of range, or a parameter of no known kind.
     """
     c = config.optimizer
     check_choice("optimizer.name", c.name, ("adamw", "lion", "muon"))
@@ -72,7 +51,7 @@ def make_optimizer(
         if c[key] < 0:
             raise InputError(f"optimizer.{key}={c[key]} must be 0 or above")
     groups = Trained(
-        parameter_groups(trained.params),
+        parameter_kinds(trained.params),
         jax.tree.map(lambda _: "vector", trained.scales),
         jax.tree.map(lambda _: "loss" if loss_learning_rate else "vector", trained.loss),
     )
@@ -102,14 +81,31 @@ def make_optimizer(
     optimizer = optax.chain(clip, optax.partition(transforms, groups))
     if config.quantization.relative_scale_steps:
         optimizer = _relative_scales(optimizer)
-    return optimizer, schedule
+    return _in_float32(optimizer), schedule
+
+
+def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer on float32 views of its parameters.
+
+    Its moments are float32 from the start, and so are its updates: `optax.apply_updates` adds them
+    in float32 and rounds once to the dtype of a parameter.
+    """
+
+    def init(trained):
+        return optimizer.init(optax.tree.cast(trained, jnp.float32))
+
+    def update(grads, state, trained):
+        grads, trained = (optax.tree.cast(tree, jnp.float32) for tree in (grads, trained))
+        return optimizer.update(grads, state, trained)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """g * min(1, limit / |g|), of the norm of all gradients: `optax.clip_by_global_norm`.
+    """g * min(1, limit / |g|) with the norm of all gradients, as `optax.clip_by_global_norm`.
 
-    Optax divides every gradient by the norm; XLA on CPU writes the quotients down before it makes
-    moments of them, but computes a product anew where it is used.
+    Optax divides every gradient by the norm. A product with one factor takes less memory traffic:
+    XLA computes it where it is used, instead of storing quotients.
     """
 
     def clip(grads, params):
@@ -121,10 +117,10 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def _relative_scales(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Makes the update u of a quantizer's scale relative: u * |scale|.
+    """Multiplies the update u of a quantizer's scale by the scale: u * |scale|.
 
-    Adam and Lion take no notice of the size of a gradient, and so not of the gradient factor of LSQ
-    either: their step is the learning rate, which may be more than a tenth of a scale.
+    The steps of Adam and Lion do not depend on the size of a gradient, and so not on the gradient
+    factor of LSQ: they are the learning rate, which may be more than a tenth of a scale.
     """
 
     def update(grads, state, trained):

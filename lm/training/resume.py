@@ -35,6 +35,7 @@ _FREE = (
     "model.remat",
     "model.unroll",
     "model.dtype",
+    "model.plain_autodiff",
     "model.accept_aliasing",
     "quantization.gptq_batches",
     "data.directory",

@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
       step: optimizer steps taken, skipped ones included.
       trained: what is trained.
       optimizer: state of the optimizer.
-      ema: moving average of `trained`, or () when it is off.
+      ema: moving average of `trained` in float32, or () when it is off.
       objective: state of the objective.
       skipped: steps skipped so far.
       skipped_in_a_row: steps skipped since the last one that counted.
@@ -75,7 +75,7 @@ def make_init(
             step=zero,
             trained=trained,
             optimizer=optimizer.init(trained),
-            ema=jax.tree.map(jnp.copy, trained) if ema else (),
+            ema=first_average(trained) if ema else (),
             objective=objective.init(),
             skipped=zero,
             skipped_in_a_row=zero,
@@ -83,6 +83,50 @@ def make_init(
         )
 
     return init
+
+
+def first_average(trained: Trained) -> Trained:
+    """The moving average at its start: a copy in float32.
+
+    In bfloat16 it would hardly move: most steps change it by less than half of its last bit.
+    """
+    return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.float32, copy=True), trained)
+
+
+def next_average(ema: Trained, trained: Trained, decay: float) -> Trained:
+    """decay * ema + (1 - decay) * trained, in float32."""
+    return jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new.astype(jnp.float32), ema, trained
+    )
+
+
+def average_as_model(model: Model, ema: Trained) -> Trained:
+    """A moving average in the dtypes that the model's forward pass expects of its parameters."""
+    shapes = parameter_shapes(model)
+    params = jax.tree.map(lambda x, like: x.astype(like.dtype), ema.params, shapes)
+    return ema._replace(params=params)
+
+
+def check_unchanged(old: TrainState, new: TrainState) -> None:
+    """Checks that a step has kept the dtypes and shapes of its state; call it while tracing.
+
+    Otherwise the next step would be compiled again, and a checkpoint would not hold what the run
+    went on with.
+
+    Raises:
+      TypeError: names the first leaf that has changed.
+    """
+    before, after = (dict(jax.tree_util.tree_leaves_with_path(state)) for state in (old, new))
+    for keys in before | after:
+        kinds = [
+            f"{leaf.dtype}{list(leaf.shape)}" if leaf is not None else "nothing"
+            for leaf in (before.get(keys), after.get(keys))
+        ]
+        if kinds[0] != kinds[1]:
+            raise TypeError(
+                f"a train step makes {kinds[1]} of state.{_name(keys).replace('/', '.')}, which is "
+                f"{kinds[0]}"
+            )
 
 
 def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:

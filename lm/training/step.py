@@ -21,7 +21,7 @@ from lm.training.forward import (
     token_keys,
 )
 from lm.training.gradients import make_gradients
-from lm.training.state import TrainState
+from lm.training.state import TrainState, average_as_model, check_unchanged, next_average
 from objectives import Objective
 from objectives.losses import CROSS_ENTROPY, Loss
 from objectives.terms import masked_sum
@@ -56,7 +56,8 @@ def make_train_step(
     reference_models = _reference_models(model, objective, config, quantized, second_models)
 
     def train_step(state, batch, frozen=None):
-        models = reference_models({EMA: state.ema, **(frozen or {})})
+        ema = average_as_model(model, state.ema) if state.ema else ()
+        models = reference_models({EMA: ema, **(frozen or {})})
         if "keys" in objective.batch_keys:
             batch = {**batch, "keys": token_keys(c.seed, state.step, batch["targets"].shape)}
         grads, metrics, objective_state = gradients(
@@ -70,13 +71,7 @@ def make_train_step(
             good &= calm | (counted < _NORM_WARMUP)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
-        ema = (
-            jax.tree.map(
-                lambda old, new: c.ema_decay * old + (1 - c.ema_decay) * new, state.ema, trained
-            )
-            if c.ema_decay
-            else ()
-        )
+        ema = next_average(state.ema, trained, c.ema_decay) if c.ema_decay else ()
         # 1 - memory^n corrects for the start at 0 in the first steps.
         memory = jnp.minimum(_NORM_MEMORY, counted / (counted + 1.0))
         new = state._replace(
@@ -87,6 +82,7 @@ def make_train_step(
             skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
             norm_mean=memory * state.norm_mean + (1 - memory) * norm,
         )
+        check_unchanged(state, new)
         old = state._replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
         # Select, do not multiply by zero: 0 * NaN is NaN.
         state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

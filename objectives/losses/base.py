@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
       targets: [B, T] integers in [0, V).
       params: parameters of the loss.
       softcap: bound of the logits; 0 is none.
-      block_size: columns of the head per block.
+      block_size: columns of the head per block; 0 is plain automatic differentiation.
       keys: [B, T] random keys, one a token; None outside of training.
       teacher: for a loss that has one, in training.
       axis: name of the mapped axis over whose devices the vocabulary is spread, each with its own

@@ -16,6 +16,7 @@ from objectives.vocabulary import (
     add_gradients,
     first_column,
     for_each_block,
+    not_finite,
     total,
 )
 
@@ -43,9 +44,10 @@ def expectation(
 ) -> jax.Array:
     """A loss of every token whose gradient in the logits z is that of -sum_v a_v log p_v.
 
-    a is not differentiated: d loss / d z_v = p_v sum(a) - a_v. Nothing of [B, T, V] exists: `terms`
-    gives a of one block, and what the block adds to the loss; it is called again, block by block in
-    the same order, in the backward pass.
+    a is not differentiated: d loss / d z_v = p_v sum(a) - a_v. No [B, T, V] array exists: `terms`
+    gives a of one block, and the block's contribution to the loss; it is called again, block by
+    block in the same order, in the backward pass. With a block size of 0 there is one block and no
+    custom gradient: every mode of differentiation works, with a as a constant.
 
     Args:
       terms: (carry, log_p_BTK, start, tokens, vocabulary_K) -> (carry, a_BTK, value_BT).
@@ -54,7 +56,7 @@ def expectation(
       carry: what `terms` gets for the first block, of this device's part of the vocabulary.
       tokens: tree of arrays that `terms` reads whole.
       vocabulary: tree of arrays [..., V] that `terms` reads a block of.
-      block_size: columns per block.
+      block_size: columns per block; 0 is all at once.
       axis: of `token_statistics`; `start` counts from the first column of the whole vocabulary.
 
     Returns:
@@ -63,7 +65,32 @@ def expectation(
     """
     static = _Static(terms, prediction.scores, block_size, axis)
     constants = jax.lax.stop_gradient((logsumexp_BT, carry, tokens, vocabulary))
+    if not block_size:
+        return _plain(static, prediction.hidden, prediction.head, constants)
     return _expectation(static, prediction.hidden, prediction.head, constants)
+
+
+def _plain(static, hidden_BTD, head_DV, constants):
+    """The loss as a constant, plus a term that is 0 and has the gradient."""
+    scores, axis = static.scores, static.axis
+    logsumexp_BT, carry, tokens, vocabulary = constants
+    # Before any arithmetic: see `not_finite`.
+    bad_BT = not_finite(scores, hidden_BTD, head_DV, axis)
+    hidden_BTD = jnp.where(bad_BT[..., None], 0, hidden_BTD)
+    logits_BTV = jnp.where(bad_BT[..., None], 0, scores.logits(hidden_BTD, head_DV))
+    fixed_BTV = jax.lax.stop_gradient(logits_BTV)
+    log_p_BTV = fixed_BTV - jnp.where(bad_BT, 0, logsumexp_BT)[..., None]
+    first = first_column(head_DV, axis)
+    _, a_BTV, value_BT = jax.lax.stop_gradient(
+        static.terms(carry, log_p_BTV, first, tokens, vocabulary)
+    )
+    # log sum exp(z) = log sum p exp(z - sg[z]) + sg[log sum exp(z)], whose value is known.
+    sums = jnp.sum(jnp.exp(log_p_BTV + (logits_BTV - fixed_BTV)), -1), a_BTV.sum(-1), value_BT
+    dot_BT = jnp.sum(jnp.where(a_BTV != 0, a_BTV * (logits_BTV - fixed_BTV), 0.0), -1)
+    sum_p_BT, total_BT, value_BT, dot_BT = total((*sums, dot_BT), axis)
+    gradient_BT = total_BT * jnp.log(sum_p_BT) - dot_BT
+    loss_BT = value_BT + (gradient_BT - jax.lax.stop_gradient(gradient_BT))
+    return jnp.where(bad_BT, jnp.nan, loss_BT)
 
 
 def _block_terms(static, hidden_BTD, head_DK, logsumexp_BT, carry, start, tokens, vocabulary_K):

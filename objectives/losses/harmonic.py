@@ -63,7 +63,8 @@ def harmonic(
             root_D = jnp.exp(inputs.params["log_precision"] / 2)
             hidden_BTD = (hidden_BTD * root_D).astype(hidden_BTD.dtype)
             head_DV = (head_DV * root_D[:, None]).astype(head_DV.dtype)
-        scores = _scores(distance, exponent or width**0.5, epsilon, absolute)
+        plain = not inputs.block_size
+        scores = _scores(distance, exponent or width**0.5, epsilon, absolute, plain)
         return Prediction(hidden_BTD, head_DV, scores)
 
     return Loss(
@@ -78,8 +79,10 @@ DISTANCES = ("euclidean", "cosine", "bray_curtis", "mahalanobis")
 
 
 @functools.cache
-def _scores(distance: str, exponent: float, epsilon: float, absolute: bool) -> Scores:
-    measure = {"cosine": _cosine, "bray_curtis": functools.partial(_bray_curtis, absolute=absolute)}
+def _scores(distance: str, exponent: float, epsilon: float, absolute: bool, plain: bool) -> Scores:
+    apart = _sum_apart if plain else _manhattan
+    bray_curtis = functools.partial(_bray_curtis, absolute=absolute, apart=apart)
+    measure = {"cosine": _cosine, "bray_curtis": bray_curtis}
     distances = measure.get(distance, _euclidean)
     return differentiated(lambda x, w: -exponent * jnp.log(distances(x, w) + epsilon))
 
@@ -101,17 +104,16 @@ def _unit(x, axis):
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis, keepdims=True), 1e-24))
 
 
-def _bray_curtis(hidden_BTD, head_DK, absolute):
-    apart_BTK = _manhattan(hidden_BTD, head_DK)
+def _bray_curtis(hidden_BTD, head_DK, absolute, apart):
+    apart_BTK = apart(hidden_BTD, head_DK)
     if absolute:
         sums_BTK = jnp.abs(hidden_BTD).sum(-1)[..., None] + jnp.abs(head_DK).sum(0)
     else:
-        sums_BTK = _manhattan(hidden_BTD, -head_DK)
+        sums_BTK = apart(hidden_BTD, -head_DK)
     return apart_BTK / jnp.maximum(sums_BTK, 1e-6)
 
 
-@jax.custom_vjp
-def _manhattan(hidden_BTD, head_DK):
+def _sum_apart(hidden_BTD, head_DK):
     """sum_i |x_i - w_i|, [B, T, K], one channel after the other: no array is [B, T, K, D]."""
 
     def apart(x_BT, w_K):
@@ -124,6 +126,9 @@ def _manhattan(hidden_BTD, head_DK):
     # The sum starts with a channel and not with zeros, so that it varies over a mesh as they do.
     first_BTK = apart(hidden_DBT[0], head_DK[0])
     return jax.lax.scan(add, first_BTK, (hidden_DBT[1:], head_DK[1:]))[0]
+
+
+_manhattan = jax.custom_vjp(_sum_apart)
 
 
 def _manhattan_forward(hidden_BTD, head_DK):

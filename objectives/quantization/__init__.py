@@ -23,7 +23,7 @@ from objectives.quantization.optimal_qat import (
 )
 from objectives.quantization.precision_laws import chen_qat_law, kumar_precision_law
 from objectives.quantization.qat import (
-    default_rules,
+    default_quantizers,
     init_scales,
     outside_clip_range,
     quantization_error,
@@ -57,7 +57,7 @@ __all__ = [
     "best_loss",
     "calibration_hessian",
     "chen_qat_law",
-    "default_rules",
+    "default_quantizers",
     "dense_shift",
     "elastic_binary",
     "fit_qat_law",

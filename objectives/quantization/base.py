@@ -102,16 +102,18 @@ class Layout(NamedTuple):
         axes = (-2, -1) if self.granularity == "tensor" else (-2,)
         return function(w_GKO, axis=axes, keepdims=True)
 
-    def total(self, w_GKO: jax.Array) -> jax.Array:
-        """The sum over the weights that share a scale, [..., G, 1, O | 1]."""
+    def spread(self, scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """A stored scale given to all weights that share it, [..., G, K, O]; linear.
+
+        Its transpose is the sum over these weights.
+        """
+        scale_G1O = jnp.broadcast_to(self.expand(scale), (*shape[:-2], 1, shape[-1]))
         if self.granularity == "group":
-            return w_GKO.sum(-2, keepdims=True)
-        # As a product with ones: a sum over rows that XLA on CPU fuses with what follows runs down
-        # one column after the other, which takes 30 times as long (512 x 1,536).
-        ones_GK = jnp.ones(w_GKO.shape[:-1], w_GKO.dtype)
-        sum_GO = jnp.einsum("...k,...ko->...o", ones_GK, w_GKO, precision="highest")
-        sum_G1O = sum_GO[..., None, :]
-        return sum_G1O.sum(-1, keepdims=True) if self.granularity == "tensor" else sum_G1O
+            return jnp.broadcast_to(scale_G1O, shape)
+        # As a product with ones, so that the transpose is one, too: a sum over rows that XLA on CPU
+        # fuses with other passes runs down one column after the other, which is far slower.
+        ones_GK = jnp.ones(shape[:-1], jnp.float32)
+        return jnp.einsum("...k,...o->...ko", ones_GK, scale_G1O[..., 0, :], precision="highest")
 
     def expand(self, scale: jax.Array) -> jax.Array:
         """A stored scale, [..., G, O | 1], beside blocks: [..., G, 1, O | 1]."""

@@ -53,29 +53,27 @@ def _clamped(layout: Layout, scale):
 def _learned(
     name: str, bits: float, layout: Layout, levels: _Levels, first_scale: Callable
 ) -> Quantizer:
-    @jax.custom_vjp
-    def quantize(weights, scale):
+    @jax.custom_jvp
+    def on_grid(weights, scale):
         alpha = _clamped(layout, scale)
         q_GKO = alpha * levels.quantize(layout.split(weights) / alpha)
         return layout.merge(q_GKO).astype(weights.dtype)
 
-    def forward(weights, scale):
-        # Only the arguments are kept: they live through the step anyway, x is cheap to form again.
-        return quantize(weights, scale), (weights, scale)
-
-    def backward(residuals, cotangent):
-        weights, scale = residuals
-        alpha = _clamped(layout, scale)
-        x_GKO = layout.split(weights) / alpha
-        g_GKO = layout.split(cotangent)
-        d_weights = layout.merge(jnp.where(levels.inside(x_GKO), g_GKO, 0.0))
+    @on_grid.defjvp
+    def tangent(primals, tangents):
+        weights, scale = primals
+        d_weights, d_scale = tangents
+        x_GKO = layout.split(weights) / _clamped(layout, scale)
         numel = weights.shape[-2] * weights.shape[-1]
         factor = 1.0 / math.sqrt(numel * levels.numel_factor)
         # A clamped scale keeps its gradient, or it could never grow again.
-        d_scale = layout.total(factor * g_GKO * levels.slope(x_GKO))
-        return d_weights.astype(weights.dtype), layout.squeeze(d_scale).astype(scale.dtype)
+        of_scale_GKO = levels.slope(x_GKO) * layout.spread(d_scale, x_GKO.shape)
+        of_weights_GKO = jnp.where(levels.inside(x_GKO), layout.split(d_weights), 0.0)
+        d_GKO = of_weights_GKO + factor * of_scale_GKO
+        return on_grid(weights, scale), layout.merge(d_GKO).astype(weights.dtype)
 
-    quantize.defvjp(forward, backward)
+    # Only the arguments are kept: they live through the step anyway, x is cheap to form again.
+    quantize = jax.checkpoint(on_grid, prevent_cse=False)
 
     def init(weights):
         return layout.squeeze(first_scale(layout, layout.split(weights)))

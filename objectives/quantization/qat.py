@@ -1,18 +1,19 @@
 """Quantization-aware training over a parameter tree: rules say which leaf is quantized, and how.
 
-A rule is (regular expression, quantizer or None); the first whose expression is found in a leaf's
-path ("layers/mlp/up") decides, as in the optimizer's groups. None leaves it as it is. A leaf
-that no rule covers is an error: nothing stays in full precision because it was forgotten.
+Rules are a function from a leaf's path ("layers/mlp/up") to its quantizer, or to None for a leaf
+that stays as it is. They raise ValueError for a path that they do not know, so that nothing stays
+in full precision because it was forgotten. This module knows no parameter names: the caller's rules
+do.
 
-Everything here is pure, takes whole trees with stacked leaves [L, in, out] or, with `prefix`, the
-part of one layer inside the scan over layers, and is indifferent to shardings.
+All functions are pure. They take whole trees with stacked leaves [L, in, out] or, with `prefix`,
+the part of one layer inside the scan over layers, under any sharding.
 
-A tree of scales has the structure of the parameters, with a learned scale (float32, as many axes as
-its weights, each of their length, the number of groups, or 1) or () in place of each leaf.
+A tree of scales has the structure of the parameters. In place of each leaf it has a learned scale,
+float32 with the same number of axes as the weights (each axis of the weights' length, the number of
+groups, or 1), or () where nothing is learned.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,25 +22,31 @@ import jax.numpy as jnp
 from objectives.quantization.base import Quantizer
 from objectives.quantization.learned_scale import paretoq
 
-Rules = Sequence[tuple[str, Quantizer | None]]
+Rules = Callable[[str], Quantizer | None]
 
 # The embedding and the head are never narrower (arXiv 2509.22935, setup; from a summary).
 OUTER_BITS = 4
 
 
-def default_rules(
+def default_quantizers(
     bits: float, quantizer: Callable[..., Quantizer | None] = paretoq, **layout
-) -> Rules:
-    """Layers at `bits`, embedding and head at max(bits, 4), norms never.
+) -> dict[str, Quantizer | None]:
+    """Quantizers by kind of parameter: layers at `bits`, embedding and head at max(bits, 4).
 
-    The embedding [V, D] has its scales by row, one a token: what a lookup reads, and an output
-    channel where the table is the head, too. How the paper scales embeddings is unconfirmed:
-    replace that rule for another way. From 16 bits on nothing is quantized, whatever `quantizer`.
+    An embedding [V, D] has one scale per row, that is per token: a lookup reads a row, and a row is
+    an output channel where the table is also the head. How the paper scales embeddings is
+    unconfirmed. From 16 bits on nothing is quantized, with any `quantizer`.
 
     Args:
       bits: width of the matrices in the layers.
       quantizer: a factory that takes bits, granularity, group_size and contraction_axis.
       **layout: granularity and group_size, given to every quantizer.
+
+    Returns:
+      "matrix", "embedding", "head" and "vector" (norms, never quantized) -> quantizer or None.
+
+    Raises:
+      ValueError: a width or a layout that the quantizer does not have.
     """
 
     def make(width, **options):
@@ -47,35 +54,23 @@ def default_rules(
         return None if width >= 16 else quantizer(bits=width, **layout, **options)
 
     outer = max(bits, OUTER_BITS)
-    return (
-        (r"(^|/)(scale|bias)$", None),
-        (r"^embedding/", make(outer, contraction_axis=-1)),
-        (r"^head/", make(outer)),
-        (r"^layers/.*/(query|key|value|output|up|gate|down)$", make(bits)),
-    )
-
-
-def rule_of(path: str, rules: Rules) -> Quantizer | None:
-    """The quantizer of the parameter at `path`, None for none.
-
-    Raises:
-      ValueError: no rule covers it.
-    """
-    for expression, quantizer in rules:
-        if re.search(expression, path):
-            return quantizer
-    raise ValueError(f"parameter {path} is covered by no quantization rule; add one (or None)")
+    return {
+        "matrix": make(bits),
+        "embedding": make(outer, contraction_axis=-1),
+        "head": make(outer),
+        "vector": None,
+    }
 
 
 def _map(function, rules, prefix, tree, *rest):
-    """Leaf by leaf: function(quantizer, leaf, ...) of the quantized ones; see the callers."""
+    """function(quantizer or None, leaf, ...) of every leaf of `tree`."""
 
     def at_leaf(path, *leaves):
         name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
         try:
-            return function(rule_of(name, rules), *leaves)
+            return function(rules(name), *leaves)
         except ValueError as error:
-            # Of all leaves, which? Quantizers do not know the name of what they are given.
+            # A quantizer does not know the path of its weights: add it to the message.
             message = str(error)
             raise ValueError(message if name in message else f"{name}: {message}") from None
 
@@ -83,15 +78,15 @@ def _map(function, rules, prefix, tree, *rest):
 
 
 def init_scales(params: Any, rules: Rules, prefix: str = "") -> Any:
-    """The tree of scales from the weights as they are now; () where nothing is learned.
+    """The tree of first scales, computed from the weights; () where nothing is learned.
 
     Args:
-      params: the parameters, or the part of them whose paths begin with `prefix`.
-      rules: see the module.
+      params: the parameters, or the part of them under `prefix`.
+      rules: path -> quantizer or None, see the module.
       prefix: such as "layers/"; put before every path.
 
     Raises:
-      ValueError: a leaf that no rule covers, or whose shape does not fit its quantizer.
+      ValueError: the rules do not know a leaf, or a shape does not fit its quantizer.
     """
 
     def first(quantizer, weights):
@@ -103,13 +98,13 @@ def init_scales(params: Any, rules: Rules, prefix: str = "") -> Any:
 def quantize_tree(params: Any, scales: Any, rules: Rules, prefix: str = "") -> Any:
     """The parameters with every leaf on its grid; differentiable in `params` and in `scales`.
 
-    Inside a scan over layers it takes the slices of one layer, so that no second copy of the whole
-    model comes into being; its result is then that of the stacked call, slice by slice.
+    Inside a scan over layers it takes the slices of one layer, which saves a second copy of the
+    whole model. The result equals the corresponding slice of the stacked call.
 
     Args:
-      params: the parameters, or the part of them whose paths begin with `prefix`.
+      params: the parameters, or the part of them under `prefix`.
       scales: of `init_scales`, for the same part.
-      rules: the same as there.
+      rules: the same as for `init_scales`.
       prefix: such as "layers/"; put before every path.
 
     Raises:
@@ -123,9 +118,9 @@ def quantize_tree(params: Any, scales: Any, rules: Rules, prefix: str = "") -> A
 
 
 def quantization_error(params: Any, scales: Any, rules: Rules) -> dict[str, jax.Array]:
-    """|w - w_q|^2 / |w|^2 of every quantized matrix, by path; float32 [L] for stacked leaves.
+    """|w - w_q|^2 / |w|^2 of every quantized matrix, by path; float32, [L] for stacked leaves.
 
-    0 for a matrix of zeros that stays so.
+    It is 0 for a matrix of zeros that is quantized to zeros.
     """
 
     def at_leaf(quantizer, weights, scale):
@@ -138,10 +133,10 @@ def quantization_error(params: Any, scales: Any, rules: Rules) -> dict[str, jax.
 
 
 def outside_clip_range(params: Any, scales: Any, rules: Rules) -> dict[str, jax.Array]:
-    """Share of the weights outside of the clip range, by path; float32 [L] for stacked leaves.
+    """Share of the weights outside of the clip range, by path; float32, [L] for stacked leaves.
 
-    For learned scales, the weights that get no gradient; for scales from the data, the weights
-    beyond the largest level of a block float (integers have none by construction).
+    With learned scales these weights get no gradient. With scales from the data they are the
+    weights beyond the largest level of a block float (with integers there are none).
     """
 
     def at_leaf(quantizer, weights, scale):
@@ -155,7 +150,7 @@ def _by_path(function, params, scales, rules) -> dict[str, jax.Array]:
 
     def at_leaf(path, weights, scale):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        quantizer = rule_of(name, rules)
+        quantizer = rules(name)
         if quantizer is not None:
             found[name] = function(quantizer, weights, scale)
 

@@ -16,9 +16,10 @@ from lm.compression.after_training import (
     round_to_nearest_model,
 )
 from lm.compression.packed import read_packed, write_packed
+from lm.compression.phases import default_rules
 from lm.errors import InputError
 from objectives.cross_entropy import token_statistics
-from objectives.quantization import absmax, default_rules, init_scales, paretoq, quantize_tree
+from objectives.quantization import absmax, init_scales, quantize_tree
 from objectives.quantization.gptq import rsq_importance
 
 MATRICES = ("attention/query", "attention/key", "attention/value", "attention/output")
@@ -289,5 +290,6 @@ def test_refuses():
     }
     with pytest.raises(InputError, match="GPTQ of head/kernel"):
         gptq_model(model, table, CALIBRATION[:1], default_rules(4, absmax))
-    with pytest.raises(ValueError, match="covered by no quantization rule"):
-        gptq_model(model, params, CALIBRATION[:1], default_rules(4, paretoq)[:2])
+    layers = params["layers"] | {"router": params["layers"]["mlp"]["up"]}
+    with pytest.raises(ValueError, match="layers/router is of no known kind"):
+        gptq_model(model, params | {"layers": layers}, CALIBRATION[:1], default_rules(4, absmax))

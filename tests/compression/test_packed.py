@@ -12,10 +12,10 @@ from safetensors.numpy import save_file
 
 from lm.compression import packed
 from lm.compression.packed import code_leaves, read_packed, write_packed
+from lm.compression.phases import default_rules
 from lm.errors import InputError
 from objectives.quantization import (
     QUANTIZERS,
-    default_rules,
     init_scales,
     packed_size,
     quantize_tree,
@@ -61,16 +61,15 @@ def test_every_quantizer_width_and_granularity(name, tmp_path):
     cases = [(bits, "channel", jnp.float32) for bits in WIDTHS[name]]
     cases += [(WIDTHS[name][0], g, jnp.bfloat16) for g in ("tensor", "group")]
     params = {"embedding": {"table": normal(6, 32, seed=9)}, "layers": {}}
-    rules = [
-        ("scale$", None),
-        ("^embedding", QUANTIZERS[name](bits=WIDTHS[name][-1], contraction_axis=-1)),
-    ]
+    table = QUANTIZERS[name](bits=WIDTHS[name][-1], contraction_axis=-1)
+    by_path = {"embedding/table": table, "layers/scale": None}
     for i, (bits, granularity, dtype) in enumerate(cases):
         weights = normal(3, 32, 5, dtype=dtype, seed=i)
         params["layers"][f"m{i}"] = weights.at[1, 2, 3].set(0)
         quantizer = QUANTIZERS[name](bits=bits, granularity=granularity, group_size=8)
-        rules.append((f"m{i}$", quantizer))
+        by_path[f"layers/m{i}"] = quantizer
     params["layers"]["scale"] = normal(3, 32, dtype=jnp.bfloat16)
+    rules = by_path.__getitem__
     # Scales as training leaves them, not as they start.
     scales = jax.jit(lambda p: jax.tree.map(lambda a: 0.7 * a, init_scales(p, rules)))(params)
     size = write(tmp_path / "model.safetensors", params, scales, rules)

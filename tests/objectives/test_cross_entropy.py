@@ -466,7 +466,7 @@ def test_memory_at_full_size_is_a_fiftieth_of_the_dense():
         (dict(head=jnp.zeros((8, 30), jnp.int8)), "head must be float32"),
         (dict(softcap=-1.0), "softcap"),
         (dict(softcap=float("nan")), "softcap"),
-        (dict(block_size=0), "block_size"),
+        (dict(block_size=-1), "block_size"),
     ],
 )
 def test_refuses(change, message):

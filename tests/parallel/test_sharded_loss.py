@@ -30,7 +30,7 @@ METHODS = {
 MESH = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
 
 
-def compute(loss, vocab_size=40, rows=ROWS):
+def compute(loss, vocab_size=40, rows=ROWS, block_size=7):
     """Statistics, and gradients of a sum of all of them, on the mesh that is set."""
     rng = np.random.default_rng(0)
 
@@ -45,7 +45,7 @@ def compute(loss, vocab_size=40, rows=ROWS):
 
     def total(hidden, matrix, params):
         keys = token_keys(0, jnp.zeros((), jnp.int32), (rows, LENGTH))
-        inputs = Inputs(hidden, matrix, targets, params, 0.0, 7, keys, teacher)
+        inputs = Inputs(hidden, matrix, targets, params, 0.0, block_size, keys, teacher)
         stats = sharded_loss.training_statistics(loss, inputs, weights)
         of_targets = (jnp.where(weights != 0, x, 0.0) for x in stats)
         return sum((i + 1) * jnp.sum(x) for i, x in enumerate(of_targets)), stats
@@ -73,6 +73,15 @@ def test_a_loss_on_a_mesh_is_the_loss_on_one_device(name):
     live[0, 1] = False
     for got, want in zip(spread_stats, stats, strict=True):
         close(np.asarray(got)[live], np.asarray(want)[live])
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "one_token_rollout", "block_distillation"])
+def test_plain_differentiation_on_a_mesh_is_that_of_blocks_on_one_device(name):
+    loss = LOSSES[name](**METHODS[name])
+    expected = compute(loss)
+    with jax.set_mesh(make_mesh(MESH)):
+        found = compute(loss, block_size=0)
+    close((found[0][0], found[1]), (expected[0][0], expected[1]))
 
 
 @pytest.mark.parametrize("sizes", [{"vocab_size": 39}, {"rows": 3}], ids=str)

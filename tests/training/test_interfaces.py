@@ -16,6 +16,7 @@ from etils import epath
 from configs.papers import binary_codes
 from lm.model import decoding, embeddings
 from lm.model.config import ModelConfig
+from lm.model.parameters import parameter_kinds
 from lm.model.trained import Trained
 from lm.model.transformer import Tokens, make_model
 from lm.parallel.mesh import batch_sharding
@@ -24,7 +25,6 @@ from lm.runs.checkpoints import Checkpoints
 from lm.training import experiment
 from lm.training.forward import make_training_statistics
 from lm.training.gradients import make_gradients
-from lm.training.optimizers import parameter_groups
 from lm.training.state import parameter_shapes
 from lm.training.step import make_train_step
 from objectives.weighted import weighted
@@ -185,7 +185,7 @@ def test_a_checkpoint_restores_the_state(run, state, tmp_path):
 
 
 def test_every_parameter_has_an_optimizer(run, state):
-    groups = parameter_groups(state.trained.params)
+    groups = parameter_kinds(state.trained.params)
     assert set(jax.tree.leaves(groups.get("embedding", {}))) <= {"embedding"}
     assert ("embedding" in groups) == (run.model.config.embedding not in TABLE_FREE)
 

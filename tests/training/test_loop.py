@@ -228,6 +228,7 @@ def test_a_run_goes_on_with_another_loss_of_the_same_head(corpus, tmp_path):
     config.objective.loss = "inverted_hinge"
     _, said = train(config, tmp_path)
     assert "resumed at step 3" in said
+    assert sum(line.startswith("changed: train.steps 3 -> 6; ") for line in said) == 1
     # What is minimised is no longer the negative log-likelihood.
     assert ["nll" in line for line in lines(tmp_path, "train")] == [False] * 3 + [True] * 3
     assert all(line["loss"] <= 2 < line["nll"] for line in lines(tmp_path, "train")[3:])

@@ -7,12 +7,9 @@ import tiny
 
 from lm.compression.phases import Phases
 from lm.errors import InputError
+from lm.model.parameters import parameter_kinds
 from lm.model.trained import Trained
-from lm.training.optimizers import (
-    _clip_by_global_norm,
-    make_optimizer,
-    parameter_groups,
-)
+from lm.training.optimizers import _clip_by_global_norm, make_optimizer
 from lm.training.schedules import make_schedule
 
 
@@ -40,12 +37,12 @@ def update(tx, params, grads, steps=1):
 
 def test_every_parameter_has_a_group_and_a_stranger_is_an_error():
     params, _ = params_and_grads()
-    groups = parameter_groups(params)
+    groups = parameter_kinds(params)
     assert set(jax.tree.leaves(groups)) == {"matrix", "embedding", "head", "vector"}
     assert groups["layers"]["mlp_norm"]["scale"] == "vector"
     params["layers"]["mlp"]["router"] = jnp.zeros((2, 32, 4))
     with pytest.raises(InputError, match="layers/mlp/router"):
-        parameter_groups(params)
+        parameter_kinds(params)
 
 
 def test_muon_of_stacked_layers_is_muon_of_each_layer():
@@ -68,7 +65,7 @@ def test_weight_decay_spares_vectors_only(name):
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates = update(optimizer(params, name=name, warmup_steps=0), params, zeros)
     decayed = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
-    expected = jax.tree.map(lambda group: group != "vector", parameter_groups(params))
+    expected = jax.tree.map(lambda group: group != "vector", parameter_kinds(params))
     assert decayed == expected
     np.testing.assert_allclose(
         updates["head"]["kernel"], -2e-3 * 0.1 * params["head"]["kernel"], rtol=1e-5

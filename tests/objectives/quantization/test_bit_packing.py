@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objectives.quantization import pack, packed_size, unpack
+from objectives.quantization import bit_packing, pack, packed_size, unpack
 
 WIDTHS = (1, 1.58, 2, 3, 4, 5, 6, 7, 8)
 

@@ -8,9 +8,26 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from objectives import quantization
-from objectives.quantization import default_rules, init_scales, quantize_tree
+from objectives.quantization import default_quantizers, init_scales, quantize_tree
 
 LAYERS, WIDTH, MLP, VOCABULARY = 2, 16, 32, 24
+
+
+def default_rules(*arguments, **layout):
+    """The default quantizers for the paths of `make_params`."""
+    by_kind = default_quantizers(*arguments, **layout)
+
+    def rules(path):
+        section, _, rest = path.partition("/")
+        if path.endswith("scale"):
+            return by_kind["vector"]
+        if section in ("embedding", "head"):
+            return by_kind[section]
+        if rest.split("/")[-1] == "router":
+            raise ValueError(f"parameter {path} is unknown")
+        return by_kind["matrix"]
+
+    return rules
 
 
 def make_params():
@@ -67,12 +84,12 @@ def test_wide_is_the_identity(bits):
 
 def test_widths_of_a_config_are_floats():
     """4.0 is 4, down to the codes, whose arithmetic is that of integers."""
-    rules = default_rules(4.0, quantization.dense_shift)
-    weights, quantizer = make_params()["layers"]["mlp"]["up"], rules[-1][1]
+    quantizer = default_quantizers(4.0, quantization.dense_shift)["matrix"]
+    weights = make_params()["layers"]["mlp"]["up"]
     grid = quantizer.grid(weights, ())
     decoded = quantizer.decode(quantizer.encode(weights, grid), grid)
     np.testing.assert_array_equal(decoded, quantizer.quantize(weights, ()))
-    assert default_rules(1.58)[-1][1].name == "ternary"
+    assert default_quantizers(1.58)["matrix"].name == "ternary"
 
 
 def test_scan_over_layers_is_the_stacked_call():
@@ -127,15 +144,16 @@ def test_any_mesh():
 def test_a_forgotten_leaf_is_an_error():
     params, rules = make_params(), default_rules(4)
     params["layers"]["mlp"]["router"] = jnp.ones((LAYERS, WIDTH, 4))
-    with pytest.raises(ValueError, match="parameter layers/mlp/router is covered by no"):
+    with pytest.raises(ValueError, match="parameter layers/mlp/router is unknown"):
         init_scales(params, rules)
-    scales = init_scales(params, ((r"router$", None), *rules))
+    scales = init_scales(params, lambda path: None if path.endswith("router") else rules(path))
     assert scales["layers"]["mlp"]["router"] == ()
 
 
-def test_the_first_rule_decides():
+def test_rules_speak_of_single_leaves():
     params = {"layers": {"mlp": {"up": jnp.ones((1, 4, 4)), "down": jnp.ones((1, 4, 4))}}}
-    scales = init_scales(params, ((r"mlp/up$", None), *default_rules(4)))
+    rules = default_rules(4)
+    scales = init_scales(params, lambda path: None if path.endswith("mlp/up") else rules(path))
     assert scales["layers"]["mlp"]["up"] == ()
     assert scales["layers"]["mlp"]["down"].shape == (1, 1, 4)
 
