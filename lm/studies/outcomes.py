@@ -1,4 +1,4 @@
-"""What runs of an ablation have come to: how far they are, their rows, and what those say."""
+"""The outcomes of an ablation: how far its runs are, their results, and comparisons of them."""
 
 import math
 import statistics
