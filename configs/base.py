@@ -84,6 +84,7 @@ TRAIN = {
     "peak_flops": (0.0, "FLOP/s of one device for the MFU; 0 looks up known accelerators"),
     "tensorboard": (True, "TensorBoard event files, in a local work directory"),
     "wandb_project": ("", "Weights & Biases project; '' is off"),
+    "wandb_group": ("", "its group of runs; '' is none, launch.ablate sets the ablation's name"),
 }
 
 OPTIMIZER = {

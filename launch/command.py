@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ NAME = flags.DEFINE_string(
     "launch.pod: of what is launched. launch.score: of the reference that the scores are, "
     "reference_nll by default, prior_nll without context; or another key of "
     "objective.references. likelihood is exp(-loss), our reading of frequency_equity's.",
+)
+SEED = flags.DEFINE_integer(
+    "seed",
+    None,
+    "launch.generate: of the draws, 0 by default. launch.results --trace: of the runs to print.",
 )
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 
@@ -89,6 +94,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def show(pieces: Iterable[str]) -> None:
+    """Writes each piece of text to standard output as soon as it is there."""
+    try:
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except BrokenPipeError:  # The reader, such as `head`, wants no more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns aligned: the first to the left, the others, which are numbers, to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
@@ -102,9 +117,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes a file that is either whole or as it was."""
+    """Replaces the content of a file; if that fails, the file is unchanged."""
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces the content of a file; if that fails, the file is unchanged."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(content, encoding="utf-8")
+    part.write_bytes(content)
     os.replace(part, path)
 
 

@@ -1,4 +1,4 @@
-"""A report as blocks, written as Markdown and as one HTML page that loads nothing."""
+"""A report as a list of blocks, written as Markdown or as one self-contained HTML page."""
 
 import html
 import importlib.resources
@@ -15,26 +15,26 @@ class Heading(NamedTuple):
 
 
 class Paragraph(NamedTuple):
-    """Text, with `code` between backquotes."""
+    """Text; what stands between backquotes is shown as code."""
 
     text: str
 
 
 class Items(NamedTuple):
-    """A list; an item that has the words better or worse as its verdict is coloured."""
+    """A bulleted list; on the page the verdicts "better" and "worse" are coloured."""
 
     texts: Sequence[str]
 
 
 class Table(NamedTuple):
-    """Cells; the first column is text, the others are numbers."""
+    """A table; the first column is aligned as text, the others as numbers."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 class Figure(NamedTuple):
-    """An SVG and what it shows; Markdown has the caption alone."""
+    """An SVG element and its caption; Markdown shows the caption only."""
 
     svg: str
     caption: str
@@ -44,7 +44,7 @@ Block = Heading | Paragraph | Items | Table | Figure
 
 
 def markdown(blocks: Sequence[Block], title: str = "") -> str:
-    """The blocks as Markdown."""
+    """Returns the blocks as Markdown, below a heading with the title if there is one."""
     parts = [f"# {title}"] if title else []
     for block in blocks:
         match block:
@@ -64,7 +64,7 @@ def markdown(blocks: Sequence[Block], title: str = "") -> str:
 
 
 def page(blocks: Sequence[Block], title: str) -> str:
-    """The blocks as a page, readable on light and on dark."""
+    """Returns the blocks as an HTML page with a light and a dark style."""
     body = "\n".join([f"<h1>{_text(title)}</h1>", *map(_element, blocks)])
     frame = importlib.resources.files("launch").joinpath("report.html").read_text("utf-8")
     return string.Template(frame).substitute(title=html.escape(title), body=body)
@@ -93,5 +93,5 @@ def _text(text: str) -> str:
 
 
 def _verdict(text: str) -> str:
-    """Colours the verdict of a sentence `NAME: better, ...`, or of a cell that is one word."""
+    """Colours the verdict in a sentence `NAME: better, ...`, or in a cell of one word."""
     return re.sub(r"(^|: )(better|worse)(?=,|$)", r'\1<span class="\2">\2</span>', text, count=1)

@@ -1,4 +1,4 @@
-"""The plots of reports, as SVG that takes its ink from the page and so can be read on dark, too."""
+"""The plots of reports, as SVG that uses the text colour of the page, light or dark."""
 
 import io
 import math
@@ -10,10 +10,10 @@ import numpy as np
 
 from lm.studies.outcomes import Outcome
 
-# Stand-ins that become the page's own colours.
+# Placeholders; `_svg` replaces them by the colours of the page.
 _INK, _LINE = "#123456", "#654321"
-# Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, and of
-# middle brightness, for light and dark pages.
+# Okabe and Ito's palette without black and yellow: colour-blind readers can tell them apart, and
+# their medium brightness suits light and dark pages.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c8c8c")
 _STYLES = ("-", "--", ":", "-.")
 
@@ -21,7 +21,12 @@ Curves = Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]
 
 
 def differences(outcomes: Sequence[Outcome], seeds: Mapping[str, Sequence[float]]) -> str:
-    """Differences to the baseline with their intervals; `seeds` has those of each seed."""
+    """Plots differences to the baseline with their intervals, as SVG.
+
+    Args:
+      outcomes: of all variants; those without a comparison are left out.
+      seeds: variant -> the difference of each seed, bits per byte.
+    """
     shown = [o for o in outcomes if o.comparison and o.comparison.seeds]
     figure, axes = _figure(0.42 * len(shown) + 0.9)
     for y, outcome in enumerate(shown):
@@ -40,9 +45,14 @@ def differences(outcomes: Sequence[Outcome], seeds: Mapping[str, Sequence[float]
 
 
 def curves(found: Curves, xlabel: str, ylabel: str, name: str, variants: Sequence[str]) -> str:
-    """Means over seeds, with a band of one standard error, at the points that all seeds have.
+    """Plots means over seeds with a band of one standard error, as SVG.
 
-    `found` is variant -> seed -> points (x, y); the place in `variants` decides the colour.
+    Args:
+      found: variant -> seed -> points (x, y); only x that all seeds have are plotted.
+      xlabel: label of the x axis.
+      ylabel: label of the y axis.
+      name: of the figure, unique on the page.
+      variants: all variants; a variant's index decides its colour and line style.
     """
     figure, axes = _figure(3.6)
     for variant, by_seed in found.items():
@@ -71,7 +81,16 @@ def predictions(
     held_out: Sequence[bool],
     name: str,
 ) -> str:
-    """Predicted against measured losses, with bands; filled points were held out."""
+    """Plots predicted against measured losses, nats per token, as SVG.
+
+    Args:
+      measured: losses.
+      predicted: losses of the law.
+      low: lower ends of the predictions' intervals.
+      high: upper ends.
+      held_out: whether the law was not fitted to a point; these points are filled.
+      name: of the figure, unique on the page.
+    """
     figure, axes = _figure(4.2)
     held = np.asarray(held_out, bool)
     x, y = np.asarray(measured), np.asarray(predicted)
@@ -117,7 +136,7 @@ def _figure(height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """The figure as an element of HTML; the same figure gives the same text."""
+    """Returns the figure as an SVG element; equal figures give equal text."""
     from matplotlib import pyplot as plt
 
     file = io.StringIO()

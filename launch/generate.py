@@ -1,7 +1,9 @@
-"""Samples text from a trained run, or from a packed file of one, with a KV cache.
+"""Samples text from a trained run, or from a packed file of one, and shows it as it comes.
 
 python -m launch.generate --workdir=runs/quickstart --prompt="def "
 """
+
+import itertools
 
 from absl import flags
 
@@ -13,11 +15,10 @@ _TOKENS = flags.DEFINE_integer("tokens", 200, "Tokens to add at most.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 is off.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total; 1 is off.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
 def main() -> None:
-    """Prints the prompt and its continuation."""
+    """Prints the prompt and its continuation, token by token, up to the end of text."""
     if _TOKENS.value < 1:
         raise InputError(f"--tokens={_TOKENS.value} must be at least 1")
     if _TEMPERATURE.value < 0:
@@ -32,6 +33,10 @@ def main() -> None:
     from lm.evaluation import sampling
 
     loaded = workdir.load_chosen()
+    prompt, count = _PROMPT.value, _TOKENS.value
+    trained_on = loaded.config.data.sequence_length
+    if warning := too_long(len(loaded.tokenizer.encode(prompt)[0]), count, trained_on):
+        command.say(warning)
     sampler = sampling.Sampler(
         loaded.run.model,
         loaded.tokenizer,
@@ -40,24 +45,27 @@ def main() -> None:
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
-    length, trained_on = _length(loaded), loaded.config.data.sequence_length
-    if length > trained_on:
-        command.say(
-            f"prompt and --tokens={_TOKENS.value} are {length} tokens together; the model was "
-            f"trained on {trained_on} at most (data.sequence_length)"
-        )
-    print(_PROMPT.value, end="", flush=True)
     with jax.set_mesh(loaded.run.mesh):
-        trained = loaded.run.plain(loaded.state)
-        for piece in sampler.stream(trained, _PROMPT.value, _SEED.value, _TOKENS.value):
-            print(piece, end="", flush=True)
-    print()
+        trained, seed = loaded.run.plain(loaded.state), command.SEED.value or 0
+        pieces = sampler.stream(trained, prompt, seed, count)
+        command.show(itertools.chain([prompt], pieces, ["\n"]))
 
 
-def _length(loaded: workdir.Loaded) -> int:
-    """Tokens of the prompt, its beginning included, and those that may be added."""
-    ids, _ = loaded.tokenizer.encode(_PROMPT.value)
-    return 1 + len(ids) + _TOKENS.value
+def too_long(prompt: int, tokens: int, trained_on: int) -> str:
+    """A warning that a text may become longer than the texts of the training; "" if it cannot.
+
+    Args:
+      prompt: tokens of the prompt.
+      tokens: --tokens.
+      trained_on: data.sequence_length of the run.
+    """
+    if prompt + tokens <= trained_on:
+        return ""
+    return (
+        f"warning: a prompt of {prompt:,} tokens and --tokens={tokens} exceed the "
+        f"data.sequence_length={trained_on} of the run: the model has not been trained on the "
+        "positions after it"
+    )
 
 
 if __name__ == "__main__":

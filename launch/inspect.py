@@ -1,4 +1,4 @@
-"""A page of a text with its tokens coloured by weight and by loss; one file, nothing is loaded.
+"""Writes a self-contained HTML page of a text, with tokens coloured by weight and by loss.
 
 python -m launch.inspect --workdir=runs/quickstart --text=FILE [--output=inspect.html]
 """
@@ -19,7 +19,7 @@ _OBJECTIVE = flags.DEFINE_multi_string(
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the page of --text."""
     if not _TEXT.value:
         raise InputError("--text=FILE is missing: a text file, a FILE.jsonl or a folder")
     output = Path(command.OUTPUT.value or "inspect.html")
@@ -64,7 +64,15 @@ def main() -> None:
 
 
 def _override(objective: ConfigDict, override: str) -> None:
-    """Sets a key of the section, in the type that it has."""
+    """Sets a key of the objective section; the value gets the type of the default.
+
+    Args:
+      objective: the section.
+      override: KEY=VALUE.
+
+    Raises:
+      InputError: there is no such key, or the value has another type.
+    """
     key, _, value = override.partition("=")
     valid = dict(command.leaves(objective))
     if key not in valid:

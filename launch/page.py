@@ -1,6 +1,6 @@
-"""A self-contained HTML page of texts whose tokens are coloured by weight or by loss.
+"""A self-contained HTML page of texts, with tokens coloured by weight or by loss.
 
-The frame, its style and its script are `page.html`; nothing is loaded from anywhere.
+Its template, style and script are in `page.html`.
 """
 
 import codecs
@@ -20,7 +20,7 @@ from lm.references.inspection import Inspection
 
 _BINS = 24
 
-# Full colour for the largest 1% of values, or one of them would bleach all others.
+# The largest 1% of values get the full colour: scaled by one outlier, all others would be pale.
 _BRIGHTEST = 99
 
 _SHOWN_AS = {"\n": "↵", "\t": "→", "\r": "␍"}
@@ -28,7 +28,14 @@ _LAYOUT_CONTROLS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u
 
 
 class Heading(NamedTuple):
-    """What a page is of: names of the text and of the run, its step, the weighting in words."""
+    """The heading of a page.
+
+    Attributes:
+      source: name of the text.
+      run: name of the run.
+      step: of the checkpoint.
+      weighting: description of the weighting.
+    """
 
     source: str
     run: str
@@ -39,7 +46,14 @@ class Heading(NamedTuple):
 def render(
     inspection: Inspection, documents: Sequence[Document], tokenizer: Tokenizer, heading: Heading
 ) -> str:
-    """The page. Tokens stand in the order of the text, padding is left out."""
+    """Returns the page. It shows all tokens in the order of the text, without padding.
+
+    Args:
+      inspection: weights and losses of the tokens.
+      documents: the texts.
+      tokenizer: of the run.
+      heading: of the page.
+    """
     batch = inspection.batch
     real_RT = batch["segment_ids"] != 0
     is_target = batch["weights"][real_RT] != 0
@@ -82,7 +96,7 @@ def render(
 
 
 def pieces(document: Document, tokenizer: Tokenizer) -> list[bytes]:
-    """The UTF-8 bytes of each token of a document; none for the closing boundary."""
+    """Returns the UTF-8 bytes of each token of a document, and b"" for the end of text."""
     parts = []
     for text, _ in document.spans:
         content, start = text.encode(), 0
@@ -93,7 +107,7 @@ def pieces(document: Document, tokenizer: Tokenizer) -> list[bytes]:
 
 
 def _texts(inspection, documents, tokenizer, shades) -> Iterator[str]:
-    """Each document as one <pre>, each of its tokens as one <span>."""
+    """Yields a <pre> element for each document, with a <span> for each token."""
     lengths_R = (inspection.batch["segment_ids"] != 0).sum(axis=1)
     for index, document in enumerate(documents):
         lengths = lengths_R[inspection.document_R == index]
@@ -117,8 +131,11 @@ def _span(content: str, is_target: bool, sound: bool, weight: float, loss: float
 
 
 def _content(piece: bytes, decoder: codecs.IncrementalDecoder) -> str:
-    """What a token shows: its text, and in hexadecimal the bytes of a character that later tokens
-    complete; the character stands where it is complete."""
+    """Returns what the page shows for a token: its text, or bytes in hexadecimal.
+
+    Bytes are shown for a character that is spread over several tokens; the character itself is
+    shown at the token that completes it.
+    """
     text = decoder.decode(piece)
     left = decoder.getstate()[0] if text else piece
     only_space = not text.strip()
@@ -139,19 +156,19 @@ def _character(c: str, in_space: bool) -> str:
 
 
 def _mark(sign: str, kind: str = "") -> str:
-    """A sign that is seen, but not part of the text when it is copied."""
+    """Returns a sign that is visible, but is not copied with the text."""
     of_class = f' class="{kind}"' if kind else ""
     return f'<i{of_class} data-c="{sign}"></i>'
 
 
 def _shade(values, highest):
-    """|x| / highest in [0, 1]; 0 for what is not finite."""
+    """Returns min(|x| / |highest|, 1); 0 for values that are not finite."""
     size = np.abs(np.where(np.isfinite(values), values, 0.0))
     return np.minimum(size / (abs(highest) or 1.0), 1.0).tolist()
 
 
 def _brightest(values) -> float:
-    """What gets full colour, with all beyond it; negative for weights of a method that unlearns."""
+    """Returns the value that gets the full colour; negative if there are negative weights."""
     finite = values[np.isfinite(values)]
     if not finite.any():
         return 1.0
@@ -187,7 +204,7 @@ def _figures(metrics: dict[str, float]) -> str:
 
 
 def _chart(losses, data_weights, weights) -> str:
-    """Shares of the data's weight and of the weighting's, by loss, as an SVG."""
+    """Plots how the weights of the data and of the weighting are distributed over loss, as SVG."""
     width, height, left, right, base = 640, 166, 40, 12, 140
     sound = np.isfinite(losses) & np.isfinite(weights)
     losses = np.where(sound, losses, 0.0)
@@ -222,13 +239,13 @@ def _chart(losses, data_weights, weights) -> str:
 
 
 def _round_up(x: float) -> float:
-    """The next number whose quarters are round."""
+    """Returns the smallest number of at least x that is 4, 8, 10, 20 or 40 times a power of ten."""
     unit = 10.0 ** np.floor(np.log10(x / 4))
     return 4 * unit * next(n for n in (1, 2, 2.5, 5, 10) if n * unit >= x / 4 * (1 - 1e-9))
 
 
 def _data(columns, is_target) -> str:
-    """The numbers as JSON that cannot end its script element: it holds no letter of the text."""
+    """Returns the numbers as JSON; it holds no text, so it cannot close its script element."""
     content = {
         "columns": [{"label": n, "values": [_number(x) for x in v.tolist()]} for n, v in columns],
         "prompt": [int(not x) for x in is_target],

@@ -1,4 +1,4 @@
-"""What the runs of an ablation leave behind, and what is shown of them: files, costs, progress."""
+"""The files of an ablation's runs: their records, results.csv, costs and progress."""
 
 import csv
 import math
@@ -35,10 +35,11 @@ def get_config() -> ConfigDict:
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Refuses folders that hold another run, or one that is being trained.
+    """Checks that every run can start or resume in its folder.
 
     Raises:
-      InputError: names the folder and what differs.
+      InputError: a folder holds a run of another config, a run that is being trained, or a run
+        without the checkpoint that another variant starts from.
     """
     for run in runs:
         if processes.is_locked(run.folder):
@@ -78,7 +79,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write(runs: Iterable[Run], name: str) -> None:
-    """Makes the folders, with the config of each run as launch.train takes it."""
+    """Makes the folders of the runs; each gets its record and a config file for launch.train."""
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
         record = {**run.record(), "ablation": name}
@@ -87,17 +88,17 @@ def write(runs: Iterable[Run], name: str) -> None:
 
 
 def progress(run: Run) -> Progress:
-    """How far a run is."""
+    """Returns how far a run is, from its metrics.jsonl."""
     return outcomes.progress(run.folder, run.planned.steps)
 
 
 def is_done(run: Run) -> bool:
-    """Whether a run has ended and its result is written down."""
+    """Returns whether a run has ended with a result."""
     return progress(run).result is not None
 
 
 def rows(asked: Ablation, runs: Sequence[Run], name: str) -> list[Row]:
-    """The row of every compared run that has ended, variant by variant."""
+    """Returns a row for each compared run that has ended, in the order of variants and seeds."""
     found = [
         outcomes.row(asked, name, run, progress(run))
         for run in runs
@@ -108,7 +109,7 @@ def rows(asked: Ablation, runs: Sequence[Run], name: str) -> list[Row]:
 
 
 def write_csv(path: Path, found: Sequence[Row]) -> None:
-    """Writes results.csv; numbers are written so that they are read back as they were."""
+    """Writes results.csv; `read_csv` gives the same floats again."""
     part = path.with_name(f"{path.name}.part")
     with part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -118,10 +119,10 @@ def write_csv(path: Path, found: Sequence[Row]) -> None:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a results.csv.
+    """Reads the rows of a results.csv.
 
     Raises:
-      InputError: no such file, or another one.
+      InputError: there is no such file, or it is not a results.csv.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -135,7 +136,7 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def known_rates(planned: Mapping[str, Planned], asked: Ablation, folder: Path) -> dict[str, float]:
-    """Variant -> tokens per second of the runs that are there, of any seed."""
+    """Returns variant -> median tokens per second of its runs, for variants that have runs."""
     found = {}
     for name in planned:
         places = [folder / name / f"seed_{seed}" for seed in asked.seeds]
@@ -147,7 +148,7 @@ def known_rates(planned: Mapping[str, Planned], asked: Ablation, folder: Path) -
 
 
 def costs(planned: Mapping[str, Planned], asked: Ablation, rates: Mapping[str, float]) -> list[str]:
-    """What the whole ablation costs, in lines: tokens, FLOPs, bytes, and time where it is known."""
+    """Returns a table, as lines, of the tokens, FLOPs, bytes and time of each variant."""
     seconds = ablation_runs.estimate_seconds(planned, rates)
     head = ["variant", "parameters", "steps", "tokens", "model FLOPs", "weights", "time of a run"]
     table = [
@@ -175,7 +176,7 @@ def costs(planned: Mapping[str, Planned], asked: Ablation, rates: Mapping[str, f
 
 
 def status(asked: Ablation, folder: Path) -> list[str]:
-    """How far every run is, in lines, from its files alone."""
+    """Returns a table, as lines, of how far every run is; reads only files."""
     table = []
     for seed in asked.seeds:
         for name in asked.variants:
@@ -211,7 +212,7 @@ def _status(place: Path) -> list[str]:
 
 
 def duration(seconds: float | None) -> str:
-    """In words; "time not known yet" for None."""
+    """Returns seconds in words; None and NaN give "time not known yet"."""
     if seconds is None or math.isnan(seconds):
         return "time not known yet"
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""The report of an ablation: report.md, report.html and results.csv in its folder."""
+"""The report of an ablation: report.md and report.html in its folder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _MATCHED = {
 
 
 class Written(NamedTuple):
-    """What `write` has written: the verdicts as text, and the page."""
+    """Result of `write`: the verdicts, one line each, and the path of the page."""
 
     summary: str
     page: Path
@@ -37,7 +37,16 @@ def write(
     name: str,
     folder: Path,
 ) -> Written:
-    """Writes the report of the runs that have ended, with the others named."""
+    """Writes the report of the runs that have ended; it names the runs without a result.
+
+    Args:
+      asked: the ablation.
+      planned: its variants.
+      runs: all runs.
+      rows: results of the compared runs that have ended.
+      name: the config file of the ablation, for the title and the command.
+      folder: the report's folder.
+    """
     found = outcomes.outcomes(rows)
     summary = verdicts(found)
     missing = [
@@ -65,12 +74,12 @@ def write(
 
 
 def verdicts(found: Sequence[Outcome]) -> list[str]:
-    """A sentence for every variant but the baseline."""
+    """Returns one sentence for each variant except the baseline."""
     return [outcomes.in_words(one) for one in found if one.variant != one.row.baseline]
 
 
 def table(found: Sequence[Outcome]) -> Table:
-    """Scores, differences with their intervals, verdicts."""
+    """Returns the table of losses, differences to the baseline with intervals, and verdicts."""
     head = [
         "variant",
         "loss, nats/token",
@@ -96,7 +105,7 @@ def table(found: Sequence[Outcome]) -> Table:
 
 
 def costs(found: Sequence[Outcome]) -> Table:
-    """What a run of each variant costs."""
+    """Returns the table of parameters, tokens, FLOPs, speed and bytes of each variant."""
     head = ["variant", "parameters", "steps", "tokens", "model FLOPs", "tokens/s", "bits"]
     head += ["bytes of the weights", "bytes of the train state"]
     return Table(
@@ -119,7 +128,7 @@ def costs(found: Sequence[Outcome]) -> Table:
 
 
 def how_to_read(found: Sequence[Outcome]) -> str:
-    """What the intervals are, in a paragraph."""
+    """Returns a paragraph that explains the losses and intervals of `table`."""
     count = sum(one.comparison is not None for one in found)
     confidence = found[0].row.confidence
     text = (
@@ -128,12 +137,12 @@ def how_to_read(found: Sequence[Outcome]) -> str:
         f"seed by seed. Intervals are Student's t of these, at {1 - (1 - confidence) / count:.2%} "
         f"each (Bonferroni for {count} comparison{'s' * (count > 1)}), so that all of them hold "
         f"the true differences with {confidence:.0%}; they take differences to be normal. Seeds to "
-        "resolve: so many give an interval without 0 with a probability of 80%, were the true "
-        "difference and deviation as observed, which at few seeds is a rough guess."
+        "resolve: the number that gives an interval without 0 with a probability of 80% if the "
+        "true difference and deviation are those observed; with few seeds it is a rough estimate."
     )
     if max(one.loss.seeds for one in found) < 2:
         text = (
-            "One seed: nothing can be resolved, for nothing is known of how much seeds differ. "
+            "One seed: nothing can be resolved, since the variation between seeds is not known. "
             + text
         )
     return text if count else "There is no run of the baseline to compare with."
@@ -188,7 +197,7 @@ def _curve_figures(runs: Sequence[Run], asked: Ablation) -> list[Figure]:
                 curves, "tokens", "validation loss, nats per token", "curves", [*curves]
             ),
             "Validation loss, mean over seeds and one standard error. The evaluations before the "
-            "last one may be of a part of the split (evaluation.batches), the same for all.",
+            "last one may use a part of the split (evaluation.batches), the same part for all.",
         )
     ]
     relative = _relative(curves, curves.get(asked.baseline, {}))
@@ -198,9 +207,9 @@ def _curve_figures(runs: Sequence[Run], asked: Ablation) -> list[Figure]:
                 figures.curves(
                     relative, "tokens", "loss minus the baseline's, nats", "relative", [*curves]
                 ),
-                "The same as paired differences, where both were evaluated after as many tokens. "
-                "The intervals above are for one look, at the end: the more often one looks, the "
-                "likelier is a difference that is none.",
+                "The same as paired differences, at token counts where both were evaluated. "
+                "The intervals above are for one comparison, at the end. Comparing at many "
+                "points makes a false difference more likely.",
             )
         )
     return shown
@@ -241,7 +250,7 @@ def _pairing_notes(planned: Mapping[str, Planned], asked: Ablation) -> list[Para
         return []
     return [
         Paragraph(
-            f"The order of data is another one than the baseline's in: {', '.join(other)}. Their "
-            "differences are paired by initialisation only."
+            f"These variants see the data in another order than the baseline: {', '.join(other)}. "
+            "Their differences are paired by initialisation only."
         )
     ]

@@ -1,62 +1,93 @@
-"""JSON as RFC 8259 has it: no NaN and no infinities, which Python would write bare.
+"""JSON as RFC 8259 defines it, which has neither NaN nor infinity.
 
-A number that is not finite is written as null, and a field of the object says which number it was:
-{"loss": null, "not_finite": {"loss": "nan"}}. In objects and lists inside, the field is nested as
-they are, with indices as names.
+`dumps` writes null for a float that is not finite, and adds a field "not_finite" to the outermost
+object that says what each of them was:
+
+  {"step": 5, "loss": null, "grad_norm": null, "not_finite": {"loss": "nan", "grad_norm": "inf"}}
+
+A value inside nested objects or arrays is named by its keys and indices, joined by "/"; in a key,
+"~" is written "~0" and "/" is written "~1", as in JSON Pointer (RFC 6901). `loads` turns these
+nulls back into floats.
 """
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
-_FIELD = "not_finite"
+FIELD = "not_finite"
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """The value as JSON text. `options` are those of `json.dumps`.
+    """The JSON text of a value. `options` are those of `json.dumps`.
+
+    An outermost array has no place for the field: its values that are not finite are null alone.
 
     Raises:
-      ValueError: the value is no object, and holds a number that is not finite.
+      TypeError: the value holds something that JSON has no form for.
     """
-    cleaned, found = _split(value)
-    if found:
-        if not isinstance(value, dict):
-            raise ValueError("only an object can hold numbers that are not finite")
-        cleaned[_FIELD] = found
-    return json.dumps(cleaned, allow_nan=False, **options)
+    return json.dumps(encode(value), allow_nan=False, **options)
+
+
+def encode(value: Any) -> Any:
+    """The value with null for floats that are not finite, and the field; unchanged without any."""
+    found = dict(_not_finite(value, ()))
+    if not found:
+        return value
+    replaced = _without(value)
+    if isinstance(replaced, dict):
+        replaced[FIELD] = found
+    return replaced
 
 
 def loads(text: str | bytes) -> Any:
-    """What `dumps` was given; also reads what has bare NaN or Infinity.
+    """The value of a JSON text, with the floats that `dumps` wrote as null.
+
+    Bare NaN and Infinity, which files of older commits hold, are read, too.
 
     Raises:
-      ValueError: it is no JSON.
+      ValueError: the text is not JSON.
     """
     value = json.loads(text)
-    if isinstance(value, dict) and isinstance(value.get(_FIELD), dict):
-        _restore(value, value.pop(_FIELD))
+    if not isinstance(value, dict) or not isinstance(value.get(FIELD), dict):
+        return value
+    for path, name in value.pop(FIELD).items():
+        *parents, last = [_unescaped(part) for part in path.split("/")]
+        place = value
+        try:
+            for key in parents:
+                place = place[int(key) if isinstance(place, list) else key]
+            place[int(last) if isinstance(place, list) else last] = float(name)
+        except (IndexError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{FIELD} names {path}={name}, which is not in the text") from None
     return value
 
 
-def _split(value: Any) -> tuple[Any, Any]:
-    """The value with None for what is not finite, and those numbers as text in the same places."""
+def _not_finite(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(path, "nan" | "inf" | "-inf") of every float in a value that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
-        return None, str(float(value))
+        yield "/".join(path), str(float(value))
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _not_finite(part, (*path, _escaped(str(key))))
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _not_finite(part, (*path, str(i)))
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, dict):
-        parts = {name: _split(part) for name, part in value.items()}
-        cleaned = {name: part for name, (part, _) in parts.items()}
-        return cleaned, {name: found for name, (_, found) in parts.items() if found}
+        return {key: _without(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        parts = [_split(part) for part in value]
-        found = {str(i): found for i, (_, found) in enumerate(parts) if found}
-        return [part for part, _ in parts], found
-    return value, {}
+        return [_without(part) for part in value]
+    return value
 
 
-def _restore(value: Any, found: dict[str, Any]) -> None:
-    for name, number in found.items():
-        place = int(name) if isinstance(value, list) else name
-        if isinstance(number, dict):
-            _restore(value[place], number)
-        else:
-            value[place] = float(number)
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _unescaped(part: str) -> str:
+    return part.replace("~1", "/").replace("~0", "~")

@@ -36,7 +36,7 @@ BELOW = {
     "lm/compression": (*_GROUND, "lm/parallel"),
     "lm/runs": (*_BASE, "lm/parallel"),
     "lm/training": _STEP,
-    "lm/evaluation": (*_GROUND, "lm/parallel"),
+    "lm/evaluation": (*_GROUND, "lm/parallel", "lm/compression"),
     "lm/references": _RUN,
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),

@@ -8,6 +8,7 @@ import abc
 import difflib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,13 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: np.ndarray) -> str:
         """Returns the text of ids [tokens]; boundaries are dropped, bad UTF-8 is replaced."""
+
+    def is_byte(self, token: int) -> bool:
+        """Returns whether a token is a byte of a vocabulary with byte fallback, such as <0x0A>.
+
+        Its decoder may replace all bytes in a row when a later one does not fit.
+        """
+        return False
 
 
 def load(
@@ -195,6 +203,11 @@ class Subwords(Tokenizer):
         ids = np.asarray(ids)
         kept = ids[ids != self.boundary].tolist()
         return self._tokenizer().decode(kept, skip_special_tokens=False)
+
+    def is_byte(self, token: int) -> bool:
+        """See `Tokenizer`."""
+        name = self._tokenizer().id_to_token(token) or ""
+        return re.fullmatch("<0x[0-9A-F]{2}>", name) is not None
 
 
 def _byte_offsets(text: str) -> np.ndarray:

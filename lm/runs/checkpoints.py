@@ -1,6 +1,5 @@
 """Checkpoints: train state, data iterator and metadata as one unit; the only module with Orbax."""
 
-import json
 import math
 import os
 import re
@@ -99,7 +98,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     data=grain.checkpoint.CheckpointSave(_State(source)),
-                    metadata=ocp.args.JsonSave(metadata),
+                    metadata=ocp.args.JsonSave(strict_json.encode(metadata)),
                 ),
                 force=True,
             )
@@ -216,7 +215,9 @@ def _validation_losses(directory: epath.Path) -> dict[int, float]:
     losses = {}
     for step in saved_steps(directory):
         try:
-            metadata = json.loads((directory / str(step) / "metadata" / "metadata").read_text())
+            metadata = strict_json.loads(
+                (directory / str(step) / "metadata" / "metadata").read_text()
+            )
             losses[step] = float(metadata[_BEST])
         except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one
             continue

@@ -62,12 +62,14 @@ def _run(one: Planned, seed: int, folder: Path) -> Run:
     config = one.config.copy_and_resolve_references()
     config.train.seed = seed
     content = config.to_dict()
-    # Where a run saves and caches changes none of its numbers.
+    # Where a run saves, caches and logs changes none of its numbers.
     content.pop("checkpoint")
+    content["train"].pop("wandb_group")
     content["data"].pop("directory")
     identity = [content, dict(one.variant.changes) if one.variant.quantizes else {}]
     digest = hashlib.blake2b(strict_json.dumps(identity, sort_keys=True).encode(), digest_size=8)
     _substitute(config, place)
+    config.train.wandb_group = config.train.wandb_group or folder.resolve().name
     needs = tuple(place(name) for name in one.variant.needs)
     return Run(one, seed, place(one.variant.name), config, needs, digest.hexdigest())
 

@@ -1,4 +1,4 @@
-"""What runs of an ablation have come to: how far they are, their rows, and what those say."""
+"""The outcomes of an ablation: how far its runs are, their results, and comparisons of them."""
 
 import math
 import statistics
@@ -33,7 +33,11 @@ class Progress(NamedTuple):
 
 def progress(folder: Path, steps: int) -> Progress:
     """Reads the metrics.jsonl of a run; zero and None where there is none."""
-    lines = read_metrics(folder)
+    return progress_of(read_metrics(folder), steps)
+
+
+def progress_of(lines: Sequence[Mapping[str, Any]], steps: int) -> Progress:
+    """How far a run of `steps` steps is, from the lines of its metrics.jsonl."""
     trained = [line for line in lines if line["kind"] == "train"]
     evaluated = [line for line in lines if line["kind"] == "validation"]
     result = next((v for v in reversed(evaluated) if v["whole"] and v["step"] >= steps), None)

@@ -1,4 +1,4 @@
-"""What a run writes down: JSONL, TensorBoard, Weights & Biases, curves."""
+"""The logs of a run: metrics.jsonl, TensorBoard, Weights & Biases, the plot of its losses."""
 
 import io
 import os
@@ -14,31 +14,46 @@ from lm.errors import writing
 
 
 class Stopwatch:
-    """Seconds of training, without those spent in compiling, evaluating and saving."""
+    """Measures seconds of training, without those of compiling, evaluating and saving.
+
+    Args:
+      seconds: measured before this start of the run.
+    """
 
     def __init__(self, seconds: float = 0.0):
         self._before = seconds
         self._start = time.perf_counter()
 
     def read(self) -> float:
-        """Seconds so far."""
+        """Returns the seconds of training so far."""
         return self._before + time.perf_counter() - self._start
 
     def exclude(self, since: float) -> None:
-        """Takes out what has passed since `read` returned `since`."""
+        """Does not count the time since `read` returned `since`, in seconds."""
         self._start += self.read() - since
 
 
 class Writer:
-    """metrics.jsonl always; TensorBoard and Weights & Biases as configured; on process 0 only.
+    """Writes metrics to metrics.jsonl, and to TensorBoard and Weights & Biases if configured.
 
-    TensorBoard's files are written in local work directories only.
+    Only process 0 writes. TensorBoard's files are written to local work directories only. A line of
+    metrics.jsonl is strict JSON, see `lm.strict_json`: null stands for a value that is not finite.
 
-    Opening it for a run that resumes at `step` drops the lines of later steps, which will be
-    written again. `run_id` is the run's id in Weights & Biases: of its own, kept on resume.
+    Args:
+      workdir: the work directory. Lines of metrics.jsonl after `step` are dropped: a run that
+        resumes at `step` writes them again.
+      config: the config of the run; its keys train.tensorboard and train.wandb_* are read.
+      step: the last step taken, 0 for a new run.
+      run_id: the id of the run at Weights & Biases, which resumes a run whose id it knows; None
+        lets it choose one.
+
+    Raises:
+      StorageError: a file cannot be written; also raised by the methods.
     """
 
-    def __init__(self, workdir: epath.Path, config: ConfigDict, step: int, run_id: str):
+    def __init__(
+        self, workdir: epath.Path, config: ConfigDict, step: int, run_id: str | None = None
+    ):
         self._file = self._board = self._wandb = None
         if jax.process_index():
             return
@@ -49,19 +64,16 @@ class Writer:
         if config.train.tensorboard and not _is_bucket(workdir):
             self._board = _Board(workdir, step)
         if config.train.wandb_project:
-            import wandb
-
-            self._wandb = wandb.init(
-                project=config.train.wandb_project,
-                dir=None if _is_bucket(workdir) else str(workdir),
-                id=run_id,
-                name="/".join(workdir.parts[-2:]),
-                resume="allow",
-                config=config.to_dict(),
-            )
+            self._wandb = _start_wandb(workdir, config, run_id)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """Adds one line of the given kind: train, validation or event."""
+        """Adds one line.
+
+        Args:
+          step: the step that the values belong to.
+          kind: train, validation or event.
+          values: name -> value; TensorBoard and Weights & Biases get the numbers among them.
+        """
         if self._file is None:
             return
         self._file.add(strict_json.dumps({"step": step, "kind": kind, **values}))
@@ -72,13 +84,13 @@ class Writer:
             self._wandb.log(numbers, step=step)
 
     def flush(self) -> None:
-        """Returns when all lines are where they will be read from."""
+        """Waits until all lines are in their files, in a bucket too."""
         for sink in (self._file, self._board):
             if sink:
                 sink.flush()
 
     def close(self) -> None:
-        """Flushes and closes all."""
+        """Flushes and closes all files, and ends the run at Weights & Biases."""
         for sink in (self._file, self._board):
             if sink:
                 sink.close()
@@ -86,14 +98,34 @@ class Writer:
             self._wandb.finish()
 
 
+def _start_wandb(workdir: epath.Path, config: ConfigDict, run_id: str | None) -> Any:
+    """Starts or resumes the run at Weights & Biases.
+
+    Its name is the last two folders of the work directory, VARIANT/seed_SEED in an ablation. Names
+    need not be unique, ids must be.
+    """
+    import wandb
+
+    return wandb.init(
+        project=config.train.wandb_project,
+        group=config.train.wandb_group or None,
+        name="/".join(part for part in workdir.parts[-2:] if part != "/"),
+        dir=None if _is_bucket(workdir) else str(workdir),
+        id=run_id,
+        resume="allow",
+        config=config.to_dict(),
+    )
+
+
 def _is_bucket(path: epath.Path) -> bool:
     return "://" in str(path)
 
 
 class _Lines:
-    """A text file that grows by lines. In a bucket, where no file grows, it is written anew.
+    """A text file to which lines are appended.
 
-    That is done at most every `_UPLOAD_SECONDS`, and by `flush`.
+    A file in a bucket cannot be appended to: it is written as a whole, at most every
+    `_UPLOAD_SECONDS` and by `flush`.
     """
 
     _UPLOAD_SECONDS = 30
@@ -126,7 +158,7 @@ class _Lines:
 
 
 def _append(file: io.FileIO, content: bytes) -> None:
-    """Adds all of it, or, where the disk is full in the middle, nothing."""
+    """Appends the content, or nothing where writing fails in the middle."""
     length, left = os.fstat(file.fileno()).st_size, content
     try:
         while left:
@@ -137,10 +169,10 @@ def _append(file: io.FileIO, content: bytes) -> None:
 
 
 class _Board:
-    """TensorBoard's event file.
+    """TensorBoard's event file, written without a thread.
 
-    tensorboardX's own SummaryWriter hands events to a thread; when the disk is full the thread ends
-    and the tenth event after that waits for it forever.
+    The SummaryWriter of tensorboardX passes events to a thread. The thread ends when the disk is
+    full, and the tenth event after that waits for it forever.
     """
 
     _FLUSH_SECONDS = 30
@@ -151,7 +183,7 @@ class _Board:
         self._folder, self._flushed = folder, time.monotonic()
         with writing(folder):
             self._events = EventsWriter(str(folder / "events"))
-        if step:  # Hides what an earlier start has written of later steps.
+        if step:  # TensorBoard then hides later steps, which an earlier start has written.
             self._write(step=step + 1, session_log={"status": "START"})
 
     def add(self, numbers: dict[str, float], step: int) -> None:
@@ -177,7 +209,11 @@ class _Board:
 
 
 def write_whole(path: epath.Path, content: str) -> None:
-    """Writes a file that is either whole or as it was; raises StorageError."""
+    """Replaces the content of a file; if that fails, the file is unchanged.
+
+    Raises:
+      StorageError: the file cannot be written.
+    """
     scratch = path.with_name(f"{path.name}.new")
     with writing(path):
         scratch.write_text(content)
@@ -185,7 +221,12 @@ def write_whole(path: epath.Path, content: str) -> None:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """All whole lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    """Reads metrics.jsonl; values that were not finite are floats again.
+
+    Returns:
+      One dictionary a line, [] where there is no file. A line that is not JSON, such as the last
+      line of a run that was killed while it wrote, is left out.
+    """
     path = workdir / "metrics.jsonl"
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -197,7 +238,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(workdir: epath.Path) -> epath.Path:
-    """Draws losses by step into curves.png and returns its path."""
+    """Plots training and validation loss by step into curves.png, and returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")

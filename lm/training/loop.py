@@ -15,7 +15,7 @@ from lm.model.transformer import Model
 from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import parameters_by_group, peak_flops
 from lm.references.second_models import open_references
-from lm.runs import initialise
+from lm.runs import identity, initialise
 from lm.runs.checkpoints import Checkpoints, saved_steps
 from lm.training import events, experiment, schedules
 from lm.training.logging import Stopwatch, Writer, write_whole
@@ -25,7 +25,6 @@ from lm.training.resume import (
     check_workdir,
     check_writable,
     resolved,
-    settle_run_id,
     settle_streams,
 )
 from lm.training.sources import GrainSource, Source, check_keys
@@ -89,7 +88,7 @@ class _Parts(NamedTuple):
       second_models: source of a reference -> its model.
       frozen: source of a reference -> what was trained of it.
       start: the run that this one begins with; None for none.
-      run_id: of the run, in Weights & Biases.
+      run_id: as `lm.runs.identity.run_id`.
     """
 
     built: experiment.Experiment
@@ -112,7 +111,6 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     dataset = experiment.train_batches(config, data, stored, built.mesh)
     record = resolved(config, data.tokenizer, built)
     before = check_workdir(workdir, record)
-    record["run_id"] = settle_run_id(workdir)
     with jax.set_mesh(built.mesh):
         frozen, record["references"] = references.restore(say, before.get("references", {}))
     start = None
@@ -122,6 +120,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
+    record["run_id"] = identity.run_id(before)
     check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}

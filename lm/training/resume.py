@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import secrets
 import sys
 from typing import Any
 
@@ -55,14 +54,6 @@ def settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Confi
     recorded = record["config"]["data"] if record else {}
     settled.data.streams = recorded.get("streams") or share(mesh)[1]
     return settled
-
-
-def settle_run_id(workdir: epath.Path) -> str:
-    """The id of the run in `workdir`, or a new one; the same on all processes."""
-    own = ""
-    if jax.process_index() == 0:
-        own = run_record.read_record(workdir).get("run_id") or secrets.token_hex(8)
-    return first_message(own)
 
 
 def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -> dict[str, Any]:

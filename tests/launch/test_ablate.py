@@ -1,5 +1,6 @@
 """Ablations as a user runs them: processes, files, reports, kills; and the README's own example."""
 
+import gzip
 import html.parser
 import json
 import math
@@ -18,7 +19,7 @@ import tiny
 
 from launch import document, processes, records, report, results
 from lm.errors import InputError
-from lm.studies import ablation, ablation_runs, outcomes
+from lm.studies import ablation, ablation_runs, outcomes, raw_runs
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = '''
@@ -461,20 +462,63 @@ def test_a_number_that_is_not_that_of_its_run_is_found(reported):
     assert line.startswith("a/seed_1/metrics.jsonl: loss is 3.2, not 3.200000001")
 
 
-def test_an_ablation_is_taken_into_the_results_with_its_runs(reported, tmp_path):
+def test_an_ablation_is_added_to_the_results_with_its_runs(reported, tmp_path):
     folder, *_ = reported
     whole = records.read_csv(folder / "results.csv")
-    table = results.collect(folder, tmp_path)
-    assert table == tmp_path / f"{folder.name}.csv"
+    table = results.collect(folder, tmp_path / "docs")
+    assert table == tmp_path / "docs" / f"{folder.name}.csv"
     assert records.read_csv(table) == whole
-    assert results.trace(table, table.with_suffix("")) == []
-    (table.with_suffix("") / whole[1].metrics).unlink()
-    (line,) = results.trace(table, table.with_suffix(""))
+    file = table.with_suffix(".jsonl.gz")
+    assert sorted(table.parent.iterdir()) == [table, file]
+    assert results.trace(table, file) == []
+    # Its lines are those of the runs, and it has the same bytes whenever it is made.
+    lines = (folder / whole[1].metrics).read_text().splitlines()
+    chosen = [json.loads(line) for line in raw_runs.select(file, whole[1].variant, whole[1].seed)]
+    assert chosen == [
+        {"variant": whole[1].variant, "seed": whole[1].seed, **json.loads(line)} for line in lines
+    ]
+    assert len(list(raw_runs.select(file, seed=1))) == 3 * len(lines)
+    before = file.read_bytes()
+    (folder / whole[1].metrics).touch()
+    results.collect(folder, tmp_path / "docs")
+    assert file.read_bytes() == before
+
+    runs = raw_runs.read(file)
+    del runs[whole[1].variant, whole[1].seed]
+    file.write_bytes(raw_runs.encode(runs))
+    (line,) = results.trace(table, file)
     assert line.startswith(f"{whole[1].metrics}: there is no result")
     records.write_csv(folder / "results.csv", [whole[0]._replace(loss=0.0), *whole[1:]])
     with pytest.raises(InputError, match=r"loss is 3\.\d+, not 0\.0"):
-        results.collect(folder, tmp_path)
+        results.collect(folder, tmp_path / "docs")
     assert records.read_csv(table) == whole
+
+
+def test_a_value_that_is_not_finite_is_the_same_in_the_file_of_runs(tmp_path):
+    lines = [{"step": 1, "kind": "train", "loss": math.nan}]
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(raw_runs.encode({("a", 0): lines}))
+    assert repr(raw_runs.read(path)) == repr({("a", 0): lines})
+    (line,) = raw_runs.select(path)
+    assert json.loads(line)["not_finite"] == {"loss": "nan"}
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"words", {}, "damaged: Not a gzipped file"),
+        (raw_runs.encode({("a", 0): [{}]})[:-9], {}, "damaged: Compressed file ended"),
+        (gzip.compress(b'{"step": 1}\n'), {}, "no file of launch.results --collect"),
+        (raw_runs.encode({("a", 0): [{}]}), {"variant": "b"}, "--variant=b: .* valid: a"),
+        (raw_runs.encode({("a", 0): [{}]}), {"seed": 3}, "--seed=3: .* valid: 0"),
+        (raw_runs.encode({("a", 0): [{}], ("b", 1): [{}]}), {"variant": "a", "seed": 1}, "no run"),
+    ],
+)
+def test_a_file_of_runs_that_cannot_be_read_is_refused(tmp_path, content, options, message):
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        raw_runs.select(path, **options)
 
 
 def test_the_committed_document_is_that_of_the_committed_files(monkeypatch):
@@ -482,6 +526,10 @@ def test_the_committed_document_is_that_of_the_committed_files(monkeypatch):
     folder = Path("docs/results")
     assert Path("docs/results.md").read_text() == results.build(folder)
     tables = sorted(folder.glob("*.csv"))
-    assert tables
+    assert len(tables) > 10
     for table in tables:
-        assert results.trace(table, table.with_suffix("")) == []
+        file = table.with_suffix(".jsonl.gz")
+        assert results.trace(table, file) == []
+        texts = (raw_runs.encode(raw_runs.read(file)), file.read_bytes())
+        assert len(set(map(gzip.decompress, texts))) == 1
+    assert not list(folder.glob("*/"))

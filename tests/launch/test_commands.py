@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from launch import generate
+
 ROOT = Path(__file__).parent.parent.parent
 TINY = [
     "--config=configs/base.py",
@@ -112,11 +114,14 @@ def test_evaluate_gives_the_loss_of_the_run(trained):
 
 def test_generate_continues_the_prompt(trained):
     workdir, *_ = trained
-    arguments = [f"--workdir={workdir}", "--prompt=alpha beta", "--tokens=12"]
-    out, _ = command("generate", *arguments)
+    arguments = [f"--workdir={workdir}", "--prompt=alpha beta", "--tokens=23"]
+    out, err = command("generate", *arguments)
     assert out.startswith("alpha beta")
     assert len(out) > len("alpha beta\n")
+    (warning,) = (line for line in err.splitlines() if line.startswith("warning"))
+    assert "10 tokens and --tokens=23 exceed the data.sequence_length=32" in warning
     assert command("generate", *arguments)[0] == out  # the same seed
+    assert generate.too_long(10, 22, 32) == ""
 
 
 def test_two_runs_are_bit_identical(trained, corpus, tmp_path):

@@ -1,108 +1,140 @@
-"""What a run writes down: strict JSON, and an id of its own in Weights & Biases."""
+"""The logs of a run: metrics.jsonl, and what TensorBoard and Weights & Biases get."""
 
 import json
 import math
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import tiny
 from etils import epath
-from short_runs import lines, train
 
-from lm import strict_json
+from lm.runs.identity import run_id
+from lm.studies import ablation, ablation_runs, outcomes
+from lm.training import loop
 from lm.training.logging import Writer, read_metrics
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+class FakeWandb(types.ModuleType):
+    """Keeps the arguments of `init`, and merges logs by id, as the service does."""
 
+    def __init__(self):
+        super().__init__("wandb")
+        self.calls, self.logs = [], {}
 
-def strict(text):
-    """Parses JSON as RFC 8259 has it."""
-
-    def refuse(name):
-        raise ValueError(f"{name} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def test_numbers_that_are_not_finite_are_null_and_come_back():
-    value = {"loss": math.nan, "a": {"b/c.d": [1.0, math.inf, -math.inf]}, "step": 3, "t": (2,)}
-    text = strict_json.dumps(value)
-    assert strict(text) == {
-        "loss": None,
-        "a": {"b/c.d": [1.0, None, None]},
-        "step": 3,
-        "t": [2],
-        "not_finite": {"loss": "nan", "a": {"b/c.d": {"1": "inf", "2": "-inf"}}},
-    }
-    back = strict_json.loads(text)
-    assert math.isnan(back.pop("loss"))
-    assert back == {"a": {"b/c.d": [1.0, math.inf, -math.inf]}, "step": 3, "t": [2]}
-    assert strict_json.dumps({"a": 1.5}) == json.dumps({"a": 1.5})
-    assert math.isnan(strict_json.loads('{"loss": NaN}')["loss"])
-    with pytest.raises(ValueError, match="only an object"):
-        strict_json.dumps([math.nan])
-
-
-def test_no_other_json_is_written():
-    root = Path(__file__).parent.parent.parent
-    sources = [p for top in ("lm", "launch") for p in (root / top).rglob("*.py")]
-    for path in sources:
-        if path.name != "strict_json.py":
-            text = path.read_text().replace("strict_json.dump", "")
-            assert "json.dump" not in text, path
-
-
-def test_a_run_whose_gradients_are_not_finite_writes_strict_json(corpus, tmp_path):
-    config = tiny.config(
-        data__corpus=corpus, train__steps=2, optimizer__warmup_steps=0, train__max_skips=9
-    )
-    config.objective.z_loss = 1e38
-    config.objective.dynamic.temperature = math.inf
-    config.model.layers = 1
-    train(config, tmp_path)
-    written = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert any("grad_norm" in line.get("not_finite", {}) for line in written)
-    assert not any(math.isfinite(line["grad_norm"]) for line in lines(tmp_path, "train"))
-    strict((tmp_path / "config.json").read_text())
-    # The recorded infinity is the same config: the finished run is left as it is.
-    assert train(config, tmp_path)[0].finished
-
-
-def test_runs_have_ids_of_their_own_which_resuming_keeps(corpus, tmp_path, monkeypatch):
-    started = []
-    fake = types.SimpleNamespace(
-        init=lambda **options: (
-            started.append(options)
-            or types.SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
+    def init(self, **arguments):
+        self.calls.append(arguments)
+        logged = self.logs.setdefault(arguments["id"], [])
+        return types.SimpleNamespace(
+            log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None
         )
-    )
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    config = tiny.config(
-        data__corpus=corpus, train__steps=2, optimizer__warmup_steps=1, model__layers=1
-    )
-    config.train.wandb_project = "toy"
-    for variant in ("a", "b", "b"):
-        config.train.steps += 1
-        train(config, tmp_path / variant / "seed_0")
-    ids = [options["id"] for options in started]
-    assert ids[1] == ids[2] != ids[0]
-    assert [options["name"] for options in started] == ["a/seed_0", "b/seed_0", "b/seed_0"]
-    record = json.loads((tmp_path / "b" / "seed_0" / "config.json").read_text())
-    assert record["run_id"] == ids[1]
+    return fake
 
 
-def test_lines_after_the_resumed_step_are_dropped(tmp_path):
-    config = tiny.config()
-    folder = epath.Path(tmp_path)
-    writer = Writer(folder, config, 0, "id")
-    for step in (1, 2, 3):
-        writer.write(step, "train", {"loss": math.nan if step == 2 else 1.0})
+def strict_lines(folder):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (folder / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+VALUES = {"loss": math.nan, "grad_norm": math.inf, "weight_sum": 3.0}
+
+
+def test_values_that_are_not_finite_are_null_and_named(tmp_path, wandb):
+    config = tiny.config(train__wandb_project="p")
+    writer = Writer(epath.Path(tmp_path), config, 0)
+    writer.write(1, "train", VALUES)
     writer.close()
-    Writer(folder, config, 2, "id").close()
-    assert [line["step"] for line in read_metrics(folder)] == [1, 2]
-    assert math.isnan(read_metrics(folder)[1]["loss"])
+    expected = {
+        "step": 1,
+        "kind": "train",
+        "loss": None,
+        "grad_norm": None,
+        "weight_sum": 3.0,
+        "not_finite": {"loss": "nan", "grad_norm": "inf"},
+    }
+    assert strict_lines(tmp_path) == [expected]
+    (line,) = read_metrics(epath.Path(tmp_path))
+    assert repr(line) == repr({"step": 1, "kind": "train", **VALUES})
+    # Weights & Biases gets the numbers themselves.
+    ((_, logged),) = wandb.logs[None]
+    assert math.isnan(logged["train/loss"])
+    assert logged["train/grad_norm"] == math.inf
+
+    Writer(epath.Path(tmp_path), config, 1).close()  # resumes, and writes the kept lines again
+    assert strict_lines(tmp_path) == [expected]
+
+
+def test_a_file_with_bare_nan_is_mended_when_the_run_resumes(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": NaN}\n{"st')
+    Writer(epath.Path(tmp_path), tiny.config(), 1).close()
+    assert [line["not_finite"] for line in strict_lines(tmp_path)] == [{"loss": "nan"}]
+
+
+def test_an_evaluation_that_is_not_finite_is_a_number_to_a_study(tmp_path):
+    writer = Writer(epath.Path(tmp_path), tiny.config(), 0)
+    writer.write(4, "train", VALUES | {"tokens": 9})
+    writer.write(4, "validation", {"loss": math.nan, "bits_per_byte": math.nan, "whole": True})
+    writer.close()
+    found = outcomes.progress(tmp_path, 4)
+    assert math.isnan(found.train_loss)
+    assert math.isnan(found.result["loss"])
+    assert math.isnan(found.curve[0][1])
+
+
+def test_seeds_of_two_variants_are_two_runs_with_their_names_in_one_group(tmp_path, wandb):
+    for variant in ("a", "b"):
+        folder = epath.Path(tmp_path) / "codes" / variant / "seed_0"
+        folder.mkdir(parents=True)
+        config = tiny.config(train__wandb_project="p", train__wandb_group="codes")
+        writer = Writer(folder, config, 0, run_id({}))
+        writer.write(1, "train", {"loss": 1.5})
+        writer.close()
+    assert [call["name"] for call in wandb.calls] == ["a/seed_0", "b/seed_0"]
+    assert {call["group"] for call in wandb.calls} == {"codes"}
+    assert all(call["resume"] == "allow" for call in wandb.calls)
+    assert len(wandb.logs) == 2
+    assert all(len(logged) == 1 for logged in wandb.logs.values())
+
+
+def test_an_ablation_groups_its_runs_without_changing_their_digests(tmp_path):
+    corpus = tiny.write_corpus(tmp_path / "corpus")
+    from configs import ablation as form
+
+    config = form.make(tiny.config(data__corpus=corpus), {"a": {}}, seeds=(0,), baseline="a")
+    planned = ablation.make_plan(ablation.read(config), 1)
+    (one,), (other,) = (ablation_runs.runs(planned, (0,), tmp_path / name) for name in ("x", "y"))
+    assert (one.config.train.wandb_group, other.config.train.wandb_group) == ("x", "y")
+    assert one.digest == other.digest
+
+
+def test_a_run_keeps_its_id_and_an_old_run_gets_one(tmp_path, wandb, monkeypatch):
+    monkeypatch.setattr(loop.Loop, "run", lambda self: None)  # Starts and resumes take no step.
+    corpus = tiny.write_corpus(tmp_path / "corpus")
+    run = tmp_path / "runs" / "one"
+
+    def start():
+        config = tiny.config(data__corpus=corpus, train__wandb_project="p")
+        loop.train(config, str(run), lambda line: None)
+        return json.loads((run / "config.json").read_text())
+
+    record = start()
+    assert len(record["run_id"]) == 16
+    assert start()["run_id"] == record["run_id"]
+    old = {key: value for key, value in record.items() if key != "run_id"}
+    (run / "config.json").write_text(json.dumps(old))  # as older commits wrote it
+    again = start()["run_id"]
+    assert again not in ("", record["run_id"])
+    assert start()["run_id"] == again
+    ids = [call["id"] for call in wandb.calls]
+    assert ids == [record["run_id"], record["run_id"], again, again]
+    assert {call["name"] for call in wandb.calls} == {"runs/one"}
+    assert {call["group"] for call in wandb.calls} == {None}
