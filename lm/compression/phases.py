@@ -61,17 +61,34 @@ class Quantized(NamedTuple):
 
         By path; a list over layers for stacked matrices. See `objectives.quantization`.
         """
-        measured = jax.jit(
-            lambda trained: {
-                "quantization_error": quantization_error(*trained[:2], self.rules),
-                "outside_clip_range": outside_clip_range(*trained[:2], self.rules),
-            }
-        )(trained)
-        return jax.tree.map(lambda x: to_host(x).tolist(), measured)
+        return jax.tree.map(lambda x: to_host(x).tolist(), _errors(self.rules, trained))
 
     def on_grid(self, trained: Trained) -> Any:
         """All parameters on their grids: a second copy of the model."""
         return quantize_tree(trained.params, trained.scales, self.rules)
+
+
+# Compiled once a run, however often they are called.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def first_scales(quantized: Quantized, params: Any) -> Any:
+    """`Quantized.first_scales`, compiled."""
+    return quantized.first_scales(params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def on_grid(quantized: Quantized, trained: Trained) -> Any:
+    """`Quantized.on_grid`, compiled."""
+    return quantized.on_grid(trained)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _errors(rules: Rules, trained: Trained) -> dict[str, dict[str, jax.Array]]:
+    return {
+        "quantization_error": quantization_error(*trained[:2], rules),
+        "outside_clip_range": outside_clip_range(*trained[:2], rules),
+    }
 
 
 def default_rules(bits: float, *quantizer: Callable[..., Any], **layout: Any) -> Rules:

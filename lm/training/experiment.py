@@ -12,6 +12,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
+from lm.compression import phases as compression
 from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
 from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.data.layout import BATCH
@@ -109,7 +110,7 @@ class Experiment(NamedTuple):
             return trained, False
         if int(state.step) > self.phases.switch:
             return trained, True
-        scales = jax.jit(self.quantized.first_scales)(trained.params)
+        scales = compression.first_scales(self.quantized, trained.params)
         return trained._replace(scales=scales), False
 
     def plain(self, state: Any) -> Trained:
@@ -117,7 +118,7 @@ class Experiment(NamedTuple):
         trained, quantized = self.usable(state)
         if not quantized:
             return trained
-        return trained._replace(params=jax.jit(self.quantized.on_grid)(trained))
+        return trained._replace(params=compression.on_grid(self.quantized, trained))
 
     def _shardings(self) -> Any:
         return jax.tree.map(lambda x: x.sharding, self.abstract_state())

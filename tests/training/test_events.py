@@ -81,3 +81,35 @@ def test_a_stop_request_is_overdue_after_its_grace():
 def test_events_are_pairs_of_functions_of_the_loop():
     listed = [events.ON_RESUME, events.BEFORE_STEP, events.AFTER_STEP, events.AT_END]
     assert all(callable(f) for each in listed for pair in each for f in pair)
+
+
+def count_compiles(config, folder):
+    """How many programs a run compiles."""
+    events_of_run = []
+
+    def note(name, seconds, **options):
+        if name == "/jax/core/compile/backend_compile_duration":
+            events_of_run.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        jax.clear_caches()
+        train(config, folder)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    return len(events_of_run)
+
+
+@pytest.mark.usefixtures("compiled_anew")
+def test_evaluations_and_samples_are_compiled_once_a_phase(config, tmp_path):
+    """Twice as many of both, in both phases, are as many programs."""
+    config = config.copy_and_resolve_references()
+    config.model.layers = 1
+    config.train.steps = 8
+    config.evaluation.sample_tokens = 4
+    config.quantization.update(bits=4.0, fraction="0.5", fused_cooldown=False, warmup_steps=1)
+    counts = []
+    for every in (2, 1):
+        config.evaluation.every_steps = every
+        counts.append(count_compiles(config, tmp_path / str(every)))
+    assert counts[1] == counts[0] > 10
