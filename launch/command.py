@@ -237,9 +237,30 @@ def config_file() -> str:
     return named[-1].partition("=")[2].partition(":")[0]
 
 
+_mesh: dict[str, int] = {}
+
+
+def mesh() -> dict[str, int]:
+    """The sizes of --config.mesh.AXIS=SIZE of a command that takes its config from a run."""
+    return dict(_mesh)
+
+
+def _take_mesh(arguments: list[str]) -> None:
+    """Takes --config.mesh.AXIS=SIZE out of the arguments where there is no --config."""
+    if config_file():
+        return
+    found = re.compile(r"--?config\.mesh\.(data|fsdp|tensor|sequence)=(-?\d+)")
+    for words in (arguments, sys.argv):
+        for word in list(words):
+            if match := found.fullmatch(word):
+                _mesh[match[1]] = int(match[2])
+                words.remove(word)
+
+
 def _check_config(arguments: list[str]) -> None:
     """Refuses what ml_collections would refuse with a traceback: file, code and keys."""
     name, keys = None, []
+    _take_mesh(arguments)
     for argument in config_arguments(arguments[1:]):
         flag, _, value = argument.partition("=")
         if flag.lstrip("-") == "config":

@@ -1,5 +1,7 @@
 """A trained model, from the folder of its run or from one packed file."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,20 +13,20 @@ from lm.compression import packed
 from lm.data import tokenizers
 from lm.errors import InputError
 from lm.model.trained import Trained
-from lm.runs import run_record
+from lm.runs import compatibility, run_record
 from lm.training import experiment
-from lm.training.state import TrainState, parameter_shapes
+from lm.training.state import TrainState
 
 
 class Loaded(NamedTuple):
     """A run as `load` finds it.
 
     Attributes:
-      config: of the run, its mesh being that of one device.
+      config: of the run, its mesh being that of --config.mesh.*, one device by default.
       run: the functions of the config.
       tokenizer: of the run.
-      state: as it was saved; see `Experiment.usable` and `Experiment.plain`. Of a packed
-        file, its parameters and no optimizer.
+      state: what was read of it, other fields are None; see `Experiment.usable` and
+        `Experiment.plain`.
       step: of the checkpoint.
     """
 
@@ -56,7 +58,7 @@ def load_packed(path: str) -> Loaded:
       InputError: no such file, a damaged one, or one of another model than its config says.
     """
     found = packed.read_packed(path)
-    config = ConfigDict(found.config)
+    config = ConfigDict(compatibility.upgrade_config(found.config))
     if found.tokenizer:
         tokenizer = tokenizers.Subwords(found.tokenizer, path)
     else:
@@ -64,16 +66,25 @@ def load_packed(path: str) -> Loaded:
     # The weights are on their grids already; activations are not.
     config.quantization.update(bits=16.0, fraction="1")
     run = _build(config, found.vocab_size)
-    expected = parameter_shapes(run.model)
-    if jax.tree.map(jnp.shape, found.params) != jax.tree.map(jnp.shape, expected):
+    abstract = run.abstract_state().trained
+    shapes = jax.tree.map(jnp.shape, abstract.params)
+    if jax.tree.map(jnp.shape, found.params) != shapes:
         raise InputError(f"{path}: the parameters are not those of the config in it")
-    trained = Trained(found.params)
+    scales = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract.scales)
+    trained = Trained(found.params, scales)
     state = TrainState(found.step, trained, (), trained, (), 0, 0, 0.0)
     return Loaded(config, run, tokenizer, state, found.step)
 
 
-def load(workdir: str | None, step: int | None = None, flag: str = "--workdir") -> Loaded:
-    """The newest checkpoint of `workdir` (or that of `step`) on the devices at hand.
+def load(
+    workdir: str | None,
+    step: int | None = None,
+    flag: str = "--workdir",
+    fields: Sequence[str] = (),
+) -> Loaded:
+    """The newest checkpoint of `workdir` (or that of `step`), on the mesh of --config.mesh.*.
+
+    Of the train state only what a model is read from is restored, and besides it `fields`.
 
     Raises:
       InputError: no run, or no such checkpoint; the message names `flag`.
@@ -88,11 +99,16 @@ def load(workdir: str | None, step: int | None = None, flag: str = "--workdir") 
     else:
         tokenizer = tokenizers.load(config.data.tokenizer, 0, (), directory=config.data.directory)
     run = _build(config, record.vocab_size)
-    state = run_record.restore(record, run, flag, command.say, step)
+    read = tuple(dict.fromkeys((*run_record.parameters(config), *fields)))
+    abstract = run.abstract_state()
+    state = run_record.restore(record, abstract, flag, command.say, step, fields=read)
     return Loaded(config, run, tokenizer, state, int(state.step))
 
 
 def _build(config: ConfigDict, vocab_size: int) -> experiment.Experiment:
     # The mesh of training need not be the mesh of today.
-    config.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
-    return experiment.build(config, vocab_size, devices=jax.devices()[:1])
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | command.mesh()
+    config.mesh.update(sizes)
+    count = math.prod(sizes.values())
+    devices = jax.devices() if count < 0 else jax.devices()[:count]
+    return experiment.build(config, vocab_size, devices=devices)

@@ -56,7 +56,14 @@ class References(NamedTuple):
         """
         trained, found = {}, {}
         for source, (key, record, run) in self.models.items():
-            state = run_record.restore(record, run, key, say, steps.get(source))
+            state = run_record.restore(
+                record,
+                run.abstract_state(),
+                key,
+                say,
+                steps.get(source),
+                fields=run_record.parameters(run.config),
+            )
             trained[source], found[source] = Trained(run.plain(state).params), int(state.step)
         return trained, found
 

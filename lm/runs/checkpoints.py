@@ -18,6 +18,7 @@ from lm import strict_json
 from lm.errors import InputError, writing
 from lm.parallel.cross_process import first_message
 from lm.runs import integrity
+from lm.runs.compatibility import STATE
 
 _BEST = "validation_loss"
 
@@ -116,12 +117,15 @@ class Checkpoints:
     def restore(
         self,
         abstract_state: Any,
-        iterator: grain.DatasetIterator | None = None,
+        source: Any = None,
         step: int | None = None,
+        *,
+        fields: Sequence[str] | None = None,
     ) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is intact (or that of `step`) as (state, metadata).
 
-        None when there is none. The iterator, when given, is set to where it was. A damaged
+        None when there is none. The source of batches, when given, is set to where it was. With
+        `fields` only those of the state are read, and the others are None. A damaged
         checkpoint is named and passed over; a run that will save that step again moves it aside.
         One without a record of its files is damaged when it cannot be read. All processes take the
         same one; each looks at its part of the files.
@@ -143,7 +147,7 @@ class Checkpoints:
             problem = first_message(problem or "")
             if not problem:
                 try:
-                    restored = self._read(candidate, abstract_state, iterator)
+                    restored = self._read(candidate, abstract_state, source, fields)
                 except Exception as error:  # whatever a damaged file makes Orbax raise
                     problem = " ".join(str(error).split())[:200] or type(error).__name__
                     if recorded:
@@ -162,15 +166,17 @@ class Checkpoints:
             raise InputError(f"{self._directory}: none of the checkpoints {damaged} can be read")
         return None
 
-    def _read(self, step: int, abstract_state: Any, iterator: Any) -> tuple[Any, dict[str, Any]]:
-        items = {
-            "state": ocp.args.StandardRestore(abstract_state),
-            "metadata": ocp.args.JsonRestore(),
-        }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        if iterator is not None:
-            _restore_data(self._directory / str(step) / "data", iterator)
-        return restored["state"], restored["metadata"]
+    def _read(
+        self, step: int, abstract_state: Any, source: Any, fields: Sequence[str] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        folder = self._directory / str(step)
+        state = _read_state(folder / "state", abstract_state, fields)
+        metadata = self._manager.restore(
+            step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        )["metadata"]
+        if source is not None:
+            _restore_data(folder / "data", source)
+        return state, metadata
 
     def _move_aside(self, steps: Sequence[int]) -> None:
         if jax.process_index() == 0:
@@ -222,6 +228,27 @@ def _validation_losses(directory: epath.Path) -> dict[int, float]:
         except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one
             continue
     return losses
+
+
+def _read_state(folder: epath.Path, abstract_state: Any, fields: Sequence[str] | None) -> Any:
+    """The fields of a train state, each array with its sharding; others stay on the disk."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = checkpointer.metadata(folder).item_metadata.tree
+        names = {}
+        for field in abstract_state._fields if fields is None else fields:
+            old = STATE.get(field, field)
+            names[old if field not in stored and old in stored else field] = field
+        item = {name: getattr(abstract_state, field) for name, field in names.items()}
+        restored = checkpointer.restore(
+            folder,
+            args=ocp.args.PyTreeRestore(
+                item=item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=True,
+            ),
+        )
+    others = dict.fromkeys(abstract_state._fields)
+    return type(abstract_state)(**others | {field: restored[name] for name, field in names.items()})
 
 
 class _State:

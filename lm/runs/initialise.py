@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh
@@ -57,7 +56,7 @@ def open_source(run: experiment.Experiment, tokenizer: str) -> Source:
 def start(
     run: experiment.Experiment,
     source: Source,
-    iterator: grain.DatasetIterator,
+    batches: Any,
     say: Callable[[str], None],
 ) -> TrainState:
     """The state that `quantization.from` gives.
@@ -70,17 +69,19 @@ def start(
     Args:
       run: the run that begins.
       source: of `open_source`.
-      iterator: of its data; moved to where the other run was.
+      batches: the source of its batches; moved to where the other run was.
       say: shows a line.
 
     Raises:
       InputError: the checkpoint cannot be read.
     """
     (record, other), switch = source, run.phases.switch
+    abstract = other.abstract_state()
     if switch:
-        old = run_record.restore(record, other, _KEY, say, switch, iterator)
+        old = run_record.restore(record, abstract, _KEY, say, switch, source=batches)
     else:
-        old = run_record.restore(record, other, _KEY, say)
+        fields = run_record.parameters(record.config)
+        old = run_record.restore(record, abstract, _KEY, say, fields=fields)
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
     fresh = jax.jit(run.init, out_shardings=shardings)(jax.random.key(run.config.train.seed))
     if switch:

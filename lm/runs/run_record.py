@@ -1,17 +1,15 @@
 """A run, from the folder that it left: its config, its model, and what was trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import grain
 from etils import epath
 from ml_collections import ConfigDict
 
 from lm import strict_json
 from lm.errors import InputError
+from lm.runs import compatibility
 from lm.runs.checkpoints import Checkpoints
-from lm.training.experiment import Experiment
-from lm.training.state import TrainState
 
 
 class Record(NamedTuple):
@@ -29,7 +27,7 @@ def is_run(folder: str) -> bool:
 
 
 def read_record(folder: epath.Path) -> dict[str, Any]:
-    """What config.json in a work directory holds, {} where there is none.
+    """What config.json in a work directory holds, of any format; {} where there is none.
 
     Raises:
       InputError: it is damaged.
@@ -39,11 +37,15 @@ def read_record(folder: epath.Path) -> dict[str, Any]:
         return {}
     try:
         content = strict_json.loads(path.read_text())
-        if "data" in content["config"]:
-            return content
+        known = "data" in content["config"]
     except (ValueError, TypeError, KeyError):
-        pass
-    raise InputError(f"{path} is damaged; if you have no copy, give another work directory")
+        known = False
+    if not known:
+        raise InputError(f"{path} is damaged; if you have no copy, give another work directory")
+    try:
+        return compatibility.upgrade(content)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read(folder: str, key: str) -> Record:
@@ -60,24 +62,39 @@ def read(folder: str, key: str) -> Record:
     return Record(path, config, content["vocab_size"], content["tokenizer"])
 
 
+def parameters(config: ConfigDict) -> tuple[str, ...]:
+    """The fields of the train state that a model is read from: its average where there is one."""
+    return ("step", "ema" if config.train.ema_decay else "trained")
+
+
 def restore(
     record: Record,
-    run: Experiment,
+    abstract_state: Any,
     key: str,
     say: Callable[[str], None],
     step: int | None = None,
-    iterator: grain.DatasetIterator | None = None,
-) -> TrainState:
-    """The state of the newest checkpoint, or of that of `step`; an iterator is set to where it was.
+    *,
+    fields: Sequence[str] | None = None,
+    source: Any = None,
+) -> Any:
+    """The state of the newest checkpoint, or of that of `step`.
 
-    Arrays get the shardings of `run`, which is the run's own experiment on the devices at hand.
+    Args:
+      record: of the run.
+      abstract_state: shapes, dtypes and shardings of its train state; arrays are read shard by
+        shard.
+      key: how the user has named the run, for messages.
+      say: shows one line.
+      step: of the checkpoint.
+      fields: of the state that are read; the others are None. None reads all.
+      source: of batches, set to where it was.
 
     Raises:
       InputError: no such checkpoint.
     """
     checkpoints = Checkpoints(record.folder / "checkpoints", say, read_only=True)
     try:
-        restored = checkpoints.restore(run.abstract_state(), iterator, step)
+        restored = checkpoints.restore(abstract_state, source, step, fields=fields)
     finally:
         checkpoints.close()
     if restored is None:

@@ -1,0 +1,136 @@
+"""Records and checkpoints of older commits, in the form that the code of today reads.
+
+The one table of what has changed: a new key is in `ADDED`, with what the code did before, a key
+with another name in `RENAMED`, a field of the train state in `STATE`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Of config.json; a record without "format" has format 1 and may be older still.
+FORMAT = 2
+
+# Key -> what the code did before it was there, oldest first. Hyper-parameters of a method that came
+# with the method are not here: a run from before did not use them.
+ADDED = {
+    # Before format 1.
+    "model.accept_aliasing": False,
+    "model.code_bits": 0,
+    "model.code_head": False,
+    "model.code_layout": "tile",
+    "model.code_scale": 1.0,
+    "model.code_seed": 0,
+    "model.code_signs": "none",
+    "model.code_values": "zero_one",
+    "model.embedding_rank": 32,
+    "objective.normalisation": "kept",
+    "objective.loss": "cross_entropy",
+    "objective.references.reference_nll": "",
+    "objective.references.history_nll": "",
+    "objective.references.prior_nll": "",
+    "objective.references.full_nll": "",
+    "objective.references.likelihood": "",
+    "objective.references.contrast_probability": "",
+    "objective.references.error_mask": "",
+    "objective.references.faulty_log_probability": "",
+    "objective.references.teacher": "",
+    "quantization.bits": 16.0,
+    "quantization.quantizer": "paretoq",
+    "quantization.granularity": "",
+    "quantization.group_size": 0,
+    "quantization.activations": "none",
+    "quantization.fraction": "optimal",
+    "quantization.fused_cooldown": True,
+    "quantization.warmup_steps": 20,
+    "quantization.peak_factor": 1.0,
+    "quantization.reset_optimizer": False,
+    "quantization.from": "",
+    "quantization.gptq_batches": 8,
+    "quantization.relative_scale_steps": False,
+    "checkpoint.at_steps": (),
+    "data.corrupted": 0.0,
+    "data.streams": 0,
+    "distributed.processes": 0,
+    "distributed.join_seconds": 300,
+    "distributed.heartbeat_seconds": 100,
+    "mesh.unsharded_tolerance": 0.02,
+    # Format 2.
+    "checkpoint.grace_seconds": 10.0,
+    "model.plain_autodiff": False,
+    "objective.name": "weighted",
+    "optimizer.extended_from": (),
+    "train.wandb_group": "",
+}
+
+# Old key -> its name today, "" where it is gone.
+RENAMED = {
+    "objective.rho1.reference_name": "",
+    "objective.prior.reference_name": "",
+    "objective.block_sensitive.reference_name": "",
+    "objective.critical_token.reference_name": "",
+    "objective.frequency_equity.reference_name": "",
+    "objective.ss_token.history": "",
+}
+
+# Field of the train state -> its name in checkpoints of format 1.
+STATE = {"objective": "weighting"}
+
+
+def upgrade(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a config.json, of any format, as this code would have written it.
+
+    Raises:
+      ValueError: the record is of a newer format than this code knows.
+    """
+    if record.get("format", 1) > FORMAT:
+        raise ValueError(f"format {record['format']} is newer than {FORMAT}, the one that is known")
+    config = upgrade_config(record["config"])
+    upgraded = {**record, "format": FORMAT, "config": config}
+    if "must_match" not in record:
+        upgraded["must_match"] = _must_match(record, _flat(config))
+    return upgraded
+
+
+def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a recorded config with the keys of today."""
+    flat = _flat(config)
+    for old, new in RENAMED.items():
+        if old in flat:
+            value = flat.pop(old)
+            if new:
+                flat[new] = value
+    return _nested({**ADDED, **flat})
+
+
+def _must_match(record: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, str]:
+    """What format 1 said of the predicted distribution and of the weighting's state."""
+    prediction = record.get("prediction", "softmax")
+    details = {
+        "tempnet": f"tempnet, width {flat.get('objective.tempnet.width')}",
+        "harmonic": f"harmonic, distance {flat.get('objective.harmonic.distance')}",
+    }
+    return {
+        "prediction": details.get(prediction, prediction),
+        "state": record.get("weighting_state", "()"),
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        section = tree
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return tree
