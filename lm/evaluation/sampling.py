@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.compression.phases import Quantized
+from lm.data.partial_text import PartialText
 from lm.data.tokenizers import Tokenizer
 from lm.model import decoding
 from lm.model.trained import Trained
@@ -17,9 +18,6 @@ from objectives import losses
 
 # Tokens between two visits of the host.
 _CHUNK = 16
-
-# How a decoder shows bytes that are not UTF-8, or not yet.
-_REPLACEMENT = "\ufffd"
 
 
 class Sampler:
@@ -84,19 +82,15 @@ class Sampler:
         prompt_BP = np.concatenate([[end], ids]).astype(np.int32)[None]
         state = self._start(trained, prompt_BP, jax.random.key(seed), steps)
         tokens: list[int] = []
-        shown = ""
+        text = PartialText(self._tokenizer)
         while len(tokens) < steps:
             state, found_BC = self._advance(trained, state)
             found = to_host(found_BC)[0][: steps - len(tokens)].tolist()
             ended = end in found
             tokens += found[: found.index(end)] if ended else found
             last = ended or len(tokens) >= steps
-            text = self._tokenizer.decode(np.array(tokens, np.int32))
-            # A character of several tokens is shown when it is whole.
-            known = text if last else text.rstrip(_REPLACEMENT)
-            if known.startswith(shown) and len(known) > len(shown):
-                yield known[len(shown) :]
-                shown = known
+            if piece := text.extend(np.array(tokens, np.int32), last):
+                yield piece
             if last:
                 return
 
