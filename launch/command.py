@@ -232,9 +232,9 @@ def config_arguments(arguments: Sequence[str] | None = None) -> list[str]:
 
 
 def config_file() -> str:
-    """The file that --config names, without its argument."""
+    """The file that --config names, without its argument; "" where there is none."""
     named = [word for word in config_arguments() if re.match(r"--?config=", word)]
-    return named[-1].partition("=")[2].partition(":")[0]
+    return named[-1].partition("=")[2].partition(":")[0] if named else ""
 
 
 _mesh: dict[str, int] = {}

@@ -35,7 +35,7 @@ def main() -> None:
     from lm.training import experiment
 
     documents = list(corpora.read(_TEXT.value).documents)
-    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
+    loaded = workdir.load(command.WORKDIR.value, command.STEP.value, fields=("trained",))
     c = loaded.config
     overrides = [f"weighting={_WEIGHTING.value}"] * bool(_WEIGHTING.value) + _OBJECTIVE.value
     for override in overrides:

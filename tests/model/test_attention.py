@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lm.model import attention
+from objectives.losses.block_distillation import block_ids
 
 
 def arrays(batch=2, heads=4, kv_heads=2, length=70, width=8, seed=0, dtype=np.float32):
@@ -82,7 +83,7 @@ def test_block_ids_count_from_the_start_of_each_document():
     segments = jnp.asarray([[1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3], [1, 1, 1, 2, 2, 2, 2, 2, 0, 0, 0]])
     last = attention.LAST_BLOCK
     np.testing.assert_array_equal(
-        attention.block_ids(positions, segments, 3),
+        block_ids(positions, segments, 3),
         [
             [0, 0, 0, 1, 1, 1, last, last, last, last, last],
             [2, 2, last, 0, 0, 0, last, last, last, last, last],
@@ -96,7 +97,7 @@ def test_blocks_do_not_see_each_other_but_for_the_last(implementation):
     positions = jnp.asarray(
         [np.concatenate([np.arange(n) for n in np.bincount(row)]) for row in np.asarray(segments)]
     )
-    blocks = attention.block_ids(positions, segments, 10)
+    blocks = block_ids(positions, segments, 10)
     out = attention.attend(
         q, k, v, segments, segments, blocks_BT=blocks, implementation=implementation
     )
@@ -115,7 +116,7 @@ def test_blocks_do_not_see_each_other_but_for_the_last(implementation):
         v,
         segments,
         segments,
-        blocks_BT=attention.block_ids(positions, segments, 130),
+        blocks_BT=block_ids(positions, segments, 130),
         implementation=implementation,
     )
     np.testing.assert_array_equal(one, whole)
