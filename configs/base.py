@@ -59,6 +59,8 @@ DATA = {
     "mixture_weights": ((), "one weight a corpus; () is in proportion to documents"),
     "tokenizer": ("bytes", "bytes | bpe (trained on the corpus) | FILE/tokenizer.json"),
     "vocab_size": (0, "entries of a bpe tokenizer; 0 for all others: their own"),
+    "end_of_text": ("", "token of a tokenizer.json; '' is the one that it declares"),
+    "beginning_of_text": ("", "token that opens a document; '' is as declared, else the end"),
     "sequence_length": (256, "tokens a row, T"),
     "packing": ("concat", "concat (and split) | best_fit (documents stay whole)"),
     "corrupted": (0.0, "share of training documents whose words are put in random order"),

@@ -60,7 +60,7 @@ def load_packed(path: str) -> Loaded:
     found = packed.read_packed(path)
     config = ConfigDict(compatibility.upgrade_config(found.config))
     if found.tokenizer:
-        tokenizer = tokenizers.Subwords(found.tokenizer, path)
+        tokenizer = tokenizers.Subwords(found.tokenizer, path, *_ends(config))
     else:
         tokenizer = tokenizers.load("bytes", 0, (), directory="")
     # The weights are on their grids already; activations are not.
@@ -95,7 +95,7 @@ def load(
     config = record.config
     definition = record.folder / "tokenizer.json"
     if definition.exists():
-        tokenizer = tokenizers.Subwords(definition.read_text(), str(definition))
+        tokenizer = tokenizers.Subwords(definition.read_text(), str(definition), *_ends(config))
     else:
         tokenizer = tokenizers.load(config.data.tokenizer, 0, (), directory=config.data.directory)
     run = _build(config, record.vocab_size)
@@ -103,6 +103,11 @@ def load(
     abstract = run.abstract_state()
     state = run_record.restore(record, abstract, flag, command.say, step, fields=read)
     return Loaded(config, run, tokenizer, state, int(state.step))
+
+
+def _ends(config: ConfigDict) -> tuple[str, str]:
+    """The end and the beginning of text that a run has recorded."""
+    return config.data.end_of_text, config.data.beginning_of_text
 
 
 def _build(config: ConfigDict, vocab_size: int) -> experiment.Experiment:

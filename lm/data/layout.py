@@ -1,7 +1,7 @@
 """From a document to the arrays of a row.
 
-A document of tokens t1..tn has the inputs [boundary, t1..tn] and the targets [t1..tn, boundary]:
-every target lies inside the document, and so does all that it is predicted from.
+A document of tokens t1..tn has the inputs [beginning, t1..tn] and the targets [t1..tn, end]: every
+target lies inside the document, and so does all that it is predicted from.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ PADDING = {"sample_ids": -1}
 def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     """Returns a document as positions: an array of `POSITION` [n + 1], n its number of tokens.
 
-    The closing boundary covers no bytes and has the weight of the last span.
+    The end of text covers no bytes and has the weight of the last span.
 
     Raises:
       InputError: the tokenizer gives an id outside its own vocabulary.
@@ -51,10 +51,10 @@ def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
             f" {document.name}; its vocabulary has {tokenizer.vocab_size} entries"
         )
     positions = np.zeros(len(ids) + 1, POSITION)
-    positions["tokens"][0] = tokenizer.boundary
+    positions["tokens"][0] = tokenizer.beginning_of_text
     positions["tokens"][1:] = ids
     positions["targets"][:-1] = ids
-    positions["targets"][-1] = tokenizer.boundary
+    positions["targets"][-1] = tokenizer.end_of_text
     positions["num_bytes"][:-1] = np.concatenate([num_bytes for _, num_bytes in encoded])
     weights = [weight for _, weight in document.spans]
     lengths = [len(ids) for ids, _ in encoded]

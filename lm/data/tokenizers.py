@@ -22,10 +22,14 @@ from lm.data.documents import Corpus
 from lm.data.hashing import fingerprint
 from lm.errors import InputError
 
-BOUNDARY = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 
-# Other names of the end of a text, in tokenizers that were trained elsewhere.
-_BOUNDARIES = (BOUNDARY, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "[SEP]")
+# Names by which a special token of a tokenizer.json is known as an end or a beginning of text.
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "[SEP]")
+_BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]")
+
+# A tokenizer_config.json is small; more is not one.
+_MOST_BYTES = 10_000_000
 
 # What a merge may not reach across: a word with what precedes it, a number of up to three digits,
 # punctuation, white space; as in GPT-4's tokenizer, but a line break takes the next line's
@@ -44,13 +48,16 @@ class Tokenizer(abc.ABC):
     """Turns text into ids and back. It can be pickled.
 
     Attributes:
-      vocab_size: ids lie in [0, vocab_size), the boundary's included.
-      boundary: the id that opens and closes every document; no text is ever encoded to it.
+      vocab_size: ids lie in [0, vocab_size), that of the end of text included.
+      end_of_text: the id that closes every document; no text is ever encoded to it.
+      beginning_of_text: the id that opens every document: one of its own where the tokenizer
+        declares it, otherwise `end_of_text`.
       fingerprint: tells this tokenizer from any other.
     """
 
     vocab_size: int
-    boundary: int
+    end_of_text: int
+    beginning_of_text: int
     fingerprint: str
 
     @abc.abstractmethod
@@ -63,7 +70,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of ids [tokens]; boundaries are dropped, bad UTF-8 is replaced."""
+        """Returns the text of ids [tokens] but for ends and beginnings; bad UTF-8 is replaced."""
 
     def is_byte(self, token: int) -> bool:
         """Returns whether a token is a byte of a vocabulary with byte fallback, such as <0x0A>.
@@ -74,26 +81,35 @@ class Tokenizer(abc.ABC):
 
 
 def load(
-    tokenizer: str, vocab_size: int, corpora: tuple[Corpus, ...], *, directory: str
+    tokenizer: str,
+    vocab_size: int,
+    corpora: tuple[Corpus, ...],
+    *,
+    directory: str,
+    end_of_text: str = "",
+    beginning_of_text: str = "",
 ) -> Tokenizer:
     """Loads a tokenizer, or trains it.
 
     Args:
-      tokenizer: `bytes`: ids are bytes, and 256 is the boundary. `bpe`: a byte-level byte-pair
+      tokenizer: `bytes`: ids are bytes, and 256 is the end of text. `bpe`: a byte-level byte-pair
         encoding of `corpora`, trained on at most 100 MB of text, in whole documents drawn at random
-        with a fixed seed. Or the path of a tokenizer.json of the `tokenizers` library, whose own
-        end-of-text token is the boundary.
-      vocab_size: the entries of `bpe`, boundary included; else 0, or what the tokenizer has.
+        with a fixed seed. Or the path of a tokenizer.json of the `tokenizers` library.
+      vocab_size: the entries of `bpe`, the end of text included; else 0, or what the tokenizer has.
       corpora: the training split; used by `bpe` only.
       directory: where trained tokenizers are cached; "" is `cache_directory("")`.
+      end_of_text, beginning_of_text: of a tokenizer.json, see `Subwords`.
 
     Raises:
-      InputError: the name means nothing, the file is no tokenizer or has no end-of-text token, or
+      InputError: the name means nothing, the file is no tokenizer or declares no end of text, or
         the vocabulary is too small, or larger than what the corpus can fill.
     """
     if tokenizer == "bpe":
         return _load_bpe(vocab_size, corpora, cache_directory(directory) / "tokenizers")
-    loaded = Bytes() if tokenizer == "bytes" else _load_file(tokenizer)
+    if tokenizer == "bytes":
+        loaded = Bytes()
+    else:
+        loaded = _load_file(tokenizer, end_of_text, beginning_of_text)
     if vocab_size not in (0, loaded.vocab_size):
         raise InputError(
             f"data.vocab_size {vocab_size}: the tokenizer {tokenizer!r} has {loaded.vocab_size}"
@@ -103,10 +119,11 @@ def load(
 
 
 class Bytes(Tokenizer):
-    """One id a byte, and 256 as the boundary."""
+    """One id a byte, and 256 as the end of text."""
 
     vocab_size = 257
-    boundary = 256
+    end_of_text = 256
+    beginning_of_text = 256
     fingerprint = "bytes"
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -123,29 +140,49 @@ class Bytes(Tokenizer):
 class Subwords(Tokenizer):
     """A tokenizer of the `tokenizers` library.
 
+    The end of text is what is declared: by the arguments, else by eos_token of a
+    tokenizer_config.json beside the file, else by the only special token of the tokenizer.json with
+    a name that is known for it. An ordinary entry of the vocabulary is never taken for it. The
+    beginning of text likewise (bos_token); without one, documents open with the end of text.
+
     Args:
       definition: the content of its tokenizer.json.
-      where: the file, for error messages.
+      where: the file, for error messages and the tokenizer_config.json beside it.
+      end_of_text, beginning_of_text: tokens; "" is what the files declare.
 
     Raises:
-      InputError: this is no tokenizer, or it has no end-of-text token.
+      InputError: this is no tokenizer, or its end of text is not declared or ambiguous.
     """
 
-    def __init__(self, definition: str, where: str):
+    def __init__(
+        self, definition: str, where: str, end_of_text: str = "", beginning_of_text: str = ""
+    ):
         self.definition = definition
         self._built = None
         try:
             vocabulary = self._tokenizer().get_vocab(with_added_tokens=True)
         except Exception as error:  # The library raises Exception itself.
             raise InputError(f"data.tokenizer {where!r}: not a tokenizer.json: {error}") from error
-        name = next((name for name in _BOUNDARIES if name in vocabulary), None)
-        if name is None:
-            raise InputError(
-                f"data.tokenizer {where!r}: has no end-of-text token; one of"
-                f" {', '.join(_BOUNDARIES)} must be in its vocabulary"
-            )
+        special = [
+            token.content
+            for token in self._tokenizer().get_added_tokens_decoder().values()
+            if token.special
+        ]
+        config = _tokenizer_config(Path(where).with_name("tokenizer_config.json"))
+        end = end_of_text or _content(config.get("eos_token")) or _only(special, _ENDS, where)
+        beginning = beginning_of_text or _content(config.get("bos_token"))
+        known = [name for name in special if name in _BEGINNINGS]
+        beginning = beginning or (known[0] if len(known) == 1 else end)
+        for key, token in (("end_of_text", end), ("beginning_of_text", beginning)):
+            if token not in vocabulary:
+                near = difflib.get_close_matches(token, special, n=3)
+                raise InputError(
+                    f"data.{key}={token!r} is not in the vocabulary of {where!r}; its special "
+                    f"tokens are: {', '.join(near or special[:20]) or 'none'}"
+                )
+        self.end_of_text_token, self.beginning_of_text_token = end, beginning
+        self.end_of_text, self.beginning_of_text = vocabulary[end], vocabulary[beginning]
         self.vocab_size = max(vocabulary.values()) + 1
-        self.boundary = vocabulary[name]
         self._widths = self._byte_widths(vocabulary)
         self.fingerprint = fingerprint([definition.encode()])
 
@@ -159,7 +196,7 @@ class Subwords(Tokenizer):
             built = tokenizers.Tokenizer.from_str(self.definition)
             built.no_truncation()
             built.no_padding()
-            # Text that spells the boundary is text, and must not end the document.
+            # Text that spells the end of text is text, and must not end the document.
             built.encode_special_tokens = True
             self._built = built
         return self._built
@@ -201,7 +238,7 @@ class Subwords(Tokenizer):
     def decode(self, ids: np.ndarray) -> str:
         """See `Tokenizer`."""
         ids = np.asarray(ids)
-        kept = ids[ids != self.boundary].tolist()
+        kept = ids[(ids != self.end_of_text) & (ids != self.beginning_of_text)].tolist()
         return self._tokenizer().decode(kept, skip_special_tokens=False)
 
     def is_byte(self, token: int) -> bool:
@@ -219,7 +256,52 @@ def _byte_offsets(text: str) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(widths)])
 
 
-def _load_file(name: str) -> Tokenizer:
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    """The content of a tokenizer_config.json, {} where there is none.
+
+    Raises:
+      InputError: it is no JSON object, or too large to be one.
+    """
+    if "://" in str(path) or not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"larger than {_MOST_BYTES:,} bytes")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {error}") from None
+    return config
+
+
+def _content(token: Any) -> str:
+    """The text of a token in a tokenizer_config.json, a string or an object; "" for none."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else ""
+
+
+def _only(special: list[str], names: tuple[str, ...], where: str) -> str:
+    """The one special token with a known name.
+
+    Raises:
+      InputError: there is none, or more than one.
+    """
+    found = [name for name in special if name in names]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(
+            f"data.tokenizer {where!r}: its end of text is ambiguous: {', '.join(found)}; name it "
+            "with data.end_of_text"
+        )
+    raise InputError(
+        f"data.tokenizer {where!r}: declares no end of text; name it with data.end_of_text, one of "
+        f"its special tokens: {', '.join(special[:20]) or 'it has none'}"
+    )
+
+
+def _load_file(name: str, end_of_text: str, beginning_of_text: str) -> Tokenizer:
     path = Path(name).expanduser()
     if not path.is_file():
         near = difflib.get_close_matches(name, ["bytes", "bpe"], n=1)
@@ -228,14 +310,15 @@ def _load_file(name: str) -> Tokenizer:
             f"data.tokenizer {name!r}: no such file; valid are bytes, bpe or the path of a"
             f" tokenizer.json{hint}"
         )
-    return Subwords(path.read_text(encoding="utf-8", errors="replace"), name)
+    definition = path.read_text(encoding="utf-8", errors="replace")
+    return Subwords(definition, str(path), end_of_text, beginning_of_text)
 
 
 def _load_bpe(vocab_size: int, corpora: tuple[Corpus, ...], directory: Path) -> Tokenizer:
     if vocab_size < 257:
         raise InputError(
             f"data.vocab_size {vocab_size}: a bpe tokenizer needs at least 257, for all bytes and"
-            " the boundary"
+            " the end of text"
         )
     import tokenizers
 
@@ -265,7 +348,7 @@ def _train(vocab_size: int, corpora: tuple[Corpus, ...]) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[BOUNDARY],
+        special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

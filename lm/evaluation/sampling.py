@@ -67,7 +67,7 @@ class Sampler:
                 trained,
                 state,
                 chunk,
-                end_of_text=tokenizer.boundary,
+                end_of_text=tokenizer.end_of_text,
                 logits=logits_of(trained),
                 **options,
             )
@@ -78,8 +78,10 @@ class Sampler:
     def stream(self, trained: Trained, prompt: str, seed: int, steps: int) -> Iterator[str]:
         """Yields the continuation in pieces, at most `steps` tokens in all."""
         ids, _ = self._tokenizer.encode(prompt)
-        end = self._tokenizer.boundary
-        prompt_BP = np.concatenate([[end], ids]).astype(np.int32)[None]
+        end = self._tokenizer.end_of_text
+        prompt_BP = np.concatenate([[self._tokenizer.beginning_of_text], ids]).astype(np.int32)[
+            None
+        ]
         state = self._start(trained, prompt_BP, jax.random.key(seed), steps)
         tokens: list[int] = []
         text = PartialText(self._tokenizer)

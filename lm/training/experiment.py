@@ -352,7 +352,14 @@ def load_data(c: ConfigDict) -> Data:
     """
     train, validation = (_load(c, split) for split in ("train", "validation"))
     # Of the text as it was: runs on more and on less corrupted text have the same tokens.
-    tokenizer = tokenizers.load(c.tokenizer, c.vocab_size, train, directory=c.directory)
+    tokenizer = tokenizers.load(
+        c.tokenizer,
+        c.vocab_size,
+        train,
+        directory=c.directory,
+        end_of_text=c.end_of_text,
+        beginning_of_text=c.beginning_of_text,
+    )
     train = tuple(corruption.corrupt(corpus, c.corrupted) for corpus in train)
     return Data(train, validation, tokenizer)
 

@@ -25,6 +25,7 @@ from lm.training.resume import (
     check_workdir,
     check_writable,
     resolved,
+    settle_ends,
     settle_streams,
 )
 from lm.training.sources import GrainSource, Source, check_keys
@@ -102,7 +103,7 @@ class _Parts(NamedTuple):
 
 def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
     data = experiment.load_data(config.data)
-    config = experiment.resolve(config, data.train)
+    config = settle_ends(experiment.resolve(config, data.train), data.tokenizer)
     built = experiment.build(config, data.tokenizer.vocab_size)
     config = settle_streams(config, workdir, built.mesh)
     built = built._replace(config=config)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import strict_json
+from lm.data.tokenizers import Subwords, Tokenizer
 from lm.errors import InputError, StorageError, writing
 from lm.parallel.cross_process import first_message
 from lm.parallel.mesh import share
@@ -42,6 +43,10 @@ _FREE = (
 )
 
 
+# Keys that older records leave open.
+_SETTLED = ("config.data.end_of_text", "config.data.beginning_of_text")
+
+
 def settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> ConfigDict:
     """The config with its number of data streams: that of the run in `workdir`, else one a share.
 
@@ -53,6 +58,19 @@ def settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Confi
     record = run_record.read_record(workdir)
     recorded = record["config"]["data"] if record else {}
     settled.data.streams = recorded.get("streams") or share(mesh)[1]
+    return settled
+
+
+def settle_ends(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
+    """The config with the end and the beginning of text that a tokenizer.json declares.
+
+    A tokenizer_config.json that declared them is not in the work directory.
+    """
+    if not isinstance(tokenizer, Subwords):
+        return config
+    settled = config.copy_and_resolve_references()
+    settled.data.end_of_text = tokenizer.end_of_text_token
+    settled.data.beginning_of_text = tokenizer.beginning_of_text_token
     return settled
 
 

@@ -8,14 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lm.data.partial_text import PartialText
-from lm.data.tokenizers import BOUNDARY, Bytes, Subwords
+from lm.data.tokenizers import END_OF_TEXT, Bytes, Subwords
 
 
 def byte_fallback():
     """A tokenizer with words, and with bytes for all else, as those of SentencePiece have."""
     import tokenizers
 
-    pieces = ["<unk>", BOUNDARY, "▁a", "b", *(f"<0x{i:02X}>" for i in range(256))]
+    pieces = ["<unk>", END_OF_TEXT, "▁a", "b", *(f"<0x{i:02X}>" for i in range(256))]
     model = tokenizers.models.BPE(
         {piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True
     )
@@ -24,7 +24,7 @@ def byte_fallback():
     built.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    return Subwords(built.to_str(), "here"), 4  # the id of the byte 0
+    return Subwords(built.to_str(), "here", END_OF_TEXT), 4  # the id of the byte 0
 
 
 TOKENIZERS = {"bytes": (Bytes(), 0), "byte_fallback": byte_fallback()}

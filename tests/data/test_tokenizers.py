@@ -53,7 +53,7 @@ def test_text_survives_and_its_bytes_are_counted_once(bpe, name, text):
     assert tokenizer.decode(ids) == text
     assert num_bytes.sum() == len(text.encode())
     assert len(ids) == len(num_bytes)
-    assert tokenizer.boundary not in ids
+    assert tokenizer.end_of_text not in ids
     assert (num_bytes >= 0).all()
     assert not len(ids) or 0 <= ids.min() <= ids.max() < tokenizer.vocab_size
 
@@ -74,7 +74,7 @@ def test_bytes_from_offsets_equal_those_from_the_vocabulary(bpe, text):
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 def test_decoding_drops_boundaries_and_replaces_bad_utf8(bpe, name):
     tokenizer = bpe if name == "bpe" else library.Bytes()
-    ids = np.concatenate([tokenizer.encode("ab")[0], [tokenizer.boundary] * 2])
+    ids = np.concatenate([tokenizer.encode("ab")[0], [tokenizer.end_of_text] * 2])
     assert tokenizer.decode(ids) == "ab"
     assert tokenizer.decode(tokenizer.encode("a𝄞")[0][:-1]).startswith("a\ufffd")
 
@@ -121,11 +121,11 @@ def test_a_file_is_used_with_its_own_boundary(tmp_path, bpe):
     path = tmp_path / "tokenizer.json"
     path.write_text(bpe.definition)
     loaded = library.load(str(path), 0, (), directory="")
-    assert (loaded.vocab_size, loaded.boundary) == (300, bpe.boundary)
+    assert (loaded.vocab_size, loaded.end_of_text) == (300, bpe.end_of_text)
 
     path = _word_level(tmp_path / "words.json", {"[UNK]": 0, "le": 1, "café": 2, "</s>": 5})
-    loaded = library.load(path, 6, (), directory="")
-    assert (loaded.vocab_size, loaded.boundary) == (6, 5)
+    loaded = library.load(path, 6, (), directory="", end_of_text="</s>")
+    assert (loaded.vocab_size, loaded.end_of_text) == (6, 5)
     ids, num_bytes = loaded.encode("le  café ☃ ")
     assert ids.tolist() == [1, 2, 0]
     assert num_bytes.tolist() == [2, 7, 5]  # White space goes to the token after it, or the last.
@@ -138,7 +138,7 @@ def test_a_files_truncation_and_padding_are_off(tmp_path):
         vocabulary,
         truncation={"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
     )
-    ids, num_bytes = library.load(path, 0, (), directory="").encode("a a a a")
+    ids, num_bytes = library.load(path, 0, (), directory="", end_of_text="</s>").encode("a a a a")
     assert len(ids) == 4
     assert num_bytes.sum() == 7
 
@@ -164,8 +164,59 @@ def test_files_that_are_no_tokenizers_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"not a tokenizer\.json"):
         library.load(str(path), 0, (), directory="")
     path = _word_level(path, {"[UNK]": 0, "a": 1})
-    with pytest.raises(InputError, match=r"no end-of-text token; one of <\|endoftext\|>"):
+    with pytest.raises(
+        InputError, match=r"declares no end of text; name it with data\.end_of_text"
+    ):
         library.load(path, 0, (), directory="")
+
+
+def _special(path, tokens, ordinary=("</s>",)):
+    """A tokenizer.json whose vocabulary has ordinary entries beside special tokens."""
+    import tokenizers
+
+    names = ["[UNK]", "a", *ordinary]
+    built = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+    )
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    built.add_special_tokens(list(tokens))
+    built.save(str(path))
+    return str(path)
+
+
+def test_the_end_of_text_is_the_declared_one_and_not_an_ordinary_entry(tmp_path):
+    path = _special(tmp_path / "tokenizer.json", ["<eos>", "<pad>"])
+    loaded = library.load(path, 0, (), directory="")
+    assert (loaded.end_of_text_token, loaded.end_of_text) == ("<eos>", 3)
+    assert loaded.beginning_of_text == loaded.end_of_text
+    # Negative control: named outright, the ordinary entry is taken.
+    assert library.load(path, 0, (), directory="", end_of_text="</s>").end_of_text == 2
+
+
+def test_a_tokenizer_config_beside_the_file_decides(tmp_path):
+    path = _special(tmp_path / "tokenizer.json", ["<|endoftext|>", "<|im_end|>", "<s>"])
+    assert library.load(path, 0, (), directory="").end_of_text_token == "<|endoftext|>"
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"eos_token": {"content": "<|im_end|>"}, "bos_token": null}'
+    )
+    loaded = library.load(path, 0, (), directory="")
+    assert (loaded.end_of_text_token, loaded.beginning_of_text_token) == ("<|im_end|>", "<s>")
+    ids = [loaded.beginning_of_text, 1, loaded.end_of_text]
+    assert loaded.decode(np.array(ids)) == "a"
+
+
+def test_two_ends_are_ambiguous_and_an_unknown_one_is_refused(tmp_path):
+    path = _special(tmp_path / "tokenizer.json", ["<eos>", "</s>"], ordinary=())
+    with pytest.raises(InputError, match=r"ambiguous: <eos>, </s>; name it with data\.end_of_text"):
+        library.load(path, 0, (), directory="")
+    assert library.load(path, 0, (), directory="", end_of_text="</s>").end_of_text_token == "</s>"
+    with pytest.raises(
+        InputError, match=r"data\.end_of_text='<eo>' is not in the vocabulary.*<eos>"
+    ):
+        library.load(path, 0, (), directory="", end_of_text="<eo>")
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: "):
+        library.load(path, 0, (), directory="", end_of_text="</s>")
 
 
 def test_nothing_slow_is_imported():

@@ -28,7 +28,7 @@ def trained(model):
 
 def saying(model, text):
     """The model, but after a prompt of one byte it continues with `text` and the end."""
-    ids = jnp.asarray([*TOKENIZER.encode(text)[0], TOKENIZER.boundary])
+    ids = jnp.asarray([*TOKENIZER.encode(text)[0], TOKENIZER.end_of_text])
 
     def apply(params, inputs, cache=None, **options):
         outputs = model.apply(params, inputs, cache, **options)

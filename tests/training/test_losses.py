@@ -218,7 +218,7 @@ def test_a_batch_without_weight_changes_nothing():
 class Letters:
     """A tokenizer of one token a character."""
 
-    boundary = 0
+    end_of_text = beginning_of_text = 0
 
     def encode(self, text):
         return [ord(c) % tiny.VOCAB for c in text], None
