@@ -13,14 +13,19 @@ from pathlib import Path
 
 from etils import epath
 
+from lm.data.converted import as_json_lines, is_records
 from lm.data.documents import Corpus, Document
-from lm.data.files import load_file, load_folder, load_jsonl
+from lm.data.files import load_file, load_folder
+from lm.data.json_lines import load_jsonl
 from lm.data.records import load_stdlib, load_tfds
 from lm.errors import InputError
 
 __all__ = ["Corpus", "Document", "cache_directory", "load", "read"]
 
-_VALID = "valid are stdlib, tfds:NAME[/config], a folder or a .jsonl file, also gs://"
+_VALID = (
+    "valid are stdlib, tfds:NAME[/config], a folder, or a file of records (.jsonl, .ndjson, .json, "
+    ".parquet, .jsonl.gz, .jsonl.zst), also gs://"
+)
 
 
 def load(
@@ -32,7 +37,8 @@ def load(
       corpus: `stdlib`, `tfds:NAME[/config]`, a folder or a FILE.jsonl; commas separate several.
         A folder's documents are all its files, at any depth, that have no NUL byte and are not
         hidden. A JSONL line is an object with the string `text`, or `prompt` and `response`;
-        blank lines are skipped. A TFDS dataset has features of these names. What is in a bucket,
+        blank lines are skipped. Other files of records, see `lm.data.converted`, are converted to
+        JSON lines in the cache. A TFDS dataset has features of these names. What is in a bucket,
         as gs://BUCKET/text.jsonl, is copied into the cache first.
       split: `train` or `validation`.
       directory: where corpora are prepared and cached; "" is `cache_directory("")`, and for
@@ -67,8 +73,9 @@ def read(path: str) -> Corpus:
     source = Path(path).expanduser()
     if source.is_dir():
         corpus = load_folder(path, source, "train", 0.0)
-    elif source.suffix == ".jsonl" and source.is_file():
-        corpus = load_jsonl(path, source, "train", 0.0)
+    elif is_records(source) and source.is_file():
+        lines = as_json_lines(source, cache_directory(""))
+        corpus = load_jsonl(path, lines, "train", 0.0)
     elif source.is_file():
         corpus = load_file(path, source)
     else:
@@ -102,10 +109,11 @@ def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
         corpus = load_tfds(name, split, folder, fraction)
     elif name and path.is_dir():
         corpus = load_folder(name, path, split, fraction)
-    elif path.suffix == ".jsonl" and path.is_file():
-        corpus = load_jsonl(name, path, split, fraction)
+    elif is_records(path) and path.is_file():
+        lines = as_json_lines(path, cache_directory(directory))
+        corpus = load_jsonl(name, lines, split, fraction)
     elif path.is_file():
-        raise InputError(f"data.corpus {name!r}: not a .jsonl file; {_VALID}")
+        raise InputError(f"data.corpus {name!r}: not a file of records; {_VALID}")
     else:
         raise InputError(f"data.corpus {name!r}: does not exist; {_VALID}{_hint(name)}")
     if not _has_text(corpus):

@@ -14,11 +14,26 @@ def held_out(key: bytes, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2.0**64
 
 
+class Fingerprint:
+    """`fingerprint` of parts that come one after the other."""
+
+    def __init__(self):
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, part: bytes) -> None:
+        """Adds the next part."""
+        # The length first, or ("ab", "c") would be ("a", "bc").
+        self._digest.update(len(part).to_bytes(8, "big"))
+        self._digest.update(part)
+
+    def hexadecimal(self) -> str:
+        """Returns the 32 digits of the parts so far."""
+        return self._digest.hexdigest()
+
+
 def fingerprint(parts: Iterable[bytes]) -> str:
     """Returns 32 hexadecimal digits that tell one sequence of byte strings from another."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = Fingerprint()
     for part in parts:
-        # The length first, or ("ab", "c") would be ("a", "bc").
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+        digest.add(part)
+    return digest.hexadecimal()

@@ -9,6 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lm.data import tokenizers
+from lm.data.targets import count_without_target
 from lm.errors import InputError, StorageError
 from lm.evaluation import perplexity, sampling
 from lm.model.transformer import Model
@@ -122,6 +123,9 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
     record["run_id"] = identity.run_id(before)
+    counted = count_without_target(data.train, data.tokenizer, config.data.sequence_length)
+    if line := counted.describe():
+        say(line)
     check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}

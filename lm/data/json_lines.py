@@ -1,0 +1,140 @@
+"""Corpora of records: JSON lines, which are indexed once and read by offset.
+
+A file is parsed when it is loaded, so that a bad line is found before anything else starts. What
+stays in memory is the index, 25 bytes a record; both splits share it. Lines are parsed again, one
+at a time, when their documents are asked for.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.data.documents import Corpus, Document, decode, span_fields
+from lm.data.hashing import Fingerprint, held_out
+from lm.errors import InputError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+# How a file begins that is no text in UTF-8, and what to call it.
+_OTHER = {
+    b"\x1f\x8b": "compressed; name it .gz",
+    b"\x28\xb5\x2f\xfd": "compressed; name it .zst",
+    b"PAR1": "a parquet file; name it .parquet",
+    b"PK\x03\x04": "a zip archive; extract it",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
+
+
+class _Index(NamedTuple):
+    """Of every record: its line, where it begins and ends in bytes, and its split."""
+
+    numbers: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    held_out: np.ndarray
+    fingerprints: dict[str, str]
+    replaced: dict[str, int]
+
+
+def load_jsonl(name: str, path: Path, split: str, validation_fraction: float) -> Corpus:
+    """Loads a file of JSON objects, one a line, split by a hash of the line.
+
+    Raises:
+      InputError: a line, of either split, is not an object with the strings `text`, or `prompt`
+        and `response`; the message opens with the file and the line's number. Or the file is no
+        text in UTF-8.
+    """
+    stat = path.stat()
+    index = _index(path, stat.st_size, stat.st_mtime_ns, validation_fraction)
+    chosen = np.flatnonzero(index.held_out == (split == "validation"))
+    lines = _Lines(path, index.numbers[chosen], index.offsets[chosen], index.lengths[chosen])
+    return Corpus(name, lines, index.fingerprints[split], index.replaced[split])
+
+
+@functools.lru_cache(maxsize=8)
+def _index(path: Path, size: int, modified: int, validation_fraction: float) -> _Index:
+    """Parses the file once; `size` and `modified` tell one content of it from another."""
+    numbers, offsets, lengths, held = [], [], [], []
+    digests = {"train": Fingerprint(), "validation": Fingerprint()}
+    replaced = {"train": 0, "validation": 0}
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            content = line.strip()
+            if number == 1:
+                _check_beginning(content, path)
+                content = content.removeprefix(_BYTE_ORDER_MARK)
+            if content:
+                _, bad = _parse(content, f"{path}:{number}")
+                out = held_out(content, validation_fraction)
+                split = "validation" if out else "train"
+                digests[split].add(content)
+                replaced[split] += bad
+                numbers.append(number)
+                offsets.append(offset)
+                lengths.append(len(line))
+                held.append(out)
+            offset += len(line)
+    return _Index(
+        *(np.array(values, np.int64) for values in (numbers, offsets, lengths)),
+        np.array(held, bool),
+        {split: digest.hexadecimal() for split, digest in digests.items()},
+        replaced,
+    )
+
+
+def _check_beginning(content: bytes, path: Path) -> None:
+    for beginning, what in _OTHER.items():
+        if content.startswith(beginning):
+            raise InputError(f"{path}: not JSON lines in UTF-8, but {what}")
+    if content.removeprefix(_BYTE_ORDER_MARK).startswith(b"["):
+        raise InputError(f"{path}:1: an array, not an object a line; name a list of records .json")
+
+
+class _Lines(Sequence):
+    """The documents of a JSONL file: one a line, found by its offset and length in bytes."""
+
+    def __init__(self, path: Path, numbers: np.ndarray, offsets: np.ndarray, lengths: np.ndarray):
+        self._path = path
+        self._numbers, self._offsets, self._lengths = numbers, offsets, lengths
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Document:
+        number = int(self._numbers[index])  # Raises IndexError, which ends iteration.
+        with self._path.open("rb") as file:
+            file.seek(self._offsets[index])
+            line = file.read(self._lengths[index])
+        line = line.removeprefix(_BYTE_ORDER_MARK)
+        spans, _ = _parse(line, f"{self._path}:{number}")
+        return Document(f"{self._path.name}:{number}", spans)
+
+
+def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], bool]:
+    """Returns the spans of a line of JSON, and whether its text had to be repaired."""
+    content, replaced = decode(line)
+    try:
+        record = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not a line of JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # Thousands of digits, or of brackets.
+        reason = str(error).partition(";")[0]
+        raise InputError(f"{where}: not a line of JSON that can be read: {reason}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
+    spans = []
+    for field, weight in span_fields(record, where):
+        text = record[field]
+        if not isinstance(text, str):
+            raise InputError(f"{where}: {field} must be a string, got {type(text).__name__}")
+        # JSON may escape half of a surrogate pair, which UTF-8 cannot hold.
+        sound = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        replaced |= sound != text
+        spans.append((sound, weight))
+    return tuple(spans), replaced
