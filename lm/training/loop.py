@@ -12,7 +12,7 @@ from lm.data import tokenizers
 from lm.data.targets import count_without_target
 from lm.errors import InputError, StorageError
 from lm.evaluation import perplexity, sampling
-from lm.model.transformer import Model
+from lm.model.interface import Model
 from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import parameters_by_group, peak_flops
 from lm.references.second_models import open_references
