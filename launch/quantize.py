@@ -86,7 +86,11 @@ def main() -> None:
     )
     if _METRICS.value:
         _record(Path(_METRICS.value), loaded.step, before, after, size)
-    leaves = jax.tree.leaves(trained.params)
+    _show(jax.tree.leaves(trained.params), before, after, size)
+
+
+def _show(leaves: Any, before: Any, after: Any, size: int) -> None:
+    """Prints losses before and after, and sizes in bytes."""
     count, whole = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     for name, s in (("before", before), ("after", after)):
         print(f"validation {name}: {s.loss:.4f} nats/token, {s.bits_per_byte:.4f} bits/byte")

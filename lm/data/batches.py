@@ -84,30 +84,10 @@ def train_batches(
         Iterators raise it for a document that cannot be encoded, or whose scores do not fit it.
     """
     _check(batch_size, sequence_length, packing, process_count)
-    if shuffle_rows < 1:
-        raise InputError(f"data.shuffle_rows must be at least 1, got {shuffle_rows}")
-    if workers < 0:
-        raise InputError(f"data.workers must be at least 0, got {workers}")
-    if seed < 0:
-        raise InputError(f"train.seed must be at least 0, got {seed}")
-    weights = list(mixture_weights) or [len(corpus.documents) for corpus in corpora]
-    if len(weights) != len(corpora) or min(weights) <= 0:
-        raise InputError(
-            f"data.mixture_weights must be {len(corpora)} positive numbers, one a corpus, or (),"
-            f" got {tuple(weights)}"
-        )
+    _check_order(shuffle_rows, workers, seed)
+    weights = _weights(corpora, mixture_weights)
     streams = streams or process_count
-    if streams < 0 or streams % process_count or batch_size % streams:
-        raise InputError(
-            f"data.streams must be a multiple of the {process_count} processes and divide"
-            f" train.batch_size {batch_size}, got {streams}"
-        )
-    for corpus in corpora:
-        if len(corpus.documents) < streams:
-            raise InputError(
-                f"data.corpus {corpus.name!r}: its {len(corpus.documents)} training documents"
-                f" cannot be shared among {streams} processes or streams; use fewer"
-            )
+    _check_streams(corpora, streams, process_count, batch_size)
     check_enough(corpora, tokenizer, batch_size=batch_size, sequence_length=sequence_length)
 
     numbered = list(_numbered(corpora, tokenizer, scores or {}))
@@ -141,6 +121,41 @@ def train_batches(
     if workers:
         return batches
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_WAITING)
+
+
+def _check_order(shuffle_rows: int, workers: int, seed: int) -> None:
+    if shuffle_rows < 1:
+        raise InputError(f"data.shuffle_rows must be at least 1, got {shuffle_rows}")
+    if workers < 0:
+        raise InputError(f"data.workers must be at least 0, got {workers}")
+    if seed < 0:
+        raise InputError(f"train.seed must be at least 0, got {seed}")
+
+
+def _weights(corpora: Sequence[Corpus], mixture_weights: Sequence[float]) -> list[float]:
+    weights = list(mixture_weights) or [len(corpus.documents) for corpus in corpora]
+    if len(weights) != len(corpora) or min(weights) <= 0:
+        raise InputError(
+            f"data.mixture_weights must be {len(corpora)} positive numbers, one a corpus, or (),"
+            f" got {tuple(weights)}"
+        )
+    return weights
+
+
+def _check_streams(
+    corpora: Sequence[Corpus], streams: int, process_count: int, batch_size: int
+) -> None:
+    if streams < 0 or streams % process_count or batch_size % streams:
+        raise InputError(
+            f"data.streams must be a multiple of the {process_count} processes and divide"
+            f" train.batch_size {batch_size}, got {streams}"
+        )
+    for corpus in corpora:
+        if len(corpus.documents) < streams:
+            raise InputError(
+                f"data.corpus {corpus.name!r}: its {len(corpus.documents)} training documents"
+                f" cannot be shared among {streams} processes or streams; use fewer"
+            )
 
 
 class _Joined(grain.IterDataset):
