@@ -25,7 +25,9 @@ _QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/qu
 _GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
 _GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of granularity group.")
 _BATCHES = flags.DEFINE_integer("calibration_batches", 8, "Training batches for gptq and rsq.")
-_METRICS = flags.DEFINE_string("metrics", None, "Folder whose metrics.jsonl gets the losses, too.")
+_METRICS = flags.DEFINE_string(
+    "metrics", None, "Folder with the metrics.jsonl that gets the losses, too."
+)
 
 _METHODS = ("rtn", "gptq", "rsq")
 

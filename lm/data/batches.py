@@ -1,4 +1,4 @@
-"""Batches of packed rows, as Grain pipelines whose state is saved with a checkpoint.
+"""Batches of packed rows, as Grain pipelines; their state is saved with a checkpoint.
 
 A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions, num_bytes, sample_ids
 and sample_positions are int32, weights is float32 (0 is not a target). `lm.data.layout` says how a
@@ -81,7 +81,7 @@ def train_batches(
 
     Raises:
       InputError: an argument is impossible, or the corpora are too small (see `check_enough`).
-        Iterators raise it for a document that cannot be encoded, or whose scores do not fit it.
+        Iterators raise it for a document that cannot be encoded, or does not fit its scores.
     """
     _check(batch_size, sequence_length, packing, process_count)
     _check_order(shuffle_rows, workers, seed)

@@ -42,7 +42,7 @@ def calibration_hessian(
 ) -> jax.Array:
     """H = 2 sum_t a_t x_t x_t^T, [I, I] float32; the sum over batches is that of their results.
 
-    `gptq` does not depend on H's overall factor, so means and sums serve alike (its official code
+    `gptq` does not depend on H's overall factor, so means and sums give the same (its official code
     keeps a mean over sequences).
 
     Args:
