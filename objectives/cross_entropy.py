@@ -42,15 +42,19 @@ class TokenStatistics(NamedTuple):
       logsumexp: log sum_j exp(z_j); its square is the z-loss.
       entropy: -sum_j p_j log p_j, of the whole predicted distribution.
       log_probability: log p_y = -nll.
-      loss: what is minimised of the token: nll, unless a loss of `objectives.losses` is another
-        one. None stands for nll.
+      other_loss: what is minimised of the token where that is not nll; None where it is.
     """
 
     nll: jax.Array
     logsumexp: jax.Array
     entropy: jax.Array
     log_probability: jax.Array
-    loss: jax.Array | None = None
+    other_loss: jax.Array | None = None
+
+    @property
+    def loss(self) -> jax.Array:
+        """What is minimised of every token."""
+        return self.nll if self.other_loss is None else self.other_loss
 
 
 def token_statistics(
@@ -130,7 +134,7 @@ def token_statistics(
     if not block_size:
         return _plain_statistics(static.scores, hidden, head, targets, axis)
     nll_BT, logsumexp_BT, entropy_BT = _statistics(static, hidden, head, targets)
-    return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT, nll_BT)
+    return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT)
 
 
 def _check_arguments(hidden, head, targets, softcap, block_size) -> None:
@@ -257,7 +261,7 @@ def _plain_statistics(scores, hidden_BTD, head_DV, targets_BT, axis) -> TokenSta
     nll_BT, logsumexp_BT, entropy_BT = (
         jnp.where(bad_BT, jnp.nan, x_BT) for x_BT in _finish(partial)
     )
-    return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT, nll_BT)
+    return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT)
 
 
 def _statistics_forward(static, hidden, head, targets):

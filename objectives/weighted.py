@@ -58,7 +58,7 @@ def weighted(
             found["z_loss"] = Term(square, totals["targets"], z_loss)
         return found
 
-    passed = ("loss", "logsumexp") if z_loss else ("loss",)
+    passed = ("nll" if loss.losses is None else "other_loss",) + ("logsumexp",) * bool(z_loss)
     return Objective(
         prepare,
         terms,
@@ -93,11 +93,10 @@ def denominators(
 
 def loss_term(loss: Loss, statistics, weights_BT: jax.Array, totals: dict[str, jax.Array]) -> Term:
     """The weighted sum of the losses over its denominator, or what `loss.reduce` makes of all."""
-    loss_BT = statistics.nll if statistics.loss is None else statistics.loss
     if loss.reduce is None:
-        return Term(masked_sum(weights_BT, loss_BT), totals["weight"])
+        return Term(masked_sum(weights_BT, statistics.loss), totals["weight"])
     total = jnp.where(totals["weight"], totals["weight"], 1.0)
     live_BT = weights_BT != 0
     shares_BT = jnp.where(live_BT, weights_BT * (totals["targets"] / total), 0.0)
-    value = loss.reduce(jnp.where(live_BT, loss_BT, 0.0), shares_BT)
+    value = loss.reduce(jnp.where(live_BT, statistics.loss, 0.0), shares_BT)
     return Term(value, jnp.ones((), jnp.float32))

@@ -19,7 +19,7 @@ def measure(items: Iterable[Item], repeats: int) -> dict[str, list[float]]:
     """Seconds of one run, `repeats` times, by name.
 
     Every item is compiled and warmed up first. Then all take turns, so that a drift of the machine
-    hits all of them; but those that read ahead come last, or they would work while others are timed.
+    hits all of them; those that read ahead come last, or they would work while others are timed.
     A timing follows a run of the same item that does not count: where others had run for seconds,
     the first step took up to twice the time, spent by the kernel on pages that malloc had freed.
     """

@@ -103,7 +103,7 @@ def two_pass(statistics: Statistics, objective: Objective, accumulation: int) ->
 
         def passed_back(trained, micro, slopes):
             (found, aux), (d_found, d_aux) = statistics(trained, micro), slopes
-            names = objective.differentiated
+            names = [name for name in objective.differentiated if getattr(found, name) is not None]
             pairs = [(getattr(d_found, name), getattr(found, name)) for name in names]
             pairs += zip(jax.tree.leaves(d_aux), jax.tree.leaves(aux), strict=True)
             return sum(masked_sum(slope, x) for slope, x in pairs), ()

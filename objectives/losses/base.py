@@ -129,7 +129,7 @@ def training_statistics(loss: Loss, inputs: Inputs, data_weights_BT: jax.Array) 
         targets=jnp.where(live_BT, inputs.targets, 0),
     )
     found = prediction_statistics(loss, inputs)
-    return found if loss.losses is None else found._replace(loss=loss.losses(inputs, found))
+    return found if loss.losses is None else found._replace(other_loss=loss.losses(inputs, found))
 
 
 def logits(loss: Loss, inputs: Inputs) -> jax.Array:
