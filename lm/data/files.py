@@ -1,17 +1,14 @@
-"""Corpora of local files: one text, a folder of texts, or a file of JSON lines.
+"""Corpora of local files: one text, or a folder of texts.
 
-A folder and JSON lines are read once when they are loaded, so that a bad line is found before
-anything else starts; their documents are read again, one at a time, when they are asked for.
+A folder is read once when it is loaded; its documents are read again, one at a time, when they are
+asked for.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from lm.data.documents import Corpus, Document, decode, span_fields
+from lm.data.documents import Corpus, Document, decode
 from lm.data.hashing import fingerprint, held_out
 from lm.errors import InputError
 
@@ -27,7 +24,7 @@ def load_file(name: str, path: Path) -> Corpus:
         raise InputError(f"{path}: has a NUL byte, so it is not text")
     text, replaced = decode(content)
     documents = [Document(path.name, ((text, 1.0),))]
-    return Corpus(name, documents, fingerprint([content]), int(replaced))
+    return Corpus(name, documents, fingerprint([content]), int(replaced), int(not text))
 
 
 def load_folder(name: str, root: Path, split: str, validation_fraction: float) -> Corpus:
@@ -37,10 +34,10 @@ def load_folder(name: str, root: Path, split: str, validation_fraction: float) -
     followed.
     """
     members = []
-    replaced = 0
+    replaced = without_target = 0
 
     def contents() -> Iterator[bytes]:
-        nonlocal replaced
+        nonlocal replaced, without_target
         for member in _visible_files(root):
             key = os.fsencode(member)
             if held_out(key, validation_fraction) != (split == "validation"):
@@ -49,11 +46,12 @@ def load_folder(name: str, root: Path, split: str, validation_fraction: float) -
             if b"\0" not in content:
                 members.append(member)
                 replaced += decode(content)[1]
+                without_target += not content
                 yield key
                 yield content
 
     digest = fingerprint(contents())
-    return Corpus(name, _Files(root, members), digest, replaced)
+    return Corpus(name, _Files(root, members), digest, replaced, without_target)
 
 
 class _Files(Sequence):
@@ -87,75 +85,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-def load_jsonl(name: str, path: Path, split: str, validation_fraction: float) -> Corpus:
-    """Loads a file of JSON objects, one a line, split by a hash of the line.
-
-    Raises:
-      InputError: a line, of either split, is not an object with the strings `text`, or `prompt`
-        and `response`; the message opens with the file and the line's number.
-    """
-    numbers, offsets, lengths = [], [], []
-    replaced = 0
-
-    def lines() -> Iterator[bytes]:
-        nonlocal replaced
-        offset = 0
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                content = line.strip()
-                if content:
-                    _, bad = _parse(content, f"{path}:{number}")
-                    if held_out(content, validation_fraction) == (split == "validation"):
-                        numbers.append(number)
-                        offsets.append(offset)
-                        lengths.append(len(line))
-                        replaced += bad
-                        yield content
-                offset += len(line)
-
-    digest = fingerprint(lines())
-    return Corpus(name, _Lines(path, numbers, offsets, lengths), digest, replaced)
-
-
-class _Lines(Sequence):
-    """The documents of a JSONL file: one a line, found by its offset and length in bytes."""
-
-    def __init__(self, path: Path, numbers: list[int], offsets: list[int], lengths: list[int]):
-        self._path = path
-        self._numbers = np.array(numbers, np.int64)
-        self._offsets = np.array(offsets, np.int64)
-        self._lengths = np.array(lengths, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> Document:
-        number = int(self._numbers[index])  # Raises IndexError, which ends iteration.
-        with self._path.open("rb") as file:
-            file.seek(self._offsets[index])
-            line = file.read(self._lengths[index])
-        spans, _ = _parse(line, f"{self._path}:{number}")
-        return Document(f"{self._path.name}:{number}", spans)
-
-
-def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], bool]:
-    """Returns the spans of a line of JSON, and whether its text had to be repaired."""
-    content, replaced = decode(line)
-    try:
-        record = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not a line of JSON: {error.msg}") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
-    spans = []
-    for field, weight in span_fields(record, where):
-        text = record[field]
-        if not isinstance(text, str):
-            raise InputError(f"{where}: {field} must be a string, got {type(text).__name__}")
-        # JSON may escape half of a surrogate pair, which UTF-8 cannot hold.
-        sound = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        replaced |= sound != text
-        spans.append((sound, weight))
-    return tuple(spans), replaced

@@ -14,11 +14,26 @@ def held_out(key: bytes, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2.0**64
 
 
-def fingerprint(parts: Iterable[bytes]) -> str:
-    """Returns 32 hexadecimal digits that tell one sequence of byte strings from another."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
+class Fingerprint:
+    """32 hexadecimal digits that tell one sequence of byte strings from another."""
+
+    def __init__(self):
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def update(self, part: bytes) -> None:
+        """Appends a byte string to the sequence."""
         # The length first, or ("ab", "c") would be ("a", "bc").
-        digest.update(len(part).to_bytes(8, "big"))
+        self._digest.update(len(part).to_bytes(8, "big"))
+        self._digest.update(part)
+
+    def hexdigest(self) -> str:
+        """Returns the digits for the sequence so far."""
+        return self._digest.hexdigest()
+
+
+def fingerprint(parts: Iterable[bytes]) -> str:
+    """Returns the `Fingerprint` of a sequence of byte strings."""
+    digest = Fingerprint()
+    for part in parts:
         digest.update(part)
     return digest.hexdigest()
