@@ -9,6 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lm.data import tokenizers
+from lm.data.counts import describe_without_target
 from lm.errors import InputError, StorageError
 from lm.evaluation import perplexity, sampling
 from lm.model.transformer import Model
@@ -120,6 +121,8 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     replaced = sum(corpus.replaced for corpus in data.train + data.validation)
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
+    if line := describe_without_target(data.train):
+        say(line)
 
     record["run_id"] = identity.run_id(before)
     check_writable(workdir, record)

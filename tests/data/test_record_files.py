@@ -169,9 +169,3 @@ def test_the_memory_of_a_large_file_is_that_of_its_index(tmp_path):
     tracemalloc.stop()
     assert peak < 1_700_000
     assert len(corpus.documents) > 10_000
-
-
-def test_documents_without_a_target_are_counted(tmp_path):
-    lines = b'{"text": ""}\n{"text": "a"}\n{"text": "b"}\n{"text": " "}\n{"text": ""}\n'
-    path = write(tmp_path / "a.jsonl", lines)
-    assert load(path, fraction=0.0001).without_target == 2
