@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm import strict_json
+from lm.data import cuts
 from lm.data.corpora import cache_directory
 from lm.data.documents import Corpus
 from lm.data.hashing import fingerprint
@@ -30,15 +31,6 @@ _BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", 
 
 # A tokenizer_config.json is small; more is not one.
 _MOST_BYTES = 10_000_000
-
-# What a merge may not reach across: a word with what precedes it, a number of up to three digits,
-# punctuation, white space; as in GPT-4's tokenizer, but a line break takes the next line's
-# indentation along. On the standard library, at 2,048 entries, a token so covers 3.11 bytes; with
-# GPT-2's pattern 3.03, with GPT-4's 2.95.
-_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*(?=\S))?"
-    r"|\s*[\r\n]+[ \t]*(?=\S)|\s+(?!\S)|\s+"
-)
 
 # Bytes of text that a byte-pair encoding is trained on; a larger corpus is sampled.
 _TRAINING_BYTES = 100_000_000
@@ -67,6 +59,21 @@ class Tokenizer(abc.ABC):
         The bytes add up to those of the text; only an empty list of ids, which a tokenizer may
         give for text that it cannot represent, covers none.
         """
+
+    def encode_pieces(self, text: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields what `encode` returns in pieces, in order; joined, they are identical to it.
+
+        A long text is so encoded as far as it is needed, where the tokenizer allows it.
+        """
+        start = 0
+        for end in self._cuts(text):
+            yield self.encode(text[start:end])
+            start = end
+        yield self.encode(text[start:] if start else text)
+
+    def _cuts(self, text: str) -> Iterator[int]:
+        """Yields characters at which the text may be cut and encoded on both sides by itself."""
+        yield from ()
 
     @abc.abstractmethod
     def decode(self, ids: np.ndarray) -> str:
@@ -131,6 +138,9 @@ class Bytes(Tokenizer):
         ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         return ids, np.ones_like(ids)
 
+    def _cuts(self, text: str) -> Iterator[int]:
+        return iter(range(cuts.PIECE, len(text), cuts.PIECE))
+
     def decode(self, ids: np.ndarray) -> str:
         """See `Tokenizer`."""
         ids = np.asarray(ids)
@@ -184,6 +194,7 @@ class Subwords(Tokenizer):
         self.end_of_text, self.beginning_of_text = vocabulary[end], vocabulary[beginning]
         self.vocab_size = max(vocabulary.values()) + 1
         self._widths = self._byte_widths(vocabulary)
+        self._may_cut = self._widths is not None and cuts.may_be_at_spaces(definition, vocabulary)
         self.fingerprint = fingerprint([definition.encode()])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,6 +211,9 @@ class Subwords(Tokenizer):
             built.encode_special_tokens = True
             self._built = built
         return self._built
+
+    def _cuts(self, text: str) -> Iterator[int]:
+        return cuts.at_spaces(text) if self._may_cut else iter(())
 
     def _byte_widths(self, vocabulary: dict[str, int]) -> np.ndarray | None:
         """Returns the bytes of each id [V], where these do not depend on the text around it."""
@@ -322,7 +336,7 @@ def _load_bpe(vocab_size: int, corpora: tuple[Corpus, ...], directory: Path) -> 
         )
     import tokenizers
 
-    settings = [tokenizers.__version__, _PATTERN, _TRAINING_BYTES, vocab_size]
+    settings = [tokenizers.__version__, cuts.PATTERN, _TRAINING_BYTES, vocab_size]
     settings += [corpus.fingerprint for corpus in corpora]
     key = fingerprint([strict_json.dumps(settings).encode()])
     path = directory / f"bpe{vocab_size}_{key[:16]}" / "tokenizer.json"
@@ -341,7 +355,7 @@ def _train(vocab_size: int, corpora: tuple[Corpus, ...]) -> str:
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(cuts.PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
