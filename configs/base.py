@@ -55,11 +55,7 @@ MODEL = {
 }
 
 DATA = {
-    "corpus": (
-        "stdlib",
-        "stdlib | tfds:NAME[/config] | FOLDER | FILE.jsonl, .ndjson, .json (an array) or .parquet, "
-        "also .gz or .zst; commas mix",
-    ),
+    "corpus": ("stdlib", "stdlib | tfds:NAME[/config] | FOLDER | FILE.jsonl; commas mix"),
     "mixture_weights": ((), "one weight a corpus; () is in proportion to documents"),
     "tokenizer": ("bytes", "bytes | bpe (trained on the corpus) | FILE/tokenizer.json"),
     "vocab_size": (0, "entries of a bpe tokenizer; 0 for all others: their own"),

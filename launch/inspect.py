@@ -32,7 +32,7 @@ def main() -> None:
     from lm.data import corpora
     from lm.references import inspection
     from lm.references.second_models import open_references
-    from lm.training import experiment
+    from lm.training import make_objective
 
     documents = list(corpora.read(_TEXT.value).documents)
     loaded = workdir.load(command.WORKDIR.value, command.STEP.value, fields=("trained",))
@@ -40,7 +40,7 @@ def main() -> None:
     overrides = [f"weighting={_WEIGHTING.value}"] * bool(_WEIGHTING.value) + _OBJECTIVE.value
     for override in overrides:
         _override(c.objective, override)
-    run = loaded.run._replace(objective=experiment.make_objective(c))
+    run = loaded.run._replace(objective=make_objective.make_objective(c))
     references = open_references(run, loaded.tokenizer.fingerprint)
     for name in references.scores:
         raise InputError(
@@ -53,7 +53,7 @@ def main() -> None:
             source: (one.run.model, frozen[source]) for source, one in references.models.items()
         }
         found = inspection.inspect(run, loaded.state, documents, loaded.tokenizer, second_models)
-    weighting = experiment.describe_weighting(c)
+    weighting = make_objective.describe_weighting(c)
     for name in run.references():
         weighting += f", {name} from {Path(c.objective.references[name]).name}"
     source, folder = Path(_TEXT.value).name, Path(command.WORKDIR.value).name

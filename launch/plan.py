@@ -27,6 +27,7 @@ _SEARCH_MINUTES = flags.DEFINE_float(
 )
 _KEYS = flags.DEFINE_bool("keys", False, "Print every key of a config, its default and meaning.")
 _PREFIX = flags.DEFINE_string("prefix", "", "With --keys: only keys that begin so, as objective.")
+_METHODS = flags.DEFINE_bool("methods", False, "Print the page docs/methods.md.")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "With --keys: as the page docs/configs.md.")
 
 
@@ -34,6 +35,11 @@ def main() -> None:
     """Prints the plan, or the keys of a config."""
     if _KEYS.value:
         _print_keys()
+        return
+    if _METHODS.value:
+        from launch import methods
+
+        print(methods.as_markdown())
         return
     config = command.CONFIG.value
     _check_flags()

@@ -1,6 +1,10 @@
-"""Eight fake CPU devices for the whole suite; must run before JAX is imported."""
+"""Eight fake CPU devices for the whole suite, and one temporary folder that is removed at its end.
+
+Must run before JAX is imported.
+"""
 
 import os
+import shutil
 import tempfile
 
 # Unoptimized machine code: the suite spends its time in compiling, not in running.
@@ -12,16 +16,27 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# The process that starts the workers makes the folder; they, and all commands, inherit it.
+_OWN = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _OWN = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="nibble_tests_")
+    tempfile.tempdir = None
+
 # Workers and subprocesses share what they compile: many tests train the same toy.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "nibble_xla")
-)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.environ["TMPDIR"], "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+
+def pytest_unconfigure(config):
+    """Removes everything that the tests have left."""
+    if _OWN:
+        shutil.rmtree(_OWN, ignore_errors=True)
 
 
 @pytest.fixture

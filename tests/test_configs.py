@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from lm.data.documents import Corpus
-from lm.training import experiment, loop
+from lm.training import experiment, loop, make_objective
 from objectives.losses import LOSSES
 from objectives.weighting import WEIGHTINGS
 
@@ -143,7 +143,7 @@ def test_every_weighting_and_every_loss_has_a_config():
     for name in [*METHODS, "configs/quickstart.py"]:
         for argument in arguments_of(name):
             config = load([f"--config={argument}"])
-            weightings |= set(experiment.weighting_names(config))
+            weightings |= set(make_objective.weighting_names(config))
             losses.add(config.objective.loss)
     assert weightings == set(WEIGHTINGS)
     assert losses == set(LOSSES)

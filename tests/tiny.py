@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from lm.model.config import ModelConfig
-from lm.model.transformer import Model, Tokens, make_model
+from lm.model.interface import Model, Tokens
+from lm.model.transformer import make_model
 from lm.parallel.mesh import put_batch
 from lm.training import experiment
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from lm.compression.packed import Coded, code_leaves
 from lm.errors import InputError
+from lm.model.interface import Model
 from lm.model.parameters import (
     ATTENTION_OUTPUT,
     HEAD,
@@ -24,7 +25,6 @@ from lm.model.parameters import (
     path_of,
 )
 from lm.model.products import project
-from lm.model.transformer import Model
 from objectives.quantization import calibration_hessian, gptq, init_scales
 from objectives.quantization.gptq import GPTQ
 from objectives.quantization.qat import Rules

@@ -1,4 +1,4 @@
-"""Where documents come from: the standard library, TFDS, a folder or a file of records.
+"""Where documents come from: the standard library, TFDS, a folder or a JSONL file.
 
 A corpus is a random-access sequence of documents with a fixed split into training and validation.
 """
@@ -13,17 +13,18 @@ from pathlib import Path
 
 from etils import epath
 
+from lm.data.converted import as_json_lines, is_records
 from lm.data.documents import Corpus, Document
 from lm.data.files import load_file, load_folder
-from lm.data.record_files import has_records, load_records
+from lm.data.json_lines import load_jsonl
 from lm.data.records import load_stdlib, load_tfds
 from lm.errors import InputError
 
 __all__ = ["Corpus", "Document", "cache_directory", "load", "read"]
 
 _VALID = (
-    "valid are stdlib, tfds:NAME[/config], a folder or a .jsonl, .ndjson, .json or .parquet file "
-    "(also .gz, .zst), also gs://"
+    "valid are stdlib, tfds:NAME[/config], a folder, or a file of records (.jsonl, .ndjson, .json, "
+    ".parquet, .jsonl.gz, .jsonl.zst), also gs://"
 )
 
 
@@ -36,17 +37,16 @@ def load(
       corpus: `stdlib`, `tfds:NAME[/config]`, a folder or a FILE.jsonl; commas separate several.
         A folder's documents are all its files, at any depth, that have no NUL byte and are not
         hidden. A JSONL line is an object with the string `text`, or `prompt` and `response`;
-        blank lines are skipped. A FILE.json is an array of such objects, a FILE.parquet has columns
-        of these names; FILE.jsonl.gz and FILE.jsonl.zst are compressed. A TFDS dataset has features
-        of these names. What is in a bucket, as gs://BUCKET/text.jsonl, is copied into the cache
-        first.
+        blank lines are skipped. Other files of records, see `lm.data.converted`, are converted to
+        JSON lines in the cache. A TFDS dataset has features of these names. What is in a bucket,
+        as gs://BUCKET/text.jsonl, is copied into the cache first.
       split: `train` or `validation`.
       directory: where corpora are prepared and cached; "" is `cache_directory("")`, and for
         `tfds:` the environment variable TFDS_DATA_DIR where it is set.
       validation_fraction: the share of documents that is held out: by a hash of their path (stdlib,
-        folder) or of the record (file of records). A TFDS dataset's own split `validation`, or else
-        `test`, is used where it has one; where not, the last records of `train` are held out, which
-        TFDS put in a random but fixed order when it prepared them.
+        folder) or of the line (JSONL). A TFDS dataset's own split `validation`, or else `test`, is
+        used where it has one; where not, the last records of `train` are held out, which TFDS put
+        in a random but fixed order when it prepared them.
 
     Returns:
       One corpus for each name in `corpus`, in that order.
@@ -65,7 +65,7 @@ def load(
 
 
 def read(path: str) -> Corpus:
-    """Every document of a text file, a file of records or a folder, without a split.
+    """Every document of a text file, a FILE.jsonl or a folder, without a split.
 
     Raises:
       InputError: there is no such file, a line is malformed, or there is no text in it.
@@ -73,8 +73,9 @@ def read(path: str) -> Corpus:
     source = Path(path).expanduser()
     if source.is_dir():
         corpus = load_folder(path, source, "train", 0.0)
-    elif has_records(source) and source.is_file():
-        corpus = load_records(path, source, "train", 0.0, cache_directory("") / "records")
+    elif is_records(source) and source.is_file():
+        lines = as_json_lines(source, cache_directory(""))
+        corpus = load_jsonl(path, lines, "train", 0.0)
     elif source.is_file():
         corpus = load_file(path, source)
     else:
@@ -108,10 +109,11 @@ def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
         corpus = load_tfds(name, split, folder, fraction)
     elif name and path.is_dir():
         corpus = load_folder(name, path, split, fraction)
-    elif has_records(path) and path.is_file():
-        corpus = load_records(name, path, split, fraction, cache_directory(directory) / "records")
+    elif is_records(path) and path.is_file():
+        lines = as_json_lines(path, cache_directory(directory))
+        corpus = load_jsonl(name, lines, split, fraction)
     elif path.is_file():
-        raise InputError(f"data.corpus {name!r}: not a .jsonl file; {_VALID}")
+        raise InputError(f"data.corpus {name!r}: not a file of records; {_VALID}")
     else:
         raise InputError(f"data.corpus {name!r}: does not exist; {_VALID}{_hint(name)}")
     if not _has_text(corpus):

@@ -34,15 +34,12 @@ class Corpus(NamedTuple):
       fingerprint: tells this split's content from any other.
       replaced: documents that are not valid UTF-8, whose bad bytes read as U+FFFD; not counted
         for datasets of TFDS.
-      without_target: documents in which no text is a target: it is empty, or all of it has weight
-        0; not counted for datasets of TFDS.
     """
 
     name: str
     documents: Sequence[Document]
     fingerprint: str
     replaced: int
-    without_target: int = 0
 
 
 def decode(content: bytes) -> tuple[str, bool]:

@@ -24,7 +24,7 @@ def load_file(name: str, path: Path) -> Corpus:
         raise InputError(f"{path}: has a NUL byte, so it is not text")
     text, replaced = decode(content)
     documents = [Document(path.name, ((text, 1.0),))]
-    return Corpus(name, documents, fingerprint([content]), int(replaced), int(not text))
+    return Corpus(name, documents, fingerprint([content]), int(replaced))
 
 
 def load_folder(name: str, root: Path, split: str, validation_fraction: float) -> Corpus:
@@ -34,10 +34,10 @@ def load_folder(name: str, root: Path, split: str, validation_fraction: float) -
     followed.
     """
     members = []
-    replaced = without_target = 0
+    replaced = 0
 
     def contents() -> Iterator[bytes]:
-        nonlocal replaced, without_target
+        nonlocal replaced
         for member in _visible_files(root):
             key = os.fsencode(member)
             if held_out(key, validation_fraction) != (split == "validation"):
@@ -46,12 +46,11 @@ def load_folder(name: str, root: Path, split: str, validation_fraction: float) -
             if b"\0" not in content:
                 members.append(member)
                 replaced += decode(content)[1]
-                without_target += not content
                 yield key
                 yield content
 
     digest = fingerprint(contents())
-    return Corpus(name, _Files(root, members), digest, replaced, without_target)
+    return Corpus(name, _Files(root, members), digest, replaced)
 
 
 class _Files(Sequence):

@@ -15,25 +15,25 @@ def held_out(key: bytes, fraction: float) -> bool:
 
 
 class Fingerprint:
-    """32 hexadecimal digits that tell one sequence of byte strings from another."""
+    """`fingerprint` of parts that come one after the other."""
 
     def __init__(self):
         self._digest = hashlib.blake2b(digest_size=16)
 
-    def update(self, part: bytes) -> None:
-        """Appends a byte string to the sequence."""
+    def add(self, part: bytes) -> None:
+        """Adds the next part."""
         # The length first, or ("ab", "c") would be ("a", "bc").
         self._digest.update(len(part).to_bytes(8, "big"))
         self._digest.update(part)
 
-    def hexdigest(self) -> str:
-        """Returns the digits for the sequence so far."""
+    def hexadecimal(self) -> str:
+        """Returns the 32 digits of the parts so far."""
         return self._digest.hexdigest()
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:
-    """Returns the `Fingerprint` of a sequence of byte strings."""
+    """Returns 32 hexadecimal digits that tell one sequence of byte strings from another."""
     digest = Fingerprint()
     for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        digest.add(part)
+    return digest.hexadecimal()

@@ -1,13 +1,12 @@
-"""A file of JSON lines as two corpora, train and validation, read by offset.
+"""Corpora of records: JSON lines, which are indexed once and read by offset.
 
-The file is parsed once in a process, when its first split is loaded, so that a bad line is found
-before anything else starts. What is kept is the index: the line number, the offset and the length
-of every document.
+A file is parsed when it is loaded, so that a bad line is found before anything else starts. What
+stays in memory is the index, 25 bytes a record; both splits share it. Lines are parsed again, one
+at a time, when their documents are asked for.
 """
 
 import functools
 import json
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,75 +19,89 @@ from lm.errors import InputError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-
-def load_lines(name: str, path: Path, split: str, validation_fraction: float, of: Path) -> Corpus:
-    """Loads a file of JSON objects, one a line, split by a hash of the line.
-
-    Args:
-      name: of the corpus, as it was written in the config.
-      path: of the JSON lines.
-      split: `train` or `validation`.
-      validation_fraction: the share of lines that is held out.
-      of: the file that the lines were taken from, for messages and names of documents; `path` where
-        they are the file itself.
-
-    Raises:
-      InputError: a line, of either split, is not an object with the strings `text`, or `prompt`
-        and `response`; the message opens with the file and the line's number.
-    """
-    try:
-        stat = path.stat()
-        parts = _index(path, stat.st_size, stat.st_mtime_ns, validation_fraction, of)
-    except OSError as error:
-        raise InputError(f"cannot read {of}: {error.strerror}") from error
-    part = parts[split == "validation"]
-    documents = _Lines(path, of, part)
-    return Corpus(name, documents, part.fingerprint, part.replaced, part.without_target)
+# How a file begins that is no text in UTF-8, and what to call it.
+_OTHER = {
+    b"\x1f\x8b": "compressed; name it .gz",
+    b"\x28\xb5\x2f\xfd": "compressed; name it .zst",
+    b"PAR1": "a parquet file; name it .parquet",
+    b"PK\x03\x04": "a zip archive; extract it",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
 
 
-class _Part(NamedTuple):
-    """The index of one split: arrays int64 [documents], and counts of documents."""
+class _Index(NamedTuple):
+    """Of every record: its line, where it begins and ends in bytes, and its split."""
 
     numbers: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
-    fingerprint: str
-    replaced: int
-    without_target: int
+    held_out: np.ndarray
+    fingerprints: dict[str, str]
+    replaced: dict[str, int]
 
 
-@functools.lru_cache(maxsize=16)
-def _index(
-    path: Path, size: int, modified: int, validation_fraction: float, of: Path
-) -> tuple[_Part, _Part]:
-    """The index of both splits; `size` and `modified` tell a file from what it was before."""
-    places = [array("q"), array("q")]  # Number, offset and length of each line after each other.
-    digests = [Fingerprint(), Fingerprint()]
-    counts = np.zeros((2, 2), np.int64)
+def load_jsonl(name: str, path: Path, split: str, validation_fraction: float) -> Corpus:
+    """Loads a file of JSON objects, one a line, split by a hash of the line.
+
+    Raises:
+      InputError: a line, of either split, is not an object with the strings `text`, or `prompt`
+        and `response`; the message opens with the file and the line's number. Or the file is no
+        text in UTF-8.
+    """
+    stat = path.stat()
+    index = _index(path, stat.st_size, stat.st_mtime_ns, validation_fraction)
+    chosen = np.flatnonzero(index.held_out == (split == "validation"))
+    lines = _Lines(path, index.numbers[chosen], index.offsets[chosen], index.lengths[chosen])
+    return Corpus(name, lines, index.fingerprints[split], index.replaced[split])
+
+
+@functools.lru_cache(maxsize=8)
+def _index(path: Path, size: int, modified: int, validation_fraction: float) -> _Index:
+    """Parses the file once; `size` and `modified` tell one content of it from another."""
+    numbers, offsets, lengths, held = [], [], [], []
+    digests = {"train": Fingerprint(), "validation": Fingerprint()}
+    replaced = {"train": 0, "validation": 0}
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            content = line.strip().removeprefix(_BYTE_ORDER_MARK).strip()
+            content = line.strip()
+            if number == 1:
+                _check_beginning(content, path)
+                content = content.removeprefix(_BYTE_ORDER_MARK)
             if content:
-                spans, bad = _parse(content, f"{of}:{number}")
-                held = int(held_out(content, validation_fraction))
-                places[held].extend((number, offset, len(line)))
-                digests[held].update(content)
-                counts[held] += bad, not any(text and weight for text, weight in spans)
+                _, bad = _parse(content, f"{path}:{number}")
+                out = held_out(content, validation_fraction)
+                split = "validation" if out else "train"
+                digests[split].add(content)
+                replaced[split] += bad
+                numbers.append(number)
+                offsets.append(offset)
+                lengths.append(len(line))
+                held.append(out)
             offset += len(line)
-    return tuple(
-        _Part(*np.array(where, np.int64).reshape(-1, 3).T, digest.hexdigest(), *map(int, count))
-        for where, digest, count in zip(places, digests, counts, strict=True)
+    return _Index(
+        *(np.array(values, np.int64) for values in (numbers, offsets, lengths)),
+        np.array(held, bool),
+        {split: digest.hexadecimal() for split, digest in digests.items()},
+        replaced,
     )
 
 
-class _Lines(Sequence):
-    """The documents of one split, each found by its offset and length in bytes."""
+def _check_beginning(content: bytes, path: Path) -> None:
+    for beginning, what in _OTHER.items():
+        if content.startswith(beginning):
+            raise InputError(f"{path}: not JSON lines in UTF-8, but {what}")
+    if content.removeprefix(_BYTE_ORDER_MARK).startswith(b"["):
+        raise InputError(f"{path}:1: an array, not an object a line; name a list of records .json")
 
-    def __init__(self, path: Path, of: Path, part: _Part):
+
+class _Lines(Sequence):
+    """The documents of a JSONL file: one a line, found by its offset and length in bytes."""
+
+    def __init__(self, path: Path, numbers: np.ndarray, offsets: np.ndarray, lengths: np.ndarray):
         self._path = path
-        self._of = of
-        self._numbers, self._offsets, self._lengths = part.numbers, part.offsets, part.lengths
+        self._numbers, self._offsets, self._lengths = numbers, offsets, lengths
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -98,9 +111,9 @@ class _Lines(Sequence):
         with self._path.open("rb") as file:
             file.seek(self._offsets[index])
             line = file.read(self._lengths[index])
-        content = line.strip().removeprefix(_BYTE_ORDER_MARK)
-        spans, _ = _parse(content, f"{self._of}:{number}")
-        return Document(f"{self._of.name}:{number}", spans)
+        line = line.removeprefix(_BYTE_ORDER_MARK)
+        spans, _ = _parse(line, f"{self._path}:{number}")
+        return Document(f"{self._path.name}:{number}", spans)
 
 
 def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], bool]:
@@ -110,10 +123,9 @@ def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], bool
         record = json.loads(content)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not a line of JSON: {error.msg}") from error
-    except ValueError:  # The interpreter's limit of digits.
-        raise InputError(f"{where}: not a line of JSON: an integer has too many digits") from None
-    except RecursionError:
-        raise InputError(f"{where}: not a line of JSON: brackets are nested too deeply") from None
+    except (ValueError, RecursionError) as error:  # Thousands of digits, or of brackets.
+        reason = str(error).partition(";")[0]
+        raise InputError(f"{where}: not a line of JSON that can be read: {reason}") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
     spans = []

@@ -25,7 +25,7 @@ def load_stdlib(split: str, directory: Path, validation_fraction: float) -> Corp
     documents = _Records(str(folder), split, (("text", 1.0),), "name")
     # The folder two above names the content; the rest of the path is this machine's.
     digest = fingerprint([folder.parents[1].name.encode(), split.encode()])
-    return Corpus("stdlib", documents, digest, *documents.count())
+    return Corpus("stdlib", documents, digest, documents.count_replaced())
 
 
 def load_tfds(name: str, split: str, directory: Path, validation_fraction: float) -> Corpus:
@@ -80,18 +80,13 @@ class _Records(Sequence):
         spans = tuple((decode(record[field])[0], weight) for field, weight in self._fields)
         return Document(name, spans)
 
-    def count(self) -> tuple[int, int]:
-        """Returns how many documents are not valid UTF-8, and in how many no text is a target.
-
-        It reads all of them.
-        """
+    def count_replaced(self) -> int:
+        """Returns how many documents are not valid UTF-8; reads all of them."""
         source = self._open()
-        replaced = without_target = 0
-        for index in range(len(source)):
-            record = source[index]
-            replaced += any(decode(record[field])[1] for field, _ in self._fields)
-            without_target += not any(record[field] for field, weight in self._fields if weight)
-        return replaced, without_target
+        return sum(
+            any(decode(record[field])[1] for field, _ in self._fields)
+            for record in (source[index] for index in range(len(source)))
+        )
 
     def _open(self) -> Sequence:
         if self._source is None:

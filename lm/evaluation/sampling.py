@@ -11,8 +11,8 @@ from lm.compression.phases import Quantized
 from lm.data.partial_text import PartialText
 from lm.data.tokenizers import Tokenizer
 from lm.model import decoding
+from lm.model.interface import LayerProducts, Model
 from lm.model.trained import Trained
-from lm.model.transformer import LayerProducts, Model
 from lm.parallel.mesh import to_host
 from objectives import losses
 

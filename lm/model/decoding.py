@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.model.transformer import KVCache, Model, Tokens
+from lm.model.interface import KVCache, Model, Tokens
 
 # (hidden states [B, 1, D], head [D, V]) -> logits [B, 1, V].
 Logits = Callable[[jax.Array, jax.Array], jax.Array]

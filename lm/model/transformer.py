@@ -16,95 +16,13 @@ import jax.numpy as jnp
 from lm.model import embeddings, rotary, xla_cpu
 from lm.model.attention import attend, attention_share
 from lm.model.config import ModelConfig
+from lm.model.interface import PLAIN, KVCache, Model, Outputs, Tokens
 from lm.model.products import plain_product
 
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-class KVCache(NamedTuple):
-    """What decoding remembers of S tokens: keys and values of every layer, and segments."""
-
-    keys_LBKSH: jax.Array
-    values_LBKSH: jax.Array
-    segment_ids_BS: jax.Array
-    length: jax.Array  # tokens written so far
-
-
-class Tokens(NamedTuple):
-    """The input of a model: int32 arrays [B, T].
-
-    Attributes:
-      tokens: ids below the size of the vocabulary.
-      positions: of each token in its document.
-      segment_ids: equal for the tokens that may attend to each other.
-      blocks: cut the attention further, see `attention.visible`; None in decoding, and where a
-        segment attends to all of itself.
-    """
-
-    tokens: jax.Array
-    positions: jax.Array
-    segment_ids: jax.Array
-    blocks: jax.Array | None = None
-
-
-class LayerProducts(NamedTuple):
-    """How the layers multiply by their weights, so that quantization need not be known here.
-
-    Attributes:
-      product: (path such as "layers/mlp/up", input [B, T, I], weight [I, O] as it is stored, scale)
-        -> [B, T, O].
-      scales: a tree stacked over layers like the parameters' "layers"; `product` gets the leaf at
-        the path, and () where there is none.
-    """
-
-    product: Callable[..., jax.Array] = plain_product
-    scales: Any = None
-
-
-PLAIN = LayerProducts()
-
-
-class Outputs(NamedTuple):
-    """The result of a forward pass.
-
-    Attributes:
-      hidden: states in front of the head, [B, T, D] in the compute dtype.
-      aux: the taps that were asked for, by name.
-      cache: with the tokens of this pass; None where none was given.
-    """
-
-    hidden: jax.Array
-    aux: dict[str, jax.Array]
-    cache: KVCache | None
-
-
-class Model(NamedTuple):
-    """Pure functions of one architecture, made by `make_model`.
-
-    Attributes:
-      config: the architecture.
-      init: (key) -> parameters.
-      axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
-      apply: (parameters, Tokens, cache=None, products=PLAIN, taps=None) -> Outputs. `taps` maps a
-        name of `TAPS` to its argument.
-      head: (parameters) -> output matrix [D, V].
-      embed: (parameters, tokens) -> input of the first layer [B, T, D].
-      block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product)
-        -> the next layer's x. `apply` is embed, every block, finish.
-      finish: (parameters, output of the last layer) -> hidden [B, T, D].
-    """
-
-    config: ModelConfig
-    init: Callable[[jax.Array], Any]
-    axes: Callable[[], Any]
-    apply: Callable[..., Outputs]
-    head: Callable[[Any], jax.Array]
-    embed: Callable[[Any, jax.Array], jax.Array]
-    block: Callable[..., jax.Array]
-    finish: Callable[[Any, jax.Array], jax.Array]
 
 
 def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) -> Model:

@@ -14,8 +14,8 @@ from lm.data.documents import Document
 from lm.data.layout import add_fields, encode_document, make_row
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
+from lm.model.interface import Model
 from lm.model.trained import Trained
-from lm.model.transformer import Model
 from lm.references.sources import EMA
 from lm.training.experiment import Experiment, weighting_names
 from lm.training.forward import make_prediction_statistics, make_training_statistics

@@ -15,7 +15,7 @@ from lm.data.documents import Corpus, Document
 from lm.data.layout import encode_document, make_row
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
-from lm.model.transformer import Model
+from lm.model.interface import Model
 from lm.training.forward import make_forward
 from objectives.weighting.critical_token import contrast_probability
 from objectives.weighting.fait import error_mask

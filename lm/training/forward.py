@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.compression.phases import Quantized
+from lm.model.interface import PLAIN, LayerProducts, Model, Outputs, Tokens
 from lm.model.trained import Trained
-from lm.model.transformer import PLAIN, LayerProducts, Model, Outputs, Tokens
 from lm.parallel import sharded_loss
 from objectives import Objective, losses
 from objectives.cross_entropy import TokenStatistics

@@ -9,10 +9,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from lm.data import tokenizers
-from lm.data.counts import describe_without_target
+from lm.data.targets import count_without_target
 from lm.errors import InputError, StorageError
 from lm.evaluation import perplexity, sampling
-from lm.model.transformer import Model
+from lm.model.interface import Model
 from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import parameters_by_group, peak_flops
 from lm.references.second_models import open_references
@@ -121,10 +121,11 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     replaced = sum(corpus.replaced for corpus in data.train + data.validation)
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
-    if line := describe_without_target(data.train):
-        say(line)
 
     record["run_id"] = identity.run_id(before)
+    counted = count_without_target(data.train, data.tokenizer, config.data.sequence_length)
+    if line := counted.describe():
+        say(line)
     check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm.model.interface import Model
 from lm.model.trained import Trained
-from lm.model.transformer import Model
 from lm.parallel.mesh import parameter_shardings, replicated
 from objectives import Objective
 from objectives.losses import Loss

@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lm.compression.phases import Quantized
-from lm.model.transformer import Model
+from lm.model.interface import Model
 from lm.references.sources import EMA
 from lm.training.forward import (
     ReferenceModel,

@@ -12,8 +12,8 @@ from lm.compression.packed import read_packed
 from lm.compression.phases import Phases, make_quantized, plan_phases
 from lm.errors import InputError
 from lm.evaluation import perplexity
+from lm.model.interface import LayerProducts
 from lm.model.trained import Trained
-from lm.model.transformer import LayerProducts
 from lm.parallel.mesh import put_batch
 from lm.training import experiment
 from lm.training.forward import make_forward

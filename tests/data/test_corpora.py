@@ -137,7 +137,7 @@ def test_a_bad_line_is_named_in_either_split(tmp_path, line, message, split):
         ("", r"data\.corpus ''.*valid are stdlib, tfds:NAME"),
         ("{}/folder,,", r"data\.corpus ''"),
         ("{}/foldr", r"data\.corpus .*foldr'.*did you mean '.*/folder'"),
-        ("{}/folder/part0/0.txt", r"data\.corpus .*not a \.jsonl file"),
+        ("{}/folder/part0/0.txt", r"data\.corpus .*not a file of records"),
         ("tfds:tiny_shakespear", r"data\.corpus.*did you mean 'tfds:tiny_shakespeare'"),
         ("tfds:tiny_shakespeare/xx", r"data\.corpus .*prepare it.*BuilderConfig xx not found"),
         ("tfds:", r"data\.corpus 'tfds:'"),

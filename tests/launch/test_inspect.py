@@ -24,7 +24,7 @@ from lm.data import corpora, tokenizers
 from lm.data.documents import Document
 from lm.errors import InputError
 from lm.references import inspection
-from lm.training import experiment
+from lm.training import experiment, make_objective
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = 'if a < b:\n\treturn "é – 日本"  # <script>alert(1)</script> & </pre>\n' * 2
@@ -89,16 +89,16 @@ def state(run):
     return state._replace(ema=jax.jit(run.init)(jax.random.key(1)).trained)
 
 
-def weighting(run, name, **hyper):
+def objective(run, name, **hyper):
     config = run.config.copy_and_resolve_references()
     config.objective.weighting = name
     config.objective[name].update(hyper)
-    return experiment.make_weighting(config)
+    return make_objective.make_objective(config)
 
 
 def inspected(run, state, name="uniform", documents=DOCUMENTS, **hyper):
     if hyper:
-        run = run._replace(weighting=weighting(run, name, **hyper))
+        run = run._replace(objective=objective(run, name, **hyper))
     return inspection.inspect(run, state, documents, TOKENIZER)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model import decoding
-from lm.model.transformer import Tokens
+from lm.model.interface import Tokens
 
 
 def generate(model, params, prompt, mask, steps):

@@ -19,7 +19,8 @@ from lm.model.embeddings import (
     lift,
     token_codes,
 )
-from lm.model.transformer import Tokens, make_model
+from lm.model.interface import Tokens
+from lm.model.transformer import make_model
 
 ALL = np.arange(1 << 16, dtype=np.int32)
 CODED = tuple(codes.CODES)

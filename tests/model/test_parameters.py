@@ -6,6 +6,7 @@ import tiny
 
 from lm.errors import InputError
 from lm.model.config import CHOICES
+from lm.model.interface import LayerProducts, Tokens
 from lm.model.parameters import (
     KINDS,
     LAYERS,
@@ -16,7 +17,6 @@ from lm.model.parameters import (
     parameter_kinds,
     path_of,
 )
-from lm.model.transformer import LayerProducts, Tokens
 
 
 def shapes(**overrides):

@@ -9,8 +9,8 @@ import tiny
 from configs import base
 from lm.errors import InputError
 from lm.model.config import ModelConfig
+from lm.model.interface import LayerProducts
 from lm.model.rotary import rotate
-from lm.model.transformer import LayerProducts
 
 VARIANTS = [
     {},

@@ -11,8 +11,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from lm.errors import InputError
 from lm.model import products, rotary, xla_cpu
+from lm.model.interface import Tokens
 from lm.model.trained import Trained
-from lm.model.transformer import Tokens
 from lm.training.forward import make_prediction_statistics
 
 DEVICES = {

@@ -9,8 +9,8 @@ import tiny
 import weightings
 from test_losses import METHODS as OF_LOSSES
 
+from lm.model.interface import Outputs
 from lm.model.trained import Trained
-from lm.model.transformer import Outputs
 from lm.training.state import make_init
 from lm.training.step import make_train_step
 from objectives.losses import CROSS_ENTROPY, LOSSES

@@ -16,9 +16,10 @@ from etils import epath
 from configs.papers import binary_codes
 from lm.model import decoding, embeddings
 from lm.model.config import ModelConfig
+from lm.model.interface import Tokens
 from lm.model.parameters import parameter_kinds
 from lm.model.trained import Trained
-from lm.model.transformer import Tokens, make_model
+from lm.model.transformer import make_model
 from lm.parallel.mesh import batch_sharding
 from lm.planning.flops import flops_per_token
 from lm.runs.checkpoints import Checkpoints

@@ -12,8 +12,8 @@ import weightings
 from configs import base
 from lm.errors import InputError
 from lm.evaluation import sampling
+from lm.model.interface import Outputs, Tokens
 from lm.model.trained import Trained
-from lm.model.transformer import Outputs, Tokens
 from lm.parallel.mesh import make_mesh, put_batch
 from lm.training import experiment
 from lm.training.forward import (

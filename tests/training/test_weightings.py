@@ -12,7 +12,7 @@ import weightings
 from configs import base
 from lm.errors import InputError
 from lm.parallel.mesh import make_mesh
-from lm.training import experiment
+from lm.training import experiment, make_objective
 from lm.training.gradients import make_gradients
 from lm.training.step import make_train_step
 from objectives.weighted import weighted
@@ -173,7 +173,7 @@ def test_the_config_has_every_hyper_parameter_with_its_default():
 
 @pytest.mark.parametrize("names", ["dft*dynamic", "dft, dynamic", "uniform*dft"])
 def test_a_config_names_one_or_several(names):
-    weighting = experiment.make_weighting(tiny.config(objective__weighting=names))
+    weighting = make_objective.make_weighting(tiny.config(objective__weighting=names))
     assert weighting.uses_statistics
     # As of a single one: a run goes on with another weighting from the same checkpoint.
     assert weighting.init() == ()
@@ -218,7 +218,7 @@ def test_a_bad_objective_is_refused_before_anything_runs(case):
     keys, message = BAD[case]
     config = tiny.config(**{f"objective__{key}": value for key, value in keys.items()})
     with pytest.raises(InputError, match=message):
-        experiment.make_weighting(config)
+        make_objective.make_weighting(config)
 
 
 def test_the_nll_of_all_targets_is_a_metric_under_every_weighting():

@@ -1,0 +1,129 @@
+"""From the `objective` section of a config to its functions."""
+
+import inspect
+
+from ml_collections import ConfigDict
+
+from lm.data.layout import BATCH
+from lm.errors import InputError
+from lm.model.config import check_choice
+from lm.references.sources import check_sources
+from objectives import OBJECTIVES, Objective
+from objectives.losses import LOSSES, Loss
+from objectives.weighted import weighted
+from objectives.weighting import NORMALISATIONS, WEIGHTINGS, Weighting, chain, normalise
+
+
+def make_objective(config: ConfigDict) -> Objective:
+    """The objective that `objective.name` names, with the hyper-parameters of its section.
+
+    Raises:
+      InputError: an unknown name, a bad hyper-parameter, or an objective that needs what a run of
+        this config cannot give it.
+    """
+    c = config.objective
+    check_choice("objective.name", c.name, tuple(OBJECTIVES))
+    weighting = make_weighting(config)
+    base = weighted(make_loss(config, weighting), weighting, c.z_loss)
+    if c.name == "weighted":
+        return base
+    factory, hyper = OBJECTIVES[c.name], c[c.name].to_dict() if c.name in c else {}
+    extends = "base" in inspect.signature(factory).parameters
+    if not extends and (c.weighting, c.loss, c.z_loss) != ("uniform", "cross_entropy", 0.0):
+        raise InputError(
+            f"objective.name={c.name!r} is no weighted mean of losses; valid beside it: "
+            "objective.weighting='uniform', objective.loss='cross_entropy', objective.z_loss=0"
+        )
+    try:
+        objective = factory(base, **hyper) if extends else factory(**hyper)
+    except ValueError as error:
+        raise InputError(f"objective.{c.name}.{error}") from None
+    _check_needs(config, f"objective.name={c.name!r}", objective)
+    return objective
+
+
+def make_weighting(config: ConfigDict) -> Weighting:
+    """The product of the weightings named by `objective.weighting`, normalised as it says.
+
+    Raises:
+      InputError: an unknown name, a bad hyper-parameter, or a weighting that needs what a run of
+        this config cannot give it.
+    """
+    c = config.objective
+    names = weighting_names(config)
+    members = []
+    for name in names:
+        check_choice("objective.weighting", name, tuple(WEIGHTINGS))
+        if names.count(name) > 1:
+            raise InputError(f"objective.weighting={c.weighting!r} names {name!r} twice")
+        hyper = c[name].to_dict() if name in c else {}
+        try:
+            weighting = WEIGHTINGS[name](**hyper)
+        except ValueError as error:
+            raise InputError(f"objective.{name}.{error}") from None
+        _check_needs(config, f"objective.weighting={name!r}", weighting)
+        members.append(weighting)
+    check_choice("objective.normalisation", c.normalisation, NORMALISATIONS)
+    try:
+        return normalise(chain(*members), c.normalisation)
+    except ValueError:
+        raise InputError(
+            f"objective.normalisation={c.normalisation!r} would cancel the negative weights of "
+            f"objective.weighting={c.weighting!r}; valid: 'all'"
+        ) from None
+
+
+def weighting_names(config: ConfigDict) -> list[str]:
+    """The weightings that `objective.weighting` multiplies."""
+    return [name.strip() for name in config.objective.weighting.replace("*", ",").split(",")]
+
+
+def describe_weighting(config: ConfigDict) -> str:
+    """The weightings with their hyper-parameters and the normalisation, in one line."""
+    c = config.objective
+    members = []
+    for name in weighting_names(config):
+        hyper = c[name].to_dict() if name in c else {}
+        members.append(f"{name}({', '.join(f'{key}={value}' for key, value in hyper.items())})")
+    return f"{' * '.join(members)}, normalisation {c.normalisation}"
+
+
+def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
+    """The loss named by `objective.loss`.
+
+    Raises:
+      InputError: an unknown name, a bad hyper-parameter, a loss that needs what a run of this
+        config cannot give it, or that does not go with the model or the weighting.
+    """
+    c = config.objective
+    check_choice("objective.loss", c.loss, tuple(LOSSES))
+    hyper = c[c.loss].to_dict() if c.loss in c else {}
+    try:
+        loss = LOSSES[c.loss](**hyper)
+    except ValueError as error:
+        raise InputError(f"objective.{c.loss}.{error}") from None
+    if config.model.logit_softcap and not loss.softcapped:
+        raise InputError(
+            f"objective.loss={c.loss!r} has no logits that model.logit_softcap="
+            f"{config.model.logit_softcap} could bound; valid: 0"
+        )
+    if loss.reduce and weighting.signed:
+        raise InputError(
+            f"objective.loss={c.loss!r} is a ratio of sums, and objective.weighting="
+            f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
+        )
+    if loss.teacher:
+        check_sources(config, f"objective.loss={c.loss!r}", (loss.teacher,))
+    return loss
+
+
+def _check_needs(config: ConfigDict, user: str, needs: Weighting | Objective) -> None:
+    """Raises InputError, naming what is missing; `user` is the key that asks for it."""
+    # Random keys are made in the step, references may be stored with the data.
+    known = (*BATCH, "keys", *needs.references)
+    if missing := [key for key in needs.batch_keys if key not in known]:
+        raise InputError(
+            f"{user} needs {' and '.join(missing)} in every batch, which the data of a run does "
+            "not have"
+        )
+    check_sources(config, user, needs.references)
