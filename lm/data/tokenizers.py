@@ -29,6 +29,10 @@ END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "[SEP]")
 _BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]")
 
+# Value of data.end_of_text and data.beginning_of_text in records of older commits: the first entry
+# of the vocabulary, special or not, that is one of `_ENDS` opens and closes every document.
+GUESSED = "guessed"
+
 # A tokenizer_config.json is small; more is not one.
 _MOST_BYTES = 10_000_000
 
@@ -158,7 +162,8 @@ class Subwords(Tokenizer):
     Args:
       definition: the content of its tokenizer.json.
       where: the file, for error messages and the tokenizer_config.json beside it.
-      end_of_text, beginning_of_text: tokens; "" is what the files declare.
+      end_of_text, beginning_of_text: tokens; "" is what the files declare, `GUESSED` what older
+        commits took.
 
     Raises:
       InputError: this is no tokenizer, or its end of text is not declared or ambiguous.
@@ -179,6 +184,9 @@ class Subwords(Tokenizer):
             if token.special
         ]
         config = _tokenizer_config(Path(where).with_name("tokenizer_config.json"))
+        self.guess = next((name for name in _ENDS if name in vocabulary), "")
+        if GUESSED in (end_of_text, beginning_of_text) and self.guess:
+            end_of_text = beginning_of_text = self.guess
         end = end_of_text or _content(config.get("eos_token")) or _only(special, _ENDS, where)
         beginning = beginning_of_text or _content(config.get("bos_token"))
         known = [name for name in special if name in _BEGINNINGS]
