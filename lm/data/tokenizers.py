@@ -17,24 +17,11 @@ from typing import Any
 import numpy as np
 
 from lm import strict_json
-from lm.data import cuts
+from lm.data import cuts, declared
 from lm.data.corpora import cache_directory
 from lm.data.documents import Corpus
 from lm.data.hashing import fingerprint
 from lm.errors import InputError
-
-END_OF_TEXT = "<|endoftext|>"
-
-# Names by which a special token of a tokenizer.json is known as an end or a beginning of text.
-_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "[SEP]")
-_BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]")
-
-# Value of data.end_of_text and data.beginning_of_text in records of older commits: the first entry
-# of the vocabulary, special or not, that is one of `_ENDS` opens and closes every document.
-GUESSED = "guessed"
-
-# A tokenizer_config.json is small; more is not one.
-_MOST_BYTES = 10_000_000
 
 # Bytes of text that a byte-pair encoding is trained on; a larger corpus is sampled.
 _TRAINING_BYTES = 100_000_000
@@ -162,8 +149,8 @@ class Subwords(Tokenizer):
     Args:
       definition: the content of its tokenizer.json.
       where: the file, for error messages and the tokenizer_config.json beside it.
-      end_of_text, beginning_of_text: tokens; "" is what the files declare, `GUESSED` what older
-        commits took.
+      end_of_text, beginning_of_text: tokens; "" is what the files declare, `declared.GUESSED` what
+        older commits took.
 
     Raises:
       InputError: this is no tokenizer, or its end of text is not declared or ambiguous.
@@ -183,13 +170,17 @@ class Subwords(Tokenizer):
             for token in self._tokenizer().get_added_tokens_decoder().values()
             if token.special
         ]
-        config = _tokenizer_config(Path(where).with_name("tokenizer_config.json"))
-        self.guess = next((name for name in _ENDS if name in vocabulary), "")
-        if GUESSED in (end_of_text, beginning_of_text) and self.guess:
+        config = declared.tokenizer_config(Path(where).with_name("tokenizer_config.json"))
+        self.guess = next((name for name in declared.ENDS if name in vocabulary), "")
+        if declared.GUESSED in (end_of_text, beginning_of_text) and self.guess:
             end_of_text = beginning_of_text = self.guess
-        end = end_of_text or _content(config.get("eos_token")) or _only(special, _ENDS, where)
-        beginning = beginning_of_text or _content(config.get("bos_token"))
-        known = [name for name in special if name in _BEGINNINGS]
+        end = (
+            end_of_text
+            or declared.content(config.get("eos_token"))
+            or declared.only(special, declared.ENDS, where)
+        )
+        beginning = beginning_of_text or declared.content(config.get("bos_token"))
+        known = [name for name in special if name in declared.BEGINNINGS]
         beginning = beginning or (known[0] if len(known) == 1 else end)
         for key, token in (("end_of_text", end), ("beginning_of_text", beginning)):
             if token not in vocabulary:
@@ -278,51 +269,6 @@ def _byte_offsets(text: str) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(widths)])
 
 
-def _tokenizer_config(path: Path) -> dict[str, Any]:
-    """The content of a tokenizer_config.json, {} where there is none.
-
-    Raises:
-      InputError: it is no JSON object, or too large to be one.
-    """
-    if "://" in str(path) or not path.is_file():
-        return {}
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"larger than {_MOST_BYTES:,} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not a JSON object")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {error}") from None
-    return config
-
-
-def _content(token: Any) -> str:
-    """The text of a token in a tokenizer_config.json, a string or an object; "" for none."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else ""
-
-
-def _only(special: list[str], names: tuple[str, ...], where: str) -> str:
-    """The one special token with a known name.
-
-    Raises:
-      InputError: there is none, or more than one.
-    """
-    found = [name for name in special if name in names]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(
-            f"data.tokenizer {where!r}: its end of text is ambiguous: {', '.join(found)}; name it "
-            "with data.end_of_text"
-        )
-    raise InputError(
-        f"data.tokenizer {where!r}: declares no end of text; name it with data.end_of_text, one of "
-        f"its special tokens: {', '.join(special[:20]) or 'it has none'}"
-    )
-
-
 def _load_file(name: str, end_of_text: str, beginning_of_text: str) -> Tokenizer:
     path = Path(name).expanduser()
     if not path.is_file():
@@ -370,7 +316,7 @@ def _train(vocab_size: int, corpora: tuple[Corpus, ...]) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[declared.END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import strict_json
-from lm.data.tokenizers import GUESSED, Subwords, Tokenizer
+from lm.data.declared import GUESSED
+from lm.data.tokenizers import Subwords, Tokenizer
 from lm.errors import InputError, StorageError, writing
 from lm.parallel.cross_process import first_message
 from lm.parallel.mesh import share
