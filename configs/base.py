@@ -67,7 +67,7 @@ DATA = {
     "beginning_of_text": ("", "token that opens a document; '' is as declared, else the end"),
     "sequence_length": (256, "tokens a row, T"),
     "packing": ("concat", "concat (and split) | best_fit (documents stay whole)"),
-    "corrupted": (0.0, "share of training documents whose words are put in random order"),
+    "corrupted": (0.0, "share of training documents that get their words in random order"),
     "shuffle_rows": (1024, "rows of one shuffle window, after packing"),
     "validation_fraction": (0.05, "share of documents held out, by a hash of their name"),
     "streams": (0, "shares of the corpora that a batch is made of; 0 is one a process"),
@@ -176,7 +176,7 @@ QUANTIZATION = {
         "steps of learned scales are the learning rate times the scale, not the learning rate "
         "alone",
     ),
-    "from": ("", "a full-precision run whose checkpoint is the first phase"),
+    "from": ("", "a full-precision run; its checkpoint is the first phase"),
     "gptq_batches": (8, "at the switch, calibration of GPTQ to compare; 0 is off"),
 }
 

@@ -4,7 +4,7 @@ python -m launch.ablate --config=configs/ablations/FILE.py --workdir=DIR [--proc
 
 The same command again goes on: it skips what is done, resumes what was cut, and tries again what
 has failed. --jobs=slurm prints the runs that are left as jobs, instead of running them. --fit takes
-results.csv files of ablations whose runs differ in size and length, and fits scaling laws to them.
+results.csv files of ablations with runs of several sizes and lengths, and fits scaling laws to them.
 """
 
 import os

@@ -164,7 +164,7 @@ def _first_step(name: str, options: list[str], folder: Path) -> tuple[float, int
 
 
 def _tokenizer_options(entries: int, path: Path) -> list[str]:
-    """Flags of a real tokenizer of so many entries, the bytes and pairs of bytes."""
+    """Flags of a real tokenizer with that number of entries, the bytes and pairs of bytes."""
     if entries <= 257:
         return ["--config.data.vocab_size=0"]
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -29,7 +29,9 @@ PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take in
 JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, nothing else.")
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many devices, not those at hand.")
+DEVICES = flags.DEFINE_integer(
+    "devices", None, "Plan for this number of devices, not those at hand."
+)
 SLICES = flags.DEFINE_integer(
     "slices", 1, "launch.pod (tpu, gke), launch.plan: slices that train together."
 )
@@ -174,7 +176,7 @@ def _loading() -> Iterator[None]:
 
 
 def load_config(path: Path, argument: str) -> ConfigDict:
-    """The config of a file of this repository; LookupError for an argument that it lacks."""
+    """The config of a file of this repository; LookupError for an unknown argument."""
     with _loading():
         return config_flags.ConfigFileFlagParser("config").parse(f"{path}:{argument}")
 

@@ -19,7 +19,7 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one, from 0.")
 
 LOST = 1  # exit code of a process that has lost the others, or never found them
-UNWRITTEN = 74  # and of one that cannot write what it has to keep (EX_IOERR of sysexits.h)
+UNWRITTEN = 74  # and of one that cannot write its files (EX_IOERR of sysexits.h)
 
 
 def join(c: ConfigDict) -> None:

@@ -10,7 +10,7 @@ Key = tuple[str, str, str, str]
 
 
 def listed(prefix: str = "") -> list[Key]:
-    """Every key, or those whose full name begins with `prefix`."""
+    """Every key, or those with a full name that begins with `prefix`."""
     return [
         (section, name, repr(default), meaning)
         for section, name, (default, meaning) in base.entries()

@@ -25,7 +25,9 @@ _QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/qu
 _GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
 _GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of granularity group.")
 _BATCHES = flags.DEFINE_integer("calibration_batches", 8, "Training batches for gptq and rsq.")
-_METRICS = flags.DEFINE_string("metrics", None, "Folder whose metrics.jsonl gets the losses, too.")
+_METRICS = flags.DEFINE_string(
+    "metrics", None, "Folder with the metrics.jsonl that gets the losses, too."
+)
 
 _METHODS = ("rtn", "gptq", "rsq")
 
@@ -86,7 +88,11 @@ def main() -> None:
     )
     if _METRICS.value:
         _record(Path(_METRICS.value), loaded.step, before, after, size)
-    leaves = jax.tree.leaves(trained.params)
+    _show(jax.tree.leaves(trained.params), before, after, size)
+
+
+def _show(leaves: Any, before: Any, after: Any, size: int) -> None:
+    """Prints losses before and after, and sizes in bytes."""
     count, whole = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     for name, s in (("before", before), ("after", after)):
         print(f"validation {name}: {s.loss:.4f} nats/token, {s.bits_per_byte:.4f} bits/byte")

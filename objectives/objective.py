@@ -63,8 +63,8 @@ class Objective(NamedTuple):
         two passes. Where none comes through the entropy, to leave it out saves its sums.
       batch_keys: names of what `batch` must hold besides the keys of every batch; "keys" are random
         keys, one a token.
-      references: names of the references whose losses [B, T] are compared with.
-      teacher: name of the reference whose hidden states and head `loss` reads; "" for none.
+      references: names of the references; `prepare` gets their losses [B, T].
+      teacher: name of the reference that gives `loss` hidden states and a head; "" for none.
       taps: name of a tap of the model (`lm.model.transformer.TAPS`) -> (batch) -> its argument.
         `aux` holds the result under the same name.
       heads: name -> `Head`. `aux` holds its `TokenStatistics` under this name.

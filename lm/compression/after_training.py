@@ -116,31 +116,7 @@ def gptq_model(
     if not (layer_names or head):
         return PostTrained(_replace(params, coded), coded, losses)
 
-    @jax.jit
-    def layer_hessians(layer, x_BTD, batch):
-        found, valid_BT, r_BT = {}, batch["segment_ids"] > 0, None
-        if importance is not None:
-            s_BT = attention_received(model, layer, x_BTD, *_places(batch))
-            least_B1 = jnp.where(valid_BT, s_BT, jnp.inf).min(-1, keepdims=True)
-            r_BT = jnp.where(valid_BT, importance(jnp.where(valid_BT, s_BT, least_B1)), 0)
-
-        def product(path, inputs, weights, scale):
-            del scale
-            inputs_BTI = jnp.where(valid_BT[..., None], inputs, 0)
-            found[path.removeprefix(f"{LAYERS}/")] = calibration_hessian(inputs_BTI, r_BT)
-            return _multiply(inputs, weights)
-
-        model.block(layer, x_BTD, *_places(batch), product)
-        return found
-
-    @jax.jit
-    def forward(layer, x_BTD, batch):
-        return model.block(layer, x_BTD, *_places(batch))
-
-    @jax.jit
-    def head_hessian(params, x_BTD, batch):
-        hidden_BTD = model.finish(params, x_BTD)
-        return calibration_hessian(jnp.where(batch["segment_ids"][..., None] > 0, hidden_BTD, 0))
+    layer_hessians, forward, head_hessian = _passes(model, importance)
 
     def quantize(name, weights, hessian):
         between()
@@ -178,6 +154,38 @@ def gptq_model(
         coded[path] = Coded(rules(path), result.codes, result.grid, weights.dtype)
         losses[path] = result.loss
     return PostTrained(_replace(params, coded), coded, losses)
+
+
+def _passes(model, importance):
+    """Compiled: the Hessians of a layer's matrices, the layer itself, and the head's Hessian."""
+
+    @jax.jit
+    def layer_hessians(layer, x_BTD, batch):
+        found, valid_BT, r_BT = {}, batch["segment_ids"] > 0, None
+        if importance is not None:
+            s_BT = attention_received(model, layer, x_BTD, *_places(batch))
+            least_B1 = jnp.where(valid_BT, s_BT, jnp.inf).min(-1, keepdims=True)
+            r_BT = jnp.where(valid_BT, importance(jnp.where(valid_BT, s_BT, least_B1)), 0)
+
+        def product(path, inputs, weights, scale):
+            del scale
+            inputs_BTI = jnp.where(valid_BT[..., None], inputs, 0)
+            found[path.removeprefix(f"{LAYERS}/")] = calibration_hessian(inputs_BTI, r_BT)
+            return _multiply(inputs, weights)
+
+        model.block(layer, x_BTD, *_places(batch), product)
+        return found
+
+    @jax.jit
+    def forward(layer, x_BTD, batch):
+        return model.block(layer, x_BTD, *_places(batch))
+
+    @jax.jit
+    def head_hessian(params, x_BTD, batch):
+        hidden_BTD = model.finish(params, x_BTD)
+        return calibration_hessian(jnp.where(batch["segment_ids"][..., None] > 0, hidden_BTD, 0))
+
+    return layer_hessians, forward, head_hessian
 
 
 def attention_received(

@@ -44,7 +44,7 @@ class Coded(NamedTuple):
     """A matrix, or a stack of them, on the grid of a quantizer.
 
     Attributes:
-      quantizer: whose `decode` gives the weights back.
+      quantizer: its `decode` gives the weights back.
       codes: uint8 [..., I, O].
       grid: scales (and zeros) of `codes`.
       dtype: of the weights.

@@ -1,4 +1,4 @@
-"""Batches of packed rows, as Grain pipelines whose state is saved with a checkpoint.
+"""Batches of packed rows, as Grain pipelines; their state is saved with a checkpoint.
 
 A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions, num_bytes, sample_ids
 and sample_positions are int32, weights is float32 (0 is not a target). `lm.data.layout` says how a
@@ -82,33 +82,13 @@ def train_batches(
 
     Raises:
       InputError: an argument is impossible, or the corpora are too small (see `check_enough`).
-        Iterators raise it for a document that cannot be encoded, or whose scores do not fit it.
+        Iterators raise it for a document that cannot be encoded, or does not fit its scores.
     """
     _check(batch_size, sequence_length, packing, process_count)
-    if shuffle_rows < 1:
-        raise InputError(f"data.shuffle_rows must be at least 1, got {shuffle_rows}")
-    if workers < 0:
-        raise InputError(f"data.workers must be at least 0, got {workers}")
-    if seed < 0:
-        raise InputError(f"train.seed must be at least 0, got {seed}")
-    weights = list(mixture_weights) or [len(corpus.documents) for corpus in corpora]
-    if len(weights) != len(corpora) or min(weights) <= 0:
-        raise InputError(
-            f"data.mixture_weights must be {len(corpora)} positive numbers, one a corpus, or (),"
-            f" got {tuple(weights)}"
-        )
+    _check_order(shuffle_rows, workers, seed)
+    weights = _weights(corpora, mixture_weights)
     streams = streams or process_count
-    if streams < 0 or streams % process_count or batch_size % streams:
-        raise InputError(
-            f"data.streams must be a multiple of the {process_count} processes and divide"
-            f" train.batch_size {batch_size}, got {streams}"
-        )
-    for corpus in corpora:
-        if len(corpus.documents) < streams:
-            raise InputError(
-                f"data.corpus {corpus.name!r}: its {len(corpus.documents)} training documents"
-                f" cannot be shared among {streams} processes or streams; use fewer"
-            )
+    _check_streams(corpora, streams, process_count, batch_size)
     check_enough(corpora, tokenizer, batch_size=batch_size, sequence_length=sequence_length)
 
     numbered = list(_numbered(corpora, tokenizer, scores or {}))
@@ -142,6 +122,41 @@ def train_batches(
     if workers:
         return batches
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_WAITING)
+
+
+def _check_order(shuffle_rows: int, workers: int, seed: int) -> None:
+    if shuffle_rows < 1:
+        raise InputError(f"data.shuffle_rows must be at least 1, got {shuffle_rows}")
+    if workers < 0:
+        raise InputError(f"data.workers must be at least 0, got {workers}")
+    if seed < 0:
+        raise InputError(f"train.seed must be at least 0, got {seed}")
+
+
+def _weights(corpora: Sequence[Corpus], mixture_weights: Sequence[float]) -> list[float]:
+    weights = list(mixture_weights) or [len(corpus.documents) for corpus in corpora]
+    if len(weights) != len(corpora) or min(weights) <= 0:
+        raise InputError(
+            f"data.mixture_weights must be {len(corpora)} positive numbers, one a corpus, or (),"
+            f" got {tuple(weights)}"
+        )
+    return weights
+
+
+def _check_streams(
+    corpora: Sequence[Corpus], streams: int, process_count: int, batch_size: int
+) -> None:
+    if streams < 0 or streams % process_count or batch_size % streams:
+        raise InputError(
+            f"data.streams must be a multiple of the {process_count} processes and divide"
+            f" train.batch_size {batch_size}, got {streams}"
+        )
+    for corpus in corpora:
+        if len(corpus.documents) < streams:
+            raise InputError(
+                f"data.corpus {corpus.name!r}: its {len(corpus.documents)} training documents"
+                f" cannot be shared among {streams} processes or streams; use fewer"
+            )
 
 
 class _Joined(grain.IterDataset):

@@ -1,4 +1,4 @@
-"""Documents whose words are in random order: text of which it is known how much is noise."""
+"""Documents with their words in random order: text with a known share of noise."""
 
 import re
 import zlib

@@ -181,7 +181,7 @@ class ModelConfig:
 
         Lifted codes that differ by a constant over channels are the same to every mean-subtracting
         LayerNorm, the last one included, and rotary positions add nothing to the residual stream.
-        Every copy of every bit must then differ alike: the codes are all zeros and all ones, and
+        Every copy of every bit must then differ in the same way: the codes are all zeros and all ones, and
         all copies have one sign (bit 0 is in every copy). That holds for any values and scale, and
         for a width that is no multiple of the bits.
         """

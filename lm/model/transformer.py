@@ -221,7 +221,7 @@ def _attention_to(passed: _Pass, to_BT: jax.Array) -> jax.Array:
     """The share of the last layer's attention that goes to the positions marked in `to`.
 
     Mean over heads, float32 [B, T], without blocks, a constant to gradients. It is computed again
-    beside the model, whose own attention may be a kernel that never has its probabilities.
+    beside the model: its own attention may be a kernel that never holds probabilities.
     """
     c, inputs = passed.config, passed.inputs
     layer = {k: jax.tree.map(lambda x: x[-1], v["layers"]) for k, v in passed.variables.items()}

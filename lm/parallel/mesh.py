@@ -235,7 +235,7 @@ def check_unsharded(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any, tolerance
 def share(mesh: Mesh) -> tuple[int, int]:
     """Which share of the rows of a batch this process reads, and how many shares there are.
 
-    Processes whose devices hold the same rows, as they do where a tensor or sequence axis spans
+    Processes with the same rows on their devices, as they have where a tensor or sequence axis spans
     processes, have the same share.
 
     Raises:

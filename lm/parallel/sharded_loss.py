@@ -64,7 +64,7 @@ def _on_mesh(function: Callable[..., Any], inputs: Inputs, *arrays_BT: jax.Array
         places.append(PartitionSpec(shards if used.issuperset(shards or ()) else None, columns))
 
     def varying(x, spec):
-        """x, its gradient summed over the devices that have it alike: once, on the way out."""
+        """x; its gradient is summed once over the devices that hold the same x."""
         return lax.pcast(x, tuple(sorted(used - _names(spec))), to="varying")
 
     def local(heads, states, cells_BT, params):

@@ -213,7 +213,7 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     if run.config.model.attention == "cudnn":
         raise InputError("model.attention=cudnn runs on GPUs only; valid for a TPU: auto, einsum")
     start = time.perf_counter()
-    # Outside of the mesh, on whose devices no random key can be made.
+    # Outside of the mesh: no random key can be made on its devices.
     references = open_references(run)
     models = {source: one.run.model for source, one in references.models.items()}
     step = run.train_step(second_models=models)

@@ -32,7 +32,7 @@ _BATCHES = 256
 # Where references come from that stand in the batch: any folder of scores would do.
 _STORED = "stored"
 
-# What is changed in a step that is compared with the plain one, and what is alike in all: one
+# What is changed in a step that is compared with the plain one, and what is equal in all: one
 # micro-batch, for with more of them weights that depend on losses take another forward pass; and
 # quantization, where there is any, from the first step on.
 _ALIKE = {"train.accumulation": 1, "quantization.fraction": "1.0"}

@@ -18,7 +18,7 @@ class Collective(NamedTuple):
     Attributes:
       count: how often they run.
       bytes: of the whole array: the result of an all-gather, what goes into a reduce-scatter;
-        of the others both are alike.
+        of the others both have the same size.
       received: bytes that a device cannot do without receiving. Of an array of b bytes and groups
         of n devices, b (n - 1) / n in an all-gather, a reduce-scatter or an all-to-all, twice that
         in an all-reduce, b in a permute.

@@ -61,7 +61,7 @@ def search(
       candidates: from `propose`.
       compile_step: (config) -> what the compiler says of it; InputError passes over a candidate.
       seconds: how long to go on.
-      say: is told of each candidate, in a line.
+      say: shows one line a candidate.
       clock: seconds that go on.
     """
     start, longest, found = clock(), 0.0, []

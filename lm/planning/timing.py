@@ -10,7 +10,7 @@ import numpy as np
 
 from lm.planning.benchmark import Item
 
-# A timing covers so many runs as take this long, so that neither the clock nor the dispatch of a
+# A timing covers as many runs as take this long, so that neither the clock nor the dispatch of a
 # small piece decides.
 _LEAST_SECONDS = 0.02
 
@@ -19,7 +19,7 @@ def measure(items: Iterable[Item], repeats: int) -> dict[str, list[float]]:
     """Seconds of one run, `repeats` times, by name.
 
     Every item is compiled and warmed up first. Then all take turns, so that a drift of the machine
-    hits all alike; but those that read ahead come after all others, in whose time they would work.
+    hits all of them; but those that read ahead come last, or they would work while others are timed.
     A timing follows a run of the same item that does not count: where others had run for seconds,
     the first step took up to twice the time, spent by the kernel on pages that malloc had freed.
     """

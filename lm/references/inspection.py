@@ -141,7 +141,7 @@ def inspect(
 
 
 def _in_batches(statistics: Callable[..., Any], trained: Any, batch, rows: int) -> Any:
-    """Statistics of all rows, so many at a time; the last batch is filled up with its first."""
+    """Statistics of all rows, `rows` at a time; the last batch is filled up with first rows."""
     statistics = jax.jit(statistics)
     count = len(batch["tokens"])
     rows = min(rows, count)

@@ -14,7 +14,7 @@ from objectives.losses.base import softmax
 
 
 class SecondModel(NamedTuple):
-    """A run whose model is a reference: the key that names it, and its parts."""
+    """A run that gives a reference its model: the key that names it, and its parts."""
 
     key: str
     record: run_record.Record

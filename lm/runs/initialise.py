@@ -87,9 +87,8 @@ def start(
     if switch:
         say(f"starts with step {switch} of {record.folder}")
         return _graft(fresh, old)
-    params = old.trained.params
-    if record.config.train.ema_decay:
-        params = average_as_model(run.model, old.ema).params
+    averaged = record.config.train.ema_decay > 0
+    params = (average_as_model(run.model, old.ema) if averaged else old.trained).params
     say(f"starts with the parameters of step {int(old.step)} of {record.folder}")
     ema = fresh.ema._replace(params=first_average(params)) if fresh.ema else ()
     return fresh._replace(trained=fresh.trained._replace(params=params), ema=ema)

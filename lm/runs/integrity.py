@@ -44,7 +44,7 @@ def damage(folder: epath.Path, part: int = 0, parts: int = 1) -> str | None:
 
     Args:
       folder: of the checkpoint.
-      part: look only at this one of so many parts of the files, from 0.
+      part: of the files, looks only at this one of `parts` parts, counted from 0.
       parts: how many there are.
 
     Returns:

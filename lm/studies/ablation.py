@@ -22,7 +22,7 @@ from lm.training import experiment
 
 MATCHES = ("tokens", "flops", "time", "none")
 
-# Keys of a variant that is a finished run, quantized by launch.quantize, whose flags they are.
+# Keys of a variant that is a finished run quantized by launch.quantize: flags of that command.
 QUANTIZE = ("bits", "method", "quantizer", "granularity", "group_size", "calibration_batches")
 
 _PLACE = re.compile(r"\{([^{}]*)\}")  # {variant}: its work directory
@@ -52,7 +52,7 @@ class Variant(NamedTuple):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The variants whose work directories it names."""
+        """The variants that it names the work directories of."""
         found = (_PLACE.findall(v) for v in self.changes.values() if isinstance(v, str))
         return tuple(dict.fromkeys(name for names in found for name in names))
 
@@ -304,7 +304,7 @@ def matched_steps(
 
 
 def _trained(one: Planned) -> str:
-    """The variant whose training it is."""
+    """The variant that was trained."""
     return one.variant.needs[0] if one.variant.quantizes else one.variant.name
 
 

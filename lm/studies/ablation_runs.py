@@ -81,7 +81,7 @@ def _substitute(config: ConfigDict, place: Callable[[str], Path]) -> None:
 
 
 def measuring_runs(planned: Mapping[str, Planned], folder: Path, steps: int = 40) -> list[Run]:
-    """Short runs, one a variant that is trained, whose speed is that of the variant.
+    """Short runs, one for each variant that is trained, with the speed of the variant.
 
     The share of quantized steps is that of the variant; nothing else that takes time is on. The
     schedule of the learning rate does not change the speed, and is constant.

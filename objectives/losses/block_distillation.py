@@ -1,4 +1,4 @@
-"""Distillation of a model with full attention into one whose attention is cut into blocks.
+"""Distillation of a model with full attention into one with attention in blocks.
 
 B batch, T length, K one block of the vocabulary.
 """

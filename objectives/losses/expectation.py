@@ -42,7 +42,7 @@ def expectation(
     block_size: int,
     axis: str | None = None,
 ) -> jax.Array:
-    """A loss of every token whose gradient in the logits z is that of -sum_v a_v log p_v.
+    """A loss of every token, with the gradient of -sum_v a_v log p_v in the logits z.
 
     a is not differentiated: d loss / d z_v = p_v sum(a) - a_v. No [B, T, V] array exists: `terms`
     gives a of one block, and the block's contribution to the loss; it is called again, block by

@@ -28,7 +28,7 @@ def harmonic(
       bray_curtis  sum_i |x_i - w_i| / sum_i |x_i + w_i|
       mahalanobis  sum_i s_i (x_i - w_i)^2 / D, s = exp of a trained vector that starts at 0
 
-    Euclidean: harmonic loss (arXiv 2502.01628), whose exponent acts on the squared distance; n of
+    Euclidean: harmonic loss (arXiv 2502.01628), with an exponent of the squared distance; n of
     1, sqrt(D) and D were tried. Its further division of d by the smallest of the vocabulary is left
     out: it changes no probability. With epsilon = 0 no probability changes under (x, w) ->
     (c x, c w).

@@ -11,7 +11,7 @@ def dice(alpha: float = 0.0, smooth: float = 1e-4, squared: bool = False) -> Los
     """1 - (2 sum w q + g) / (sum w q + sum w + g), q = (1 - p)^alpha p, p the label's probability.
 
     The self-adjusting Dice loss of arXiv 1911.02855 on the probability of the label,
-    whose truth is 1 at every token: one class, one ratio over the whole accumulated batch. The
+    which is true (1) at every token: one class, one ratio over the whole accumulated batch. The
     gradient passes through (1 - p)^alpha. With weights w that average 1, g counts tokens.
 
     Departs from the authors' code, which sums one such ratio per class: with a vocabulary of

@@ -56,23 +56,6 @@ def tempnet(
         raise ValueError(f"dropout={dropout} must be below 1")
     check_number("learning_rate", learning_rate, least=0)
 
-    def init(key, vocab_size, _):
-        keys = jax.random.split(key, 4)
-
-        def uniform(key, inputs, shape):
-            bound = inputs**-0.5
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-        return {
-            "first": uniform(keys[0], vocab_size, (vocab_size, width)),
-            "first_bias": uniform(keys[1], vocab_size, (width,)),
-            "second": uniform(keys[2], width, (width, width)),
-            "second_bias": uniform(keys[3], width, (width,)),
-            "log_scale": jnp.zeros(()),
-            "last": jnp.ones((width,)),
-            "last_bias": jnp.zeros(()),
-        }
-
     def temperatures(inputs):
         """tau, [B, T] float32."""
         p = inputs.params
@@ -103,7 +86,7 @@ def tempnet(
         return tempered_loss(statistics.nll, temperatures(inputs), rho, vocab_size)
 
     return Loss(
-        init=init,
+        init=_init(width),
         predict=predict,
         losses=losses,
         random=dropout > 0,
@@ -111,6 +94,29 @@ def tempnet(
         softcapped=False,
         learning_rate=learning_rate,
     )
+
+
+def _init(width):
+    """(key, vocab_size, D) -> parameters of the network, as the authors' code starts it."""
+
+    def init(key, vocab_size, _):
+        keys = jax.random.split(key, 4)
+
+        def uniform(key, inputs, shape):
+            bound = inputs**-0.5
+            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+        return {
+            "first": uniform(keys[0], vocab_size, (vocab_size, width)),
+            "first_bias": uniform(keys[1], vocab_size, (width,)),
+            "second": uniform(keys[2], width, (width, width)),
+            "second_bias": uniform(keys[3], width, (width,)),
+            "log_scale": jnp.zeros(()),
+            "last": jnp.ones((width,)),
+            "last_bias": jnp.zeros(()),
+        }
+
+    return init
 
 
 def tempered_loss(nll: jax.Array, tau: jax.Array, rho: float, vocab_size: int) -> jax.Array:

@@ -42,7 +42,7 @@ def calibration_hessian(
 ) -> jax.Array:
     """H = 2 sum_t a_t x_t x_t^T, [I, I] float32; the sum over batches is that of their results.
 
-    `gptq` does not depend on H's overall factor, so means and sums serve alike (its official code
+    `gptq` does not depend on H's overall factor, so means and sums give the same (its official code
     keeps a mean over sequences).
 
     Args:
@@ -112,22 +112,10 @@ def gptq(
     Raises:
       ValueError: shapes that do not fit, a quantizer of tables, or act_order with moving groups.
     """
-    if weights.ndim != 2 or hessian.shape != (weights.shape[0],) * 2:
-        raise ValueError(
-            f"weights must be [I, O] and hessian [I, I]; got {weights.shape} and {hessian.shape}"
-        )
-    if quantizer.contraction_axis != -2:
-        raise ValueError("gptq needs a quantizer with contraction_axis=-2")
     moving = quantizer.granularity == "group" and not static_groups
-    if moving and act_order:
-        raise ValueError("act_order needs static_groups: in its order groups are not contiguous")
+    _check_gptq(weights, hessian, quantizer, moving, act_order)
     inputs = weights.shape[0]
-    h_II = hessian.astype(jnp.float32)
-    diagonal_I = jnp.diagonal(h_II)
-    dead_I = diagonal_I == 0
-    h_II = h_II + jnp.diag(dead_I.astype(jnp.float32))
-    w_IO = jnp.where(dead_I[:, None], 0.0, weights.astype(jnp.float32))
-    h_II = h_II + damping * jnp.diagonal(h_II).mean() * jnp.eye(inputs)
+    w_IO, h_II = _damped(weights, hessian, damping)
     grid = quantizer.grid(w_IO, quantizer.init(w_IO))
 
     order_I = jnp.arange(inputs)
@@ -171,11 +159,29 @@ def gptq(
     starts = jnp.arange(0, inputs + padding, block)
     _, (codes, grids, losses) = jax.lax.scan(one_block, v_IO, starts)
     codes_IO = codes.reshape(-1, weights.shape[1])[:inputs]
-    if act_order:
-        codes_IO = codes_IO[jnp.argsort(order_I)]
-    if moving:
-        grid = jax.tree.map(lambda a: a[:, 0], grids)
+    codes_IO = codes_IO[jnp.argsort(order_I)] if act_order else codes_IO
+    grid = jax.tree.map(lambda a: a[:, 0], grids) if moving else grid
     return GPTQ(quantizer.decode(codes_IO, grid), codes_IO, grid, losses.sum())
+
+
+def _check_gptq(weights, hessian, quantizer, moving, act_order) -> None:
+    if weights.ndim != 2 or hessian.shape != (weights.shape[0],) * 2:
+        raise ValueError(
+            f"weights must be [I, O] and hessian [I, I]; got {weights.shape} and {hessian.shape}"
+        )
+    if quantizer.contraction_axis != -2:
+        raise ValueError("gptq needs a quantizer with contraction_axis=-2")
+    if moving and act_order:
+        raise ValueError("act_order needs static_groups: in its order groups are not contiguous")
+
+
+def _damped(weights_IO, hessian_II, damping) -> tuple[jax.Array, jax.Array]:
+    """Weights and Hessian in float32, without inputs that never occur, and damped."""
+    h_II = hessian_II.astype(jnp.float32)
+    dead_I = jnp.diagonal(h_II) == 0
+    h_II = h_II + jnp.diag(dead_I.astype(jnp.float32))
+    w_IO = jnp.where(dead_I[:, None], 0.0, weights_IO.astype(jnp.float32))
+    return w_IO, h_II + damping * jnp.diagonal(h_II).mean() * jnp.eye(len(h_II))
 
 
 def _inverse_factor(h_II: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Quantizers whose scale is a parameter, trained with the weights: 1, 1.58, 2 and 3 to 8 bits.
+"""Quantizers with a scale that is trained with the weights: 1, 1.58, 2 and 3 to 8 bits.
 
 One scale alpha for a matrix, an output channel or a group; below, x = w / alpha. They are those of
 ParetoQ (arXiv 2502.02631, section 3 and its official code, models/utils_quant.py), of which LSQ is

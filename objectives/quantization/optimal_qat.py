@@ -196,6 +196,42 @@ class QATLawFit(NamedTuple):
     held_out_error: float  # on the others; NaN if none were held out
 
 
+def _check_runs(losses, runs, fitted) -> None:
+    if losses.ndim != 1 or any(a.shape != losses.shape for a in runs):
+        raise ValueError(
+            f"losses and runs must be [J]; got {losses.shape}, {[a.shape for a in runs]}"
+        )
+    if not (losses > 0).all():
+        raise ValueError("losses must be positive")
+    if fitted.sum() < len(QATLaw._fields):
+        raise ValueError(f"{fitted.sum()} runs do not determine {len(QATLaw._fields)} coefficients")
+
+
+def _predictor(features, middle, index):
+    """(logs of the coefficients [P]) -> log predicted losses [J] and their Jacobian [J, P]."""
+    runs = len(next(iter(features.values())))
+
+    def predict(logs_P):
+        """log predicted losses [J] and their Jacobian [J, P] in the logs of the coefficients."""
+        total_J, jacobian_JP = 0.0, np.zeros((runs, len(index)))
+        for factor, exponents in _TERMS:
+            log_term_J = np.full(runs, logs_P[index[factor]])
+            slopes = {}
+            for exponent, name in exponents.items():
+                slopes[exponent] = -np.exp(logs_P[index[exponent]]) * (
+                    features[name] - middle[name]
+                )
+                log_term_J = log_term_J + slopes[exponent]
+            term_J = np.exp(np.clip(log_term_J, -200, 200))
+            total_J = total_J + term_J
+            jacobian_JP[:, index[factor]] = term_J
+            for exponent, slope_J in slopes.items():
+                jacobian_JP[:, index[exponent]] = term_J * slope_J
+        return np.log(total_J), jacobian_JP / total_J[:, None]
+
+    return predict
+
+
 def fit_qat_law(
     losses,
     parameters,
@@ -234,16 +270,9 @@ def fit_qat_law(
 
     losses = np.asarray(losses, np.float64)
     runs = [np.asarray(a, np.float64) for a in (parameters, qat_tokens, fp_tokens, bits)]
-    if losses.ndim != 1 or any(a.shape != losses.shape for a in runs):
-        raise ValueError(
-            f"losses and runs must be [J]; got {losses.shape}, {[a.shape for a in runs]}"
-        )
-    if not (losses > 0).all():
-        raise ValueError("losses must be positive")
     held_out = np.zeros(losses.shape, bool) if held_out is None else np.asarray(held_out, bool)
     fitted = ~held_out
-    if fitted.sum() < len(QATLaw._fields):
-        raise ValueError(f"{fitted.sum()} runs do not determine {len(QATLaw._fields)} coefficients")
+    _check_runs(losses, runs, fitted)
 
     features = {name: values[fitted] for name, values in _features(*runs).items()}
     log_losses_J = np.log(losses[fitted])
@@ -252,24 +281,7 @@ def fit_qat_law(
     middle = {name: values.mean() for name, values in features.items()}
     index = {name: i for i, name in enumerate(QATLaw._fields)}
 
-    def predict(logs_P):
-        """log predicted losses [J] and their Jacobian [J, P] in the logs of the coefficients."""
-        total_J, jacobian_JP = 0.0, np.zeros((log_losses_J.size, len(index)))
-        for factor, exponents in _TERMS:
-            log_term_J = np.full(log_losses_J.size, logs_P[index[factor]])
-            slopes = {}
-            for exponent, name in exponents.items():
-                slopes[exponent] = -np.exp(logs_P[index[exponent]]) * (
-                    features[name] - middle[name]
-                )
-                log_term_J = log_term_J + slopes[exponent]
-            term_J = np.exp(np.clip(log_term_J, -200, 200))
-            total_J = total_J + term_J
-            jacobian_JP[:, index[factor]] = term_J
-            for exponent, slope_J in slopes.items():
-                jacobian_JP[:, index[exponent]] = term_J * slope_J
-        return np.log(total_J), jacobian_JP / total_J[:, None]
-
+    predict = _predictor(features, middle, index)
     rng = np.random.default_rng(seed)
     factors = [index[factor] for factor, _ in _TERMS]
     best = None

@@ -24,7 +24,7 @@ TRAINING_DOCUMENTS = "training documents"
 class Weighting(NamedTuple):
     """How much each token counts in the loss sum(w * l) / sum(w).
 
-    What cannot be weighted is never dropped in silence: a live token (d != 0) whose score is NaN,
+    What cannot be weighted is never dropped in silence: a live token (d != 0) with a score of NaN,
     be it for its own loss, its reference or an unknown sample, gets the weight NaN. The loss is NaN
     then, and the training step is skipped and counted. Tokens with d = 0 may hold anything.
 

@@ -20,7 +20,7 @@ def check_share(name: str, value: float) -> None:
 def share_of(count: jax.Array, share: float) -> jax.Array:
     """ceil(share * count) in integers; share is taken to four decimal places.
 
-    In float32 the product of 0.6 and 5 is above 3, whose ceiling is one token too many.
+    In float32 the product of 0.6 and 5 is above 3: its ceiling is one token too many.
     """
     part, whole = _fraction(share).as_integer_ratio()
     quotient, rest = count // whole, count % whole

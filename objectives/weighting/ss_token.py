@@ -38,7 +38,7 @@ def ss_token(
     Args:
       keep: share of the targets of a sample that count, in (0, 1].
       gamma: weight of the progress against the attention, in [0, 1].
-      attention_row: whose row of the attention matrix is the score of a target: that of the
+      attention_row: the row of the attention matrix that scores a target: that of the
         "label" itself, one position later, as the released code reads it (where that position is
         in another segment or past the end, the predictor's), or that of its "predictor".
 

@@ -23,6 +23,7 @@ from launch import inspect, page
 from lm.data import corpora, tokenizers
 from lm.data.documents import Document
 from lm.errors import InputError
+from lm.model.interface import Tokens
 from lm.references import inspection
 from lm.training import experiment, make_objective
 
@@ -132,7 +133,8 @@ def dense(run, params, text, length=32):
 def _forward(model, params, tokens):
     """One segment; what stands after the window is later than all of it."""
     positions = jnp.arange(tokens.shape[1])[None]
-    return model.apply(params, tokens, positions, jnp.ones_like(tokens)), model.head(params)
+    inputs = Tokens(tokens, positions, jnp.ones_like(tokens))
+    return model.apply(params, inputs).hidden, model.head(params)
 
 
 def test_the_page_has_every_token_and_its_text_is_the_text(rho1):
