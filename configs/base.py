@@ -55,7 +55,11 @@ MODEL = {
 }
 
 DATA = {
-    "corpus": ("stdlib", "stdlib | tfds:NAME[/config] | FOLDER | FILE.jsonl; commas mix"),
+    "corpus": (
+        "stdlib",
+        "stdlib | tfds:NAME[/config] | FOLDER | FILE.jsonl (.ndjson, .jsonl.gz, .jsonl.zst, .json "
+        "with an array, .parquet); commas mix",
+    ),
     "mixture_weights": ((), "one weight a corpus; () is in proportion to documents"),
     "tokenizer": ("bytes", "bytes | bpe (trained on the corpus) | FILE/tokenizer.json"),
     "vocab_size": (0, "entries of a bpe tokenizer; 0 for all others: their own"),

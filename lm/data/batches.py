@@ -18,8 +18,9 @@ from typing import Any
 import grain
 import numpy as np
 
+from lm.data import cuts
 from lm.data.documents import Corpus, Document
-from lm.data.layout import PADDING, add_fields, encode_document
+from lm.data.layout import PADDING, add_fields, encode_document, encode_pieces
 from lm.data.packing import pack
 from lm.data.scores import Stored
 from lm.data.tokenizers import Tokenizer
@@ -248,21 +249,15 @@ def check_enough(
     found = 0
     for corpus in corpora:
         for index in range(len(corpus.documents)):
-            # The beginning of a long document will do, and takes no time to encode.
-            document = _beginning(corpus.documents[index], 16 * needed)
-            found += len(encode_document(document, tokenizer))
-            if found >= needed:
-                return
+            for positions in encode_pieces(corpus.documents[index], tokenizer):
+                found += len(positions)
+                if found >= needed:
+                    return
     raise InputError(
         f"data.corpus: the training split has {found:,} tokens, fewer than one batch of"
         f" train.batch_size {batch_size} x data.sequence_length {sequence_length} ="
         f" {needed:,}; use more text or a smaller batch"
     )
-
-
-def _beginning(document: Document, length: int) -> Document:
-    """The document with at most `length` characters of each span."""
-    return document._replace(spans=tuple((text[:length], w) for text, w in document.spans))
 
 
 def _check(batch_size: int, sequence_length: int, packing: str, process_count: int) -> None:
@@ -305,14 +300,29 @@ def _numbered(
 
 def _encode(
     numbered: tuple[int, Document], tokenizer: Tokenizer, first: int, stored: dict[str, Stored]
-) -> np.ndarray:
-    """Returns a document's positions with its id, `first` + its index, and its stored scores."""
+) -> np.ndarray | Iterator[np.ndarray]:
+    """Returns a document's positions with its id, `first` + its index, and its stored scores.
+
+    Those of a long document without scores come in pieces, made when they are asked for.
+    """
     index, document = numbered
+    sample = np.int32(first + index)
+    if not stored and sum(len(text) for text, _ in document.spans) > cuts.PIECE:
+        return _encode_pieces(document, tokenizer, sample)
     positions = encode_document(document, tokenizer)
     values = {name: one.read(index, document, len(positions)) for name, one in stored.items()}
     places = np.arange(len(positions), dtype=np.int32)
-    sample = np.int32(first + index)
     return add_fields(positions, sample_ids=sample, sample_positions=places, **values)
+
+
+def _encode_pieces(
+    document: Document, tokenizer: Tokenizer, sample: np.int32
+) -> Iterator[np.ndarray]:
+    start = 0
+    for positions in encode_pieces(document, tokenizer):
+        places = np.arange(start, start + len(positions), dtype=np.int32)
+        start += len(positions)
+        yield add_fields(positions, sample_ids=sample, sample_positions=places)
 
 
 def _derive_seed(*numbers: int) -> int:

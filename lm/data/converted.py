@@ -4,11 +4,13 @@ import gzip
 import importlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from lm import strict_json
 from lm.data.hashing import Fingerprint
@@ -22,8 +24,8 @@ SUFFIXES = (*PLAIN, *_COMPRESSED, ".json", ".parquet")
 _MOST_GROWTH = 1000
 _CHUNK = 1 << 20
 
-# The largest array of records, which is parsed as a whole.
-_MOST_BYTES = 2_000_000_000
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DAMAGED = (OSError, EOFError, ValueError, RecursionError, NotImplementedError, zlib.error)
 
 
 def is_records(path: Path) -> bool:
@@ -46,26 +48,35 @@ def as_json_lines(path: Path, cache: Path) -> Path:
     if name.endswith(PLAIN):
         return path
     digest = Fingerprint()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.add(chunk)
+    digest.add(_ending(name).encode())
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.add(chunk)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     target = cache / "records" / f"{digest.hexadecimal()}.jsonl"
     if target.exists():
         return target
-    convert = next(c for suffix, c in _CONVERSIONS.items() if name.endswith(suffix))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as scratch:
         try:
-            convert(path, scratch)
-        except InputError:
+            _CONVERSIONS[_ending(name)](path, scratch)
+            scratch.flush()
+            os.replace(scratch.name, target)
+        except BaseException as error:
             os.unlink(scratch.name)
-            raise
-        except (OSError, EOFError, ValueError, RecursionError) as error:
-            os.unlink(scratch.name)
+            # What Python, zlib and Arrow raise for content that is damaged or not supported.
+            if isinstance(error, InputError) or not isinstance(error, _DAMAGED):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: cannot be read: {reason}") from None
-    os.replace(scratch.name, target)
     return target
+
+
+def _ending(name: str) -> str:
+    """The end of a name that says how a file is converted."""
+    return next(ending for ending in _CONVERSIONS if name.endswith(ending))
 
 
 def _from_gzip(path: Path, output: BinaryIO) -> None:
@@ -96,13 +107,54 @@ def _copy(file: Any, output: BinaryIO, path: Path) -> None:
 
 
 def _from_array(path: Path, output: BinaryIO) -> None:
-    if path.stat().st_size > _MOST_BYTES:
-        raise InputError(f"{path}: larger than {_MOST_BYTES:,} bytes; write it as .jsonl")
-    records = json.loads(path.read_bytes().decode("utf-8-sig"))
-    if not isinstance(records, list):
-        kind = type(records).__name__
-        raise InputError(f"{path}: must be a list of records, got {kind}; name JSON lines .jsonl")
-    _write(iter(records), output)
+    """Writes the elements of a JSON array as they are spelled; holds one of them at a time."""
+    # Bytes that are not UTF-8 go through as they are, to be counted with the index.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        beginning = ""
+        while not beginning and (chunk := file.read(_CHUNK)):
+            beginning = chunk.lstrip()
+        if not beginning.startswith("["):
+            raise InputError(f"{path}: must be a list of records; name JSON lines .jsonl")
+        for element in _elements(file, beginning):
+            # A line break is white space: strings of JSON have none.
+            line = element.replace("\n", " ").replace("\r", " ")
+            output.write(line.encode("utf-8", "surrogateescape") + b"\n")
+
+
+def _elements(file: TextIO, text: str) -> Iterator[str]:
+    """Yields each element of the array that `text` and the rest of `file` spell.
+
+    Raises:
+      ValueError: this is no array, or more than one.
+      RecursionError: an element is nested too deeply.
+    """
+    decoder = json.JSONDecoder()
+    at, number, separated = 1, 0, True
+    while True:
+        at = _SPACE.match(text, at).end()
+        sign = text[at : at + 1]
+        if sign == "]":
+            break
+        if sign == "," and not separated:
+            at, separated = at + 1, True
+            continue
+        if sign and not separated:
+            raise ValueError(f"no comma after element {number} of the array")
+        try:
+            _, end = decoder.raw_decode(text, at)
+            reason = "the array has no end"
+        except json.JSONDecodeError as error:
+            end, reason = len(text), error.msg
+        if end == len(text):  # The element may go on in the next chunk.
+            more = file.read(max(_CHUNK, len(text) - at))
+            if not more:
+                raise ValueError(f"element {number + 1} of the array: {reason}")
+            text, at = text[at:] + more, 0
+            continue
+        yield text[at:end]
+        at, number, separated = end, number + 1, False
+    if (text[at + 1 :] + file.read(_CHUNK)).strip():
+        raise ValueError("there is more after the end of the array")
 
 
 def _from_parquet(path: Path, output: BinaryIO) -> None:

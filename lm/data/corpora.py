@@ -75,7 +75,7 @@ def read(path: str) -> Corpus:
         corpus = load_folder(path, source, "train", 0.0)
     elif is_records(source) and source.is_file():
         lines = as_json_lines(source, cache_directory(""))
-        corpus = load_jsonl(path, lines, "train", 0.0)
+        corpus = load_jsonl(path, lines, "train", 0.0, source)
     elif source.is_file():
         corpus = load_file(path, source)
     else:
@@ -111,7 +111,7 @@ def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
         corpus = load_folder(name, path, split, fraction)
     elif is_records(path) and path.is_file():
         lines = as_json_lines(path, cache_directory(directory))
-        corpus = load_jsonl(name, lines, split, fraction)
+        corpus = load_jsonl(name, lines, split, fraction, path)
     elif path.is_file():
         raise InputError(f"data.corpus {name!r}: not a file of records; {_VALID}")
     else:

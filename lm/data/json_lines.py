@@ -7,6 +7,7 @@ at a time, when their documents are asked for.
 
 import functools
 import json
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -41,25 +42,42 @@ class _Index(NamedTuple):
     replaced: dict[str, int]
 
 
-def load_jsonl(name: str, path: Path, split: str, validation_fraction: float) -> Corpus:
+def load_jsonl(
+    name: str, path: Path, split: str, validation_fraction: float, original: Path | None = None
+) -> Corpus:
     """Loads a file of JSON objects, one a line, split by a hash of the line.
+
+    Args:
+      name: of the corpus, as it was written in the config.
+      path: of the file.
+      split: `train` or `validation`.
+      validation_fraction: the share of lines that is held out.
+      original: the file that `path` was converted from, which messages and documents name.
 
     Raises:
       InputError: a line, of either split, is not an object with the strings `text`, or `prompt`
         and `response`; the message opens with the file and the line's number. Or the file is no
         text in UTF-8.
     """
-    stat = path.stat()
-    index = _index(path, stat.st_size, stat.st_mtime_ns, validation_fraction)
+    original = original or path
+    try:
+        stat = path.stat()
+        index = _index(path, stat.st_size, stat.st_mtime_ns, validation_fraction, original)
+    except OSError as error:
+        raise InputError(f"cannot read {original}: {error.strerror}") from error
     chosen = np.flatnonzero(index.held_out == (split == "validation"))
-    lines = _Lines(path, index.numbers[chosen], index.offsets[chosen], index.lengths[chosen])
+    places = (index.numbers[chosen], index.offsets[chosen], index.lengths[chosen])
+    lines = _Lines(path, original, *places)
     return Corpus(name, lines, index.fingerprints[split], index.replaced[split])
 
 
 @functools.lru_cache(maxsize=8)
-def _index(path: Path, size: int, modified: int, validation_fraction: float) -> _Index:
+def _index(
+    path: Path, size: int, modified: int, validation_fraction: float, original: Path
+) -> _Index:
     """Parses the file once; `size` and `modified` tell one content of it from another."""
-    numbers, offsets, lengths, held = [], [], [], []
+    # Compact from the start: a list of integers takes several times the memory of the index.
+    numbers, offsets, lengths, held = array("q"), array("q"), array("q"), array("b")
     digests = {"train": Fingerprint(), "validation": Fingerprint()}
     replaced = {"train": 0, "validation": 0}
     offset = 0
@@ -67,10 +85,10 @@ def _index(path: Path, size: int, modified: int, validation_fraction: float) -> 
         for number, line in enumerate(file, 1):
             content = line.strip()
             if number == 1:
-                _check_beginning(content, path)
+                _check_beginning(content, original)
                 content = content.removeprefix(_BYTE_ORDER_MARK)
             if content:
-                _, bad = _parse(content, f"{path}:{number}")
+                _, bad = _parse(content, f"{original}:{number}")
                 out = held_out(content, validation_fraction)
                 split = "validation" if out else "train"
                 digests[split].add(content)
@@ -92,6 +110,8 @@ def _check_beginning(content: bytes, path: Path) -> None:
     for beginning, what in _OTHER.items():
         if content.startswith(beginning):
             raise InputError(f"{path}: not JSON lines in UTF-8, but {what}")
+    if b"\0" in content[:4]:
+        raise InputError(f"{path}: not JSON lines in UTF-8, but UTF-16; save it as UTF-8")
     if content.removeprefix(_BYTE_ORDER_MARK).startswith(b"["):
         raise InputError(f"{path}:1: an array, not an object a line; name a list of records .json")
 
@@ -99,8 +119,15 @@ def _check_beginning(content: bytes, path: Path) -> None:
 class _Lines(Sequence):
     """The documents of a JSONL file: one a line, found by its offset and length in bytes."""
 
-    def __init__(self, path: Path, numbers: np.ndarray, offsets: np.ndarray, lengths: np.ndarray):
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        original: Path,
+        numbers: np.ndarray,
+        offsets: np.ndarray,
+        lengths: np.ndarray,
+    ):
+        self._path, self._original = path, original
         self._numbers, self._offsets, self._lengths = numbers, offsets, lengths
 
     def __len__(self) -> int:
@@ -112,8 +139,8 @@ class _Lines(Sequence):
             file.seek(self._offsets[index])
             line = file.read(self._lengths[index])
         line = line.removeprefix(_BYTE_ORDER_MARK)
-        spans, _ = _parse(line, f"{self._path}:{number}")
-        return Document(f"{self._path.name}:{number}", spans)
+        spans, _ = _parse(line, f"{self._original}:{number}")
+        return Document(f"{self._original.name}:{number}", spans)
 
 
 def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], bool]:

@@ -4,7 +4,7 @@ A document of tokens t1..tn has the inputs [beginning, t1..tn] and the targets [
 target lies inside the document, and so does all that it is predicted from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -43,24 +43,40 @@ def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     Raises:
       InputError: the tokenizer gives an id outside its own vocabulary.
     """
-    encoded = [tokenizer.encode(text) for text, _ in document.spans]
-    ids = np.concatenate([ids for ids, _ in encoded])
-    if len(ids) and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
-        raise InputError(
-            f"data.tokenizer: gives ids from {ids.min()} to {ids.max()} for document"
-            f" {document.name}; its vocabulary has {tokenizer.vocab_size} entries"
-        )
-    positions = np.zeros(len(ids) + 1, POSITION)
-    positions["tokens"][0] = tokenizer.beginning_of_text
-    positions["tokens"][1:] = ids
-    positions["targets"][:-1] = ids
-    positions["targets"][-1] = tokenizer.end_of_text
-    positions["num_bytes"][:-1] = np.concatenate([num_bytes for _, num_bytes in encoded])
-    weights = [weight for _, weight in document.spans]
-    lengths = [len(ids) for ids, _ in encoded]
-    positions["weights"][:-1] = np.repeat(np.array(weights, np.float32), lengths)
-    positions["weights"][-1] = weights[-1]
-    return positions
+    return np.concatenate(list(encode_pieces(document, tokenizer)))
+
+
+def encode_pieces(document: Document, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Yields what `encode_document` returns in pieces, none of them empty.
+
+    A long document is tokenized as far as its positions are asked for, where the tokenizer allows
+    that.
+
+    Raises:
+      InputError: the tokenizer gives an id outside its own vocabulary.
+    """
+    before = tokenizer.beginning_of_text
+    for text, weight in document.spans:
+        for ids, num_bytes in tokenizer.encode_pieces(text):
+            if not len(ids):
+                continue
+            if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
+                raise InputError(
+                    f"data.tokenizer: gives ids from {ids.min()} to {ids.max()} for document"
+                    f" {document.name}; its vocabulary has {tokenizer.vocab_size} entries"
+                )
+            positions = np.zeros(len(ids), POSITION)
+            positions["tokens"][0] = before
+            positions["tokens"][1:] = ids[:-1]
+            positions["targets"] = ids
+            positions["weights"] = weight
+            positions["num_bytes"] = num_bytes
+            before = ids[-1]
+            yield positions
+    last = np.zeros(1, POSITION)
+    last["tokens"], last["targets"] = before, tokenizer.end_of_text
+    last["weights"] = document.spans[-1][1]
+    yield last
 
 
 def add_fields(positions: np.ndarray, **fields: np.ndarray | np.generic) -> np.ndarray:

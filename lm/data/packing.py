@@ -4,6 +4,7 @@
 where they fit in a row, and pads.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import grain
@@ -24,15 +25,18 @@ def pack(documents: grain.IterDataset, packing: str, length: int) -> grain.IterD
     new segment, with positions from 0.
 
     Args:
-      documents: arrays of `POSITION`.
+      documents: each an array of `POSITION`, or an iterator over its pieces, which is read as far
+        as rows are asked for.
       packing: `concat` or `best_fit`.
       length: positions in a row, T.
     """
     if packing == "concat":
         return _ConcatThenSplit(documents, length)
-    pieces = grain.experimental.FlatMapIterDataset(documents, _Cut(length))
     packed = grain.experimental.BestFitPackIterDataset(
-        pieces, length_struct={_FIELD: length}, num_packing_bins=_OPEN_ROWS, shuffle_bins=False
+        _Cut(documents, length),
+        length_struct={_FIELD: length},
+        num_packing_bins=_OPEN_ROWS,
+        shuffle_bins=False,
     )
     return packed.map(_split_segments)
 
@@ -57,7 +61,7 @@ class _ConcatThenSplitIterator(grain.DatasetIterator):
     def __init__(self, parent: grain.DatasetIterator, length: int):
         super().__init__(parent)
         self._length = length
-        self._document = ()
+        self._document = _Cursor(())
         self._offset = 0  # Positions of the document that are in rows already.
         self._before = parent.get_state()  # From which the parent gives the document again.
 
@@ -65,16 +69,17 @@ class _ConcatThenSplitIterator(grain.DatasetIterator):
         pieces = []
         room = self._length
         while room:
-            if self._offset == len(self._document):
+            piece = self._document.take(room)
+            if not len(piece):
                 before = self._parent.get_state()
                 try:
-                    self._document = next(self._parent)
+                    self._document = _Cursor(next(self._parent))
                 except StopIteration:
                     if pieces:
                         break
                     raise
                 self._before, self._offset = before, 0
-            piece = self._document[self._offset : self._offset + room]
+                continue
             pieces.append(piece)
             self._offset += len(piece)
             room -= len(piece)
@@ -87,18 +92,71 @@ class _ConcatThenSplitIterator(grain.DatasetIterator):
         self._parent.set_state(state["parent"])
         self._before = state["parent"]
         self._offset = state["offset"]
-        self._document = next(self._parent) if self._offset else ()
+        self._document = _Cursor(next(self._parent) if self._offset else ())
+        self._document.skip(self._offset)
 
 
-class _Cut(grain.experimental.FlatMapTransform):
-    """Cuts a document into pieces of at most `length` positions."""
+class _Cut(grain.IterDataset):
+    """Pieces of at most `length` positions, cut from documents as they are asked for.
 
-    def __init__(self, length: int):
+    The state is that of Grain's own FlatMap, which makes all pieces of a document at once.
+    """
+
+    def __init__(self, parent: grain.IterDataset, length: int):
+        super().__init__(parent)
         self._length = length
 
-    def flat_map(self, document: np.ndarray) -> list[dict[str, np.ndarray]]:
-        starts = range(0, len(document), self._length)
-        return [{_FIELD: document[start : start + self._length]} for start in starts]
+    def __iter__(self) -> grain.DatasetIterator:
+        return _CutIterator(iter(self._parent), self._length)
+
+
+class _CutIterator(grain.DatasetIterator):
+    def __init__(self, parent: grain.DatasetIterator, length: int):
+        super().__init__(parent)
+        self._length = length
+        self._document = _Cursor(())
+        self._index = 0  # Of the document's next piece.
+        self._before = parent.get_state()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        while not len(piece := self._document.take(self._length)):
+            before = self._parent.get_state()
+            self._document = _Cursor(next(self._parent))
+            self._before, self._index = before, 0
+        self._index += 1
+        return {_FIELD: piece}
+
+    def get_state(self) -> dict[str, Any]:
+        return {"parent": self._before, "next_index_in_buffer": self._index}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state["parent"])
+        self._before = state["parent"]
+        self._index = state["next_index_in_buffer"]
+        self._document = _Cursor(next(self._parent) if self._index else ())
+        self._document.skip(self._index * self._length)
+
+
+class _Cursor:
+    """Reads the positions of a document in order: one array, or an iterable of arrays."""
+
+    def __init__(self, document: np.ndarray | Iterable[np.ndarray]):
+        self._rest = iter((document,) if isinstance(document, np.ndarray) else document)
+        self._piece = np.zeros(0)
+
+    def take(self, count: int) -> np.ndarray:
+        """Returns the next positions: `count` of them, or what is left."""
+        while len(self._piece) < count and (more := next(self._rest, None)) is not None:
+            self._piece = np.concatenate([self._piece, more]) if len(self._piece) else more
+        taken, self._piece = self._piece[:count], self._piece[count:]
+        return taken
+
+    def skip(self, count: int) -> None:
+        """Passes over `count` positions, without holding them."""
+        while count > len(self._piece) and (more := next(self._rest, None)) is not None:
+            count -= len(self._piece)
+            self._piece = more
+        self._piece = self._piece[count:]
 
 
 def _split_segments(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -17,28 +17,11 @@ from typing import Any
 import numpy as np
 
 from lm import strict_json
+from lm.data import cuts, declared
 from lm.data.corpora import cache_directory
 from lm.data.documents import Corpus
 from lm.data.hashing import fingerprint
 from lm.errors import InputError
-
-END_OF_TEXT = "<|endoftext|>"
-
-# Names by which a special token of a tokenizer.json is known as an end or a beginning of text.
-_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "[SEP]")
-_BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]")
-
-# A tokenizer_config.json is small; more is not one.
-_MOST_BYTES = 10_000_000
-
-# What a merge may not reach across: a word with what precedes it, a number of up to three digits,
-# punctuation, white space; as in GPT-4's tokenizer, but a line break takes the next line's
-# indentation along. On the standard library, at 2,048 entries, a token so covers 3.11 bytes; with
-# GPT-2's pattern 3.03, with GPT-4's 2.95.
-_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*(?=\S))?"
-    r"|\s*[\r\n]+[ \t]*(?=\S)|\s+(?!\S)|\s+"
-)
 
 # Bytes of text that a byte-pair encoding is trained on; a larger corpus is sampled.
 _TRAINING_BYTES = 100_000_000
@@ -67,6 +50,21 @@ class Tokenizer(abc.ABC):
         The bytes add up to those of the text; only an empty list of ids, which a tokenizer may
         give for text that it cannot represent, covers none.
         """
+
+    def encode_pieces(self, text: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields what `encode` returns in pieces, in order; joined, they are identical to it.
+
+        A long text is so encoded as far as it is needed, where the tokenizer allows it.
+        """
+        start = 0
+        for end in self._cuts(text):
+            yield self.encode(text[start:end])
+            start = end
+        yield self.encode(text[start:] if start else text)
+
+    def _cuts(self, text: str) -> Iterator[int]:
+        """Yields characters at which the text may be cut and encoded on both sides by itself."""
+        yield from ()
 
     @abc.abstractmethod
     def decode(self, ids: np.ndarray) -> str:
@@ -131,6 +129,9 @@ class Bytes(Tokenizer):
         ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         return ids, np.ones_like(ids)
 
+    def _cuts(self, text: str) -> Iterator[int]:
+        return iter(range(cuts.PIECE, len(text), cuts.PIECE))
+
     def decode(self, ids: np.ndarray) -> str:
         """See `Tokenizer`."""
         ids = np.asarray(ids)
@@ -148,7 +149,8 @@ class Subwords(Tokenizer):
     Args:
       definition: the content of its tokenizer.json.
       where: the file, for error messages and the tokenizer_config.json beside it.
-      end_of_text, beginning_of_text: tokens; "" is what the files declare.
+      end_of_text, beginning_of_text: tokens; "" is what the files declare, `declared.GUESSED` what
+        older commits took.
 
     Raises:
       InputError: this is no tokenizer, or its end of text is not declared or ambiguous.
@@ -168,10 +170,17 @@ class Subwords(Tokenizer):
             for token in self._tokenizer().get_added_tokens_decoder().values()
             if token.special
         ]
-        config = _tokenizer_config(Path(where).with_name("tokenizer_config.json"))
-        end = end_of_text or _content(config.get("eos_token")) or _only(special, _ENDS, where)
-        beginning = beginning_of_text or _content(config.get("bos_token"))
-        known = [name for name in special if name in _BEGINNINGS]
+        config = declared.tokenizer_config(Path(where).with_name("tokenizer_config.json"))
+        self.guess = next((name for name in declared.ENDS if name in vocabulary), "")
+        if declared.GUESSED in (end_of_text, beginning_of_text) and self.guess:
+            end_of_text = beginning_of_text = self.guess
+        end = (
+            end_of_text
+            or declared.content(config.get("eos_token"))
+            or declared.only(special, declared.ENDS, where)
+        )
+        beginning = beginning_of_text or declared.content(config.get("bos_token"))
+        known = [name for name in special if name in declared.BEGINNINGS]
         beginning = beginning or (known[0] if len(known) == 1 else end)
         for key, token in (("end_of_text", end), ("beginning_of_text", beginning)):
             if token not in vocabulary:
@@ -184,6 +193,7 @@ class Subwords(Tokenizer):
         self.end_of_text, self.beginning_of_text = vocabulary[end], vocabulary[beginning]
         self.vocab_size = max(vocabulary.values()) + 1
         self._widths = self._byte_widths(vocabulary)
+        self._may_cut = self._widths is not None and cuts.may_be_at_spaces(definition, vocabulary)
         self.fingerprint = fingerprint([definition.encode()])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,6 +210,9 @@ class Subwords(Tokenizer):
             built.encode_special_tokens = True
             self._built = built
         return self._built
+
+    def _cuts(self, text: str) -> Iterator[int]:
+        return cuts.at_spaces(text) if self._may_cut else iter(())
 
     def _byte_widths(self, vocabulary: dict[str, int]) -> np.ndarray | None:
         """Returns the bytes of each id [V], where these do not depend on the text around it."""
@@ -256,51 +269,6 @@ def _byte_offsets(text: str) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(widths)])
 
 
-def _tokenizer_config(path: Path) -> dict[str, Any]:
-    """The content of a tokenizer_config.json, {} where there is none.
-
-    Raises:
-      InputError: it is no JSON object, or too large to be one.
-    """
-    if "://" in str(path) or not path.is_file():
-        return {}
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"larger than {_MOST_BYTES:,} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not a JSON object")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {error}") from None
-    return config
-
-
-def _content(token: Any) -> str:
-    """The text of a token in a tokenizer_config.json, a string or an object; "" for none."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else ""
-
-
-def _only(special: list[str], names: tuple[str, ...], where: str) -> str:
-    """The one special token with a known name.
-
-    Raises:
-      InputError: there is none, or more than one.
-    """
-    found = [name for name in special if name in names]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(
-            f"data.tokenizer {where!r}: its end of text is ambiguous: {', '.join(found)}; name it "
-            "with data.end_of_text"
-        )
-    raise InputError(
-        f"data.tokenizer {where!r}: declares no end of text; name it with data.end_of_text, one of "
-        f"its special tokens: {', '.join(special[:20]) or 'it has none'}"
-    )
-
-
 def _load_file(name: str, end_of_text: str, beginning_of_text: str) -> Tokenizer:
     path = Path(name).expanduser()
     if not path.is_file():
@@ -322,7 +290,7 @@ def _load_bpe(vocab_size: int, corpora: tuple[Corpus, ...], directory: Path) -> 
         )
     import tokenizers
 
-    settings = [tokenizers.__version__, _PATTERN, _TRAINING_BYTES, vocab_size]
+    settings = [tokenizers.__version__, cuts.PATTERN, _TRAINING_BYTES, vocab_size]
     settings += [corpus.fingerprint for corpus in corpora]
     key = fingerprint([strict_json.dumps(settings).encode()])
     path = directory / f"bpe{vocab_size}_{key[:16]}" / "tokenizer.json"
@@ -341,14 +309,14 @@ def _train(vocab_size: int, corpora: tuple[Corpus, ...]) -> str:
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(cuts.PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[declared.END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -56,8 +56,8 @@ ADDED = {
     "mesh.unsharded_tolerance": 0.02,
     # Format 2.
     "checkpoint.grace_seconds": 10.0,
-    "data.beginning_of_text": "",
-    "data.end_of_text": "",
+    "data.beginning_of_text": "guessed",
+    "data.end_of_text": "guessed",
     "model.plain_autodiff": False,
     "objective.name": "weighted",
     "optimizer.extended_from": (),

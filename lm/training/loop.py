@@ -104,7 +104,7 @@ class _Parts(NamedTuple):
 
 def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
     data = experiment.load_data(config.data)
-    config = settle_ends(experiment.resolve(config, data.train), data.tokenizer)
+    config = settle_ends(experiment.resolve(config, data.train), data.tokenizer, workdir)
     built = experiment.build(config, data.tokenizer.vocab_size)
     config = settle_streams(config, workdir, built.mesh)
     built = built._replace(config=config)

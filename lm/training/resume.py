@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import strict_json
+from lm.data.declared import GUESSED
 from lm.data.tokenizers import Subwords, Tokenizer
 from lm.errors import InputError, StorageError, writing
 from lm.parallel.cross_process import first_message
@@ -43,10 +44,6 @@ _FREE = (
 )
 
 
-# Keys that older records leave open.
-_SETTLED = ("config.data.end_of_text", "config.data.beginning_of_text")
-
-
 def settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> ConfigDict:
     """The config with its number of data streams: that of the run in `workdir`, else one a share.
 
@@ -61,16 +58,23 @@ def settle_streams(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Confi
     return settled
 
 
-def settle_ends(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
+def settle_ends(config: ConfigDict, tokenizer: Tokenizer, workdir: epath.Path) -> ConfigDict:
     """The config with the end and the beginning of text that a tokenizer.json declares.
 
-    A tokenizer_config.json that declared them is not in the work directory.
+    A tokenizer_config.json that declared them is not in the work directory. A run of an older
+    commit in `workdir` keeps what it guessed, where that is what is declared.
     """
-    if not isinstance(tokenizer, Subwords):
+    ends = ("", "")
+    if isinstance(tokenizer, Subwords):
+        ends = (tokenizer.end_of_text_token, tokenizer.beginning_of_text_token)
+    record = run_record.read_record(workdir)
+    older = record and record["config"]["data"]["end_of_text"] == GUESSED
+    if older and (not any(ends) or ends == (tokenizer.guess, tokenizer.guess)):
+        ends = (GUESSED, GUESSED)
+    if not any(ends):
         return config
     settled = config.copy_and_resolve_references()
-    settled.data.end_of_text = tokenizer.end_of_text_token
-    settled.data.beginning_of_text = tokenizer.beginning_of_text_token
+    settled.data.end_of_text, settled.data.beginning_of_text = ends
     return settled
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lm.data.declared import END_OF_TEXT
 from lm.data.partial_text import PartialText
-from lm.data.tokenizers import END_OF_TEXT, Bytes, Subwords
+from lm.data.tokenizers import Bytes, Subwords
 
 
 def byte_fallback():

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import jax
 import pytest
+import tokenizers
+from etils import epath
 
 from configs import base
 from launch import workdir
 from lm import strict_json
+from lm.data.tokenizers import Bytes, Subwords
 from lm.evaluation import perplexity
 from lm.evaluation.sampling import Sampler
 from lm.runs import compatibility, run_record
-from lm.training import experiment, loop
+from lm.training import experiment, loop, resume
 
 ROOT = Path(__file__).parent.parent.parent
 FIXTURES = "tests/fixtures/e126dbc"
@@ -109,6 +112,31 @@ def test_it_quantizes_as_it_did(copy):
     for line in expected["stdout"].splitlines():
         if line.startswith("validation"):
             assert line in done.stdout
+
+
+def test_an_older_run_keeps_the_ends_that_it_guessed(tmp_path):
+    """The first known entry, special or not, opened and closed its documents."""
+    built = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
+    built.add_special_tokens(["<s>", "<eos>"])
+    declared = Subwords(built.to_str(), "tokenizer.json")
+    assert (declared.end_of_text_token, declared.beginning_of_text_token) == ("<eos>", "<s>")
+    old = compatibility.upgrade_config({"data": {}})["data"]
+    guessed = Subwords(
+        built.to_str(), "tokenizer.json", old["end_of_text"], old["beginning_of_text"]
+    )
+    assert guessed.end_of_text == guessed.beginning_of_text == 1
+
+    # A run whose guess is what is declared goes on; another one has to say which it means.
+    (tmp_path / "config.json").write_text(strict_json.dumps({"config": {"data": {}}, "format": 1}))
+    config = base.get_config()
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    plain.add_special_tokens(["</s>"])
+    same = Subwords(plain.to_str(), "tokenizer.json")
+    for tokenizer, end in ((same, "guessed"), (Bytes(), "guessed"), (declared, "<eos>")):
+        settled = resume.settle_ends(config, tokenizer, epath.Path(tmp_path))
+        assert settled.data.end_of_text == end
+    nowhere = epath.Path(tmp_path / "none")
+    assert resume.settle_ends(config, same, nowhere).data.end_of_text == "</s>"
 
 
 def test_every_key_since_then_is_in_the_table():

@@ -1,0 +1,65 @@
+"""The end and the beginning of text of a tokenizer.json: what declares them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lm.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Names by which a special token of a tokenizer.json is known as an end or a beginning of text.
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "[SEP]")
+BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]")
+
+# Value of data.end_of_text and data.beginning_of_text in records of older commits: the first entry
+# of the vocabulary, special or not, that is one of `ENDS` opens and closes every document.
+GUESSED = "guessed"
+
+# A tokenizer_config.json is small; more is not one.
+_MOST_BYTES = 10_000_000
+
+
+def tokenizer_config(path: Path) -> dict[str, Any]:
+    """The content of a tokenizer_config.json, {} where there is none.
+
+    Raises:
+      InputError: it is no JSON object, or too large to be one.
+    """
+    if "://" in str(path) or not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"larger than {_MOST_BYTES:,} bytes")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {error}") from None
+    return config
+
+
+def content(token: Any) -> str:
+    """The text of a token in a tokenizer_config.json, a string or an object; "" for none."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
+def only(special: list[str], names: tuple[str, ...], where: str) -> str:
+    """The one special token with a known name.
+
+    Raises:
+      InputError: there is none, or more than one.
+    """
+    found = [name for name in special if name in names]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(
+            f"data.tokenizer {where!r}: its end of text is ambiguous: {', '.join(found)}; name it "
+            "with data.end_of_text"
+        )
+    raise InputError(
+        f"data.tokenizer {where!r}: declares no end of text; name it with data.end_of_text, one of "
+        f"its special tokens: {', '.join(special[:20]) or 'it has none'}"
+    )
