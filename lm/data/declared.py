@@ -1,6 +1,7 @@
 """The end and the beginning of text of a tokenizer.json: what declares them."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,16 @@ def content(token: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def only(special: list[str], names: tuple[str, ...], where: str) -> str:
-    """The one special token with a known name.
+def end_among(special: list[str], vocabulary: Collection[str], where: str) -> str:
+    """The one special token with the name of an end of text.
+
+    Of a tokenizer without any special token, which declares nothing, the one entry of the
+    vocabulary with such a name.
 
     Raises:
       InputError: there is none, or more than one.
     """
-    found = [name for name in special if name in names]
+    found = [name for name in ENDS if name in (special or vocabulary)]
     if len(found) == 1:
         return found[0]
     if found:

@@ -143,7 +143,7 @@ class Subwords(Tokenizer):
 
     The end of text is what is declared: by the arguments, else by eos_token of a
     tokenizer_config.json beside the file, else by the only special token of the tokenizer.json with
-    a name that is known for it. An ordinary entry of the vocabulary is never taken for it. The
+    a name that is known for it. Beside special tokens an ordinary entry is never taken for it. The
     beginning of text likewise (bos_token); without one, documents open with the end of text.
 
     Args:
@@ -177,7 +177,7 @@ class Subwords(Tokenizer):
         end = (
             end_of_text
             or declared.content(config.get("eos_token"))
-            or declared.only(special, declared.ENDS, where)
+            or declared.end_among(special, vocabulary, where)
         )
         beginning = beginning_of_text or declared.content(config.get("bos_token"))
         known = [name for name in special if name in declared.BEGINNINGS]

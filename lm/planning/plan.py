@@ -252,7 +252,14 @@ def vocabulary(c: ConfigDict) -> int:
         return c.vocab_size
     # A misspelt name and a bpe that is too small are errors even where the size is given.
     asked = c.vocab_size if c.tokenizer == "bpe" else 0
-    own = tokenizers.load(c.tokenizer, asked, (), directory=c.directory).vocab_size
+    own = tokenizers.load(
+        c.tokenizer,
+        asked,
+        (),
+        directory=c.directory,
+        end_of_text=c.end_of_text,
+        beginning_of_text=c.beginning_of_text,
+    ).vocab_size
     return c.vocab_size or own
 
 

@@ -207,7 +207,7 @@ def test_a_tokenizer_config_beside_the_file_decides(tmp_path):
 
 def test_two_ends_are_ambiguous_and_an_unknown_one_is_refused(tmp_path):
     path = _special(tmp_path / "tokenizer.json", ["<eos>", "</s>"], ordinary=())
-    with pytest.raises(InputError, match=r"ambiguous: <eos>, </s>; name it with data\.end_of_text"):
+    with pytest.raises(InputError, match=r"ambiguous: </s>, <eos>; name it with data\.end_of_text"):
         library.load(path, 0, (), directory="")
     assert library.load(path, 0, (), directory="", end_of_text="</s>").end_of_text_token == "</s>"
     with pytest.raises(

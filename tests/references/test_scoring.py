@@ -11,6 +11,7 @@ from lm.data.layout import encode_document, make_row
 from lm.data.tokenizers import Bytes
 from lm.errors import InputError
 from lm.model.config import ModelConfig
+from lm.model.interface import Tokens
 from lm.model.trained import Trained
 from lm.model.transformer import make_model
 from lm.references.scoring import make_contrast, score_documents, score_faults
@@ -156,7 +157,7 @@ def test_the_contrast_is_that_of_dense_logits(softcap):
 
     def logits(one, t):
         inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
-        hidden = jax.jit(one.apply)(t.params, *inputs)
+        hidden = jax.jit(one.apply)(t.params, Tokens(*inputs)).hidden
         z = np.asarray(hidden, np.float64) @ np.asarray(one.head(t.params), np.float64)
         return softcap * np.tanh(z / softcap) if softcap else z
 
