@@ -9,6 +9,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -232,13 +233,16 @@ def _validation_losses(directory: epath.Path) -> dict[int, float]:
 
 def _read_state(folder: epath.Path, abstract_state: Any, fields: Sequence[str] | None) -> Any:
     """The fields of a train state, each array with its sharding; others stay on the disk."""
+    named = isinstance(abstract_state, tuple)
+    abstract = abstract_state._asdict() if named else dict(abstract_state)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
         names = {}
-        for field in abstract_state._fields if fields is None else fields:
+        for field in abstract if fields is None else fields:
             old = STATE.get(field, field)
             names[old if field not in stored and old in stored else field] = field
-        item = {name: getattr(abstract_state, field) for name, field in names.items()}
+        item = {name: abstract[field] for name, field in names.items()}
+        _check_shapes(item, stored)
         restored = checkpointer.restore(
             folder,
             args=ocp.args.PyTreeRestore(
@@ -247,8 +251,26 @@ def _read_state(folder: epath.Path, abstract_state: Any, fields: Sequence[str] |
                 partial_restore=True,
             ),
         )
-    others = dict.fromkeys(abstract_state._fields)
-    return type(abstract_state)(**others | {field: restored[name] for name, field in names.items()})
+    found = dict.fromkeys(abstract) | {field: restored[name] for name, field in names.items()}
+    return type(abstract_state)(**found) if named else found
+
+
+def _check_shapes(item: Any, stored: Any) -> None:
+    """Raises ValueError for a leaf that is not in the checkpoint, or there in another shape.
+
+    Orbax would leave it out, or cut it to fit.
+    """
+
+    def shapes(tree):
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(np.shape(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    saved = shapes(stored)
+    for name, shape in shapes(item).items():
+        if saved.get(name) != shape:
+            raise ValueError(f"{name} is saved as {saved.get(name)}, not {shape}")
 
 
 class _State:

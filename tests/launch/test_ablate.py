@@ -168,8 +168,8 @@ def test_jobs_are_a_script_that_submits_in_order(corpus, tmp_path):
     assert "qat/seed_0 needs" in err
 
 
-def test_the_example_of_the_readme_runs(corpus, tmp_path):
-    readme = (ROOT / "README.md").read_text()
+def test_the_example_of_the_docs_runs(corpus, tmp_path):
+    readme = (ROOT / "docs" / "ablations.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(example.splitlines()) <= 25
     (line,) = re.findall(r"^python -m launch\.ablate --config=configs.*$", readme, re.MULTILINE)
