@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 _BASE = ("lm/errors", "lm/strict_json")
 _GROUND = (*_BASE, "lm/model", "lm/data", "objectives")
 _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/references/sources")
-_RUN = (*_STEP, "lm/training", "lm/runs", "lm/runs/run_record")
+_RUN = (*_STEP, "lm/training", "lm/runs")
 _AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise")
 BELOW = {
     "objectives": (),
@@ -28,7 +28,6 @@ BELOW = {
     "lm/parallel": (*_BASE, "objectives"),
     "lm/planning/flops": ("lm/model",),
     "lm/references/sources": _BASE,
-    "lm/runs/run_record": (*_BASE, "lm/runs", "lm/training"),
     "lm/runs/initialise": (*_RUN, "lm/references"),
     "lm/training/resume": _RUN,
     "lm/training/events": (*_AROUND, "lm/training/loop"),

@@ -475,7 +475,7 @@ def test_gke_starts_logs_lists_and_deletes_a_workload(outside):
     assert asked == ["kubectl logs --follow", "xpk workload list", "xpk workload delete"]
 
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "docs" / "launch.md").read_text()
 SHOWN = re.findall(
     r"```bash\n(python -m launch\.pod [^\n]*)\n```\n\n```text\n(.*?)```", README, flags=re.DOTALL
 )
