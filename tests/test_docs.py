@@ -56,7 +56,7 @@ def test_a_weighting_of_ones_own_is_one_file_and_one_line():
     assert "objective.weighting=with_context" in command
 
 
-@pytest.mark.parametrize("number", range(len(PATCHES)))
+@pytest.mark.parametrize("number", tiny.mostly_slow(range(len(PATCHES)), (0,)))
 def test_a_patch_applies_and_runs(number, tmp_path):
     patch, command = PATCHES[number]
     for folder in ("lm", "objectives", "launch", "configs"):

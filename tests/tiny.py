@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from configs import base
@@ -73,6 +74,11 @@ def batch(rows=4, length=16, seed=0, uneven=True) -> dict[str, jax.Array]:
         "sample_positions": jnp.asarray(np.where(index >= split, index - split, index), jnp.int32),
         "sample_ids": jnp.asarray(2 * np.arange(rows)[:, None] + (index >= split), jnp.int32),
     }
+
+
+def mostly_slow(values, quick):
+    """Parameters of a test, of which all but those in `quick` are for the slow suite."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def write_corpus(folder, documents=24, seed=0) -> str:

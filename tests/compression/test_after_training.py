@@ -264,6 +264,7 @@ def test_importance():
     assert (rsq.coded[path].codes == plain.coded[path].codes).mean() < 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{"tied_head": True}, {"param_dtype": "bfloat16"}], ids=str)
 def test_packs_as_it_is(overrides, tmp_path):
     """Moving groups have grids that no quantizer finds again in the weights; the file has them."""

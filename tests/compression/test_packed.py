@@ -55,6 +55,7 @@ def normal(*shape, dtype=jnp.float32, seed=0):
     return (w * jnp.exp(jnp.linspace(-3, 3, shape[-1]))).astype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(QUANTIZERS) - {"paretoq"}))
 def test_every_quantizer_width_and_granularity(name, tmp_path):
     """Stacked leaves [L, I, O]; a table with scales by row; bfloat16; a weight that is zero."""

@@ -43,7 +43,7 @@ def trained_model(bits, tied=False, **overrides):
     return model, quantized, Trained(params, quantized.first_scales(params))
 
 
-@pytest.mark.parametrize("bits", [1.0, 1.58, 2.0, 4.0])
+@pytest.mark.parametrize("bits", tiny.mostly_slow([1.0, 1.58, 2.0, 4.0], (4.0,)))
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_quantized_pass_is_the_plain_pass_of_quantized_weights(bits, tied):
     """Outputs, and gradients in weights and scales, against quantizing the whole tree first."""
@@ -75,6 +75,7 @@ def test_the_quantized_pass_is_the_plain_pass_of_quantized_weights(bits, tied):
     assert abs(plain - expected) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["absmax", "minmax", "mxfp4", "fp8_e4m3"])
 def test_quantizers_without_learned_scales_train_too(quantizer):
     extra = {"quantization__quantizer": quantizer}
@@ -102,6 +103,7 @@ def steps_of(run, batches, quantized):
     return state, metrics
 
 
+@pytest.mark.slow
 def test_devices_and_micro_batches_change_nothing():
     batches = [tiny.batch(rows=8, seed=i) for i in range(3)]
     one = build(quantization__bits=2.0, quantization__fraction="1", mesh__data=1)
@@ -122,6 +124,7 @@ def test_devices_and_micro_batches_change_nothing():
     assert abs(plain[0]["loss"] - metrics[0]["loss"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_another_loss_and_a_weighting_are_of_the_quantized_model():
     """The quantized step against the plain step of a model that is on its grids already."""
     options = {
@@ -168,6 +171,7 @@ def _pairs(a, b):
     return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
 
 
+@pytest.mark.slow
 def test_the_scan_over_layers_keeps_no_second_copy_of_the_weights():
     """Temporaries of a step grow with depth no faster than those of a full-precision step."""
 
@@ -282,6 +286,7 @@ def whole(corpus, tmp_path_factory):
     return config, folder
 
 
+@pytest.mark.slow
 def test_the_loss_jumps_at_the_switch(whole, tmp_path):
     """Against the same run in full precision: the same losses before, a higher one after."""
     config, folder = whole
@@ -308,6 +313,7 @@ def test_both_losses_are_reported_in_both_phases(whole):
     assert isinstance(errors["head/kernel"], float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [2, 4, 6])
 def test_a_run_cut_before_at_and_after_the_switch_is_the_whole_run(whole, tmp_path, stop_after):
     config, folder = whole
@@ -322,6 +328,7 @@ def test_a_run_cut_before_at_and_after_the_switch_is_the_whole_run(whole, tmp_pa
     assert at == bt
 
 
+@pytest.mark.slow
 def test_sixteen_bits_are_the_run_without_quantization(corpus, tmp_path):
     plain = tiny.config(data__corpus=corpus, train__steps=3)
     sixteen = tiny.config(data__corpus=corpus, train__steps=3, quantization__bits=16.0)
@@ -388,6 +395,7 @@ def test_activations_are_rounded_token_by_token(kind):
     assert np.abs(hidden - plain).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_packed_weights_and_post_training_losses_of_a_run(whole, corpus, tmp_path):
     """The file gives the run's last evaluation; at the switch the run says what it has to beat."""
     config, folder = whole
@@ -415,6 +423,7 @@ def test_packed_weights_and_post_training_losses_of_a_run(whole, corpus, tmp_pat
     assert event["gptq"] != event["rtn"]
 
 
+@pytest.mark.slow
 def test_runs_share_a_full_precision_phase(whole, corpus, tmp_path):
     """Bit for bit what one run would be that trains both phases."""
     config, folder = whole

@@ -21,6 +21,8 @@ from launch import document, processes, records, report, results
 from lm.errors import InputError
 from lm.studies import ablation, ablation_runs, outcomes, raw_runs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 FILE = '''
 """An ablation of a toy."""

@@ -60,6 +60,7 @@ def test_what_a_ratio_is_to():
     assert not any(_twin(name) for name in ("variant plain", "dense cross-entropy 1", "step tiny"))
 
 
+@pytest.mark.slow
 def test_json_is_one_object_and_nothing_else():
     out, _ = command(
         "benchmark",

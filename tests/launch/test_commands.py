@@ -130,6 +130,7 @@ def test_two_runs_are_bit_identical(trained, corpus, tmp_path):
     assert lines(tmp_path) == lines(workdir)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(corpus, tmp_path):
     """SIGKILL at a random moment, and a second start: the same metrics as without."""
     arguments = [
@@ -216,6 +217,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(name, corpus, tmp_path):
     arguments, expected = BAD[name]
@@ -316,6 +318,7 @@ def test_other_commands_refuse_bad_input(trained, name, arguments, expected):
     assert len(err.strip().splitlines()) == 1, err
 
 
+@pytest.mark.slow
 def test_score_stores_the_losses_of_the_run(trained, corpus, tmp_path):
     """The weighted mean of the scores is the loss that evaluate finds; training reads them."""
     workdir, *_ = trained
@@ -348,6 +351,7 @@ def test_score_stores_the_losses_of_the_run(trained, corpus, tmp_path):
     assert all(abs(share - 0.6) < 0.01 for share in kept)
 
 
+@pytest.mark.slow
 def test_a_killed_score_leaves_nothing_that_looks_whole(trained, corpus, tmp_path):
     workdir, *_ = trained
     arguments = [f"--workdir={workdir}", f"--output={tmp_path / 'scores'}"]
@@ -364,6 +368,7 @@ def test_a_killed_score_leaves_nothing_that_looks_whole(trained, corpus, tmp_pat
     assert (tmp_path / "scores" / "scores.json").exists()
 
 
+@pytest.mark.slow
 def test_scores_of_other_text_end_a_run_with_exit_code_2(trained, corpus, tmp_path):
     workdir, *_ = trained
     text, folder, run = tmp_path / "text", tmp_path / "scores", tmp_path / "run"
@@ -398,6 +403,7 @@ def test_scores_of_other_text_end_a_run_with_exit_code_2(trained, corpus, tmp_pa
     assert command("evaluate", f"--workdir={run}", f"--corpus={corpus}")  # What was saved is sound.
 
 
+@pytest.mark.slow
 def test_a_progress_bar_only_on_a_terminal(trained, corpus, tmp_path):
     assert "%|" not in trained[2]
     parent, child = pty.openpty()

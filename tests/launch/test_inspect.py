@@ -288,6 +288,7 @@ def launch(name, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_page(trained):
     output = trained / "page.html"
     done = launch(

@@ -37,6 +37,7 @@ def written(run, tmp_path_factory):
     return path, quantize(run, path, "--bits=2", "--method=gptq", "--calibration_batches=4")
 
 
+@pytest.mark.slow
 def test_it_prints_losses_and_sizes(run, written):
     path, out = written
     assert figure(out, "validation before") == run[1]
@@ -56,12 +57,14 @@ def test_a_packed_file_is_evaluated_without_its_run(written):
     assert re.search(r"bits per byte: [\d.]+", out)
 
 
+@pytest.mark.slow
 def test_a_packed_file_is_sampled_from(written):
     out, _ = command("generate", f"--packed={written[0]}", "--prompt=alpha", "--tokens=8")
     assert out.startswith("alpha")
     assert len(out) > len("alpha\n")
 
 
+@pytest.mark.slow
 def test_methods_differ(run, written, tmp_path):
     after = {"gptq": figure(written[1], "validation after")}
     for method in ("rtn", "rsq"):
@@ -70,6 +73,7 @@ def test_methods_differ(run, written, tmp_path):
     assert len(set(after.values())) == 3
 
 
+@pytest.mark.slow
 def test_a_run_with_quantization_is_written_as_it_was_trained(run, tmp_path):
     """With its own grids, and the loss that training ended with."""
     out = tmp_path / "qat"

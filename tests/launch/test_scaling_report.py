@@ -25,6 +25,7 @@ def plain(noise=0.0):
             yield row(f"{size:.0f},{ratio}", size, size * ratio, loss)
 
 
+@pytest.mark.slow
 def test_laws_are_fitted_and_held_out_runs_predicted(tmp_path):
     rows = list(plain(0.001))
     records.write_csv(tmp_path / "results.csv", rows)

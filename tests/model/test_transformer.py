@@ -147,6 +147,7 @@ def test_the_attention_sees_the_products_and_scales_of_the_layers():
     assert np.abs(share(model, params, b, to)[1] - expected).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}, {"layers": 1}], ids=str)
 def test_the_attention_is_a_constant_to_gradients(change):
     model, b = tiny.model(**change), tiny.batch()

@@ -111,6 +111,7 @@ def test_a_mesh_trains_as_one_device(sizes):
     agree(losses(run), alone()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", FEW, ids=str)
 def test_a_mesh_trains_as_one_device_and_moves_no_more_than_it_should(sizes, compiled_anew, capfd):
     """In the quantized phase alone, which is half of what there is to compile.

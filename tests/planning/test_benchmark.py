@@ -51,6 +51,7 @@ def test_a_step_trains_and_each_item_says_what_it_counts():
     assert 0 < optimizer.bytes - 4 * 7 * count < 200
 
 
+@pytest.mark.slow
 def test_a_variant_is_the_step_with_its_change():
     _, items = pieces(["variants"], objective__rho1__keep=0.5)
     found = {item.name.removeprefix("variant "): item for item in items[1:]}
@@ -70,6 +71,7 @@ def test_dense_cross_entropy_has_the_gradients_of_the_blocked_one():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_every_quantizer_and_weighting_is_timed():
     _, items = pieces(["quantizers", "weightings"])
     seconds = timing.measure(items[1:], repeats=1)

@@ -46,6 +46,7 @@ def test_a_prompt_is_what_nothing_predicts():
     np.testing.assert_array_equal(got[0, :7], [1, 1, 1, 0, 1, 0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gamma", "accumulation"), [(0.0, 4), (0.5, 1), (0.5, 4)])
 def test_gradients_are_those_of_the_attention_given_as_a_constant(gamma, accumulation):
     model, b = tiny.model(), prompted()
@@ -120,6 +121,7 @@ def test_eight_devices_and_micro_batches_take_the_steps_of_one():
     close(other_state.trained, state.trained, 1e-2)
 
 
+@pytest.mark.slow
 def test_a_run_takes_it_from_its_config_and_its_prompts(tmp_path):
     """Through the loop; by attention alone it needs no other reference."""
     lines = [{"prompt": f"{i} + {i} =", "response": f" {2 * i}, is it not?"} for i in range(80)]
@@ -148,6 +150,7 @@ def test_a_run_takes_it_from_its_config_and_its_prompts(tmp_path):
     assert both[-1]["loss"] != attention[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_step_grows_by_the_queries_and_keys_of_one_layer():
     """FLOPs of the compiled step; a scan's body counts once, so layers are unrolled."""
     b = prompted()

@@ -145,6 +145,7 @@ class Prepared:
             return step.lower(self.run.abstract_state(), batch, self.frozen).compile()
 
 
+@pytest.mark.slow
 def test_the_three_sources_give_the_same_weights(corpus, trained, stored):
     own = Prepared(corpus, "prior_nll", "ema", train__ema_decay=0.5, **PRIOR)
     second = Prepared(corpus, "prior_nll", trained, **PRIOR)
@@ -163,6 +164,7 @@ def test_the_three_sources_give_the_same_weights(corpus, trained, stored):
     assert np.abs(own.step()["weights"] - by_model["weights"]).max() > 0.05
 
 
+@pytest.mark.slow
 def test_a_second_model_lies_on_the_mesh_and_gives_the_same_step(corpus, trained):
     options = {"objective__weighting": "rho1", "objective__rho1__keep": 0.5}
     one = Prepared(corpus, "reference_nll", trained, **options)
@@ -232,6 +234,7 @@ def test_a_nan_among_the_scores_is_a_skipped_step(corpus, stored):
     assert one.step()["skipped_steps"] == 1
 
 
+@pytest.mark.slow
 def test_a_second_model_may_have_another_size(corpus, trained, tmp_path):
     config = tiny.config(
         data__corpus=corpus,

@@ -81,6 +81,7 @@ def saved(corpus, tmp_path_factory):
     return folder, state, following
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 def test_every_bit_and_the_rest_of_the_data(corpus, saved, other, tmp_path):
     folder, state, following = saved

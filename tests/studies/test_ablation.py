@@ -237,6 +237,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["codes", *ARGUMENTS, "together", "scaling"],

@@ -92,6 +92,7 @@ def test_weights_from_stored_references_cost_next_to_nothing(plain):
     check(found, plain, selections=1)
 
 
+@pytest.mark.slow
 def test_an_average_as_reference_costs_its_forward_pass():
     """And so this test would see what is more than 3%."""
     (before, _), *_ = measure("uniform", train__ema_decay=0.9)

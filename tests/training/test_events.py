@@ -100,6 +100,7 @@ def count_compiles(config, folder):
     return len(events_of_run)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_anew")
 def test_evaluations_and_samples_are_compiled_once_a_phase(config, tmp_path):
     """Twice as many of both, in both phases, are as many programs."""

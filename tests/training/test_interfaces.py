@@ -83,6 +83,7 @@ def bare():
         return compile_step(build(8, model__embedding="binary", **MESH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE_FREE)
 def test_a_table_free_interface_adds_nothing_to_the_compiled_step(name, bare):
     """No collective, no constant larger than a vector, no parameter and no optimizer state."""
@@ -93,6 +94,7 @@ def test_a_table_free_interface_adds_nothing_to_the_compiled_step(name, bare):
     assert arrays_of_the_interface(run) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learned", "learned_low_rank", "projected"])
 def test_a_table_is_seen_in_the_compiled_step(name, bare, capfd):
     """Negative control; and XLA does not give up on the sharding of the lookup."""
@@ -143,6 +145,7 @@ def state(run):
         return jax.jit(run.init)(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_gradients(run, state):
     b, grads = batch(), {}
     for accumulation in (1, 4):
@@ -156,6 +159,7 @@ def test_accumulation_gives_the_same_gradients(run, state):
         assert np.abs(y).max() > 0
 
 
+@pytest.mark.slow
 def test_decoding_continues_as_the_whole_text_would(run, state):
     prompt = batch()["tokens"][:2, :5]
     generate = functools.partial(decoding.generate, run.model, steps=4, temperature=0)

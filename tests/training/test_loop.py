@@ -49,6 +49,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
     assert at == bt
 
 
+@pytest.mark.slow
 def test_what_a_weighting_carries_goes_on_as_well(corpus, tmp_path):
     """GLOW's table and a history, stopped in the middle of an epoch."""
     weighting = {
@@ -89,6 +90,7 @@ def test_what_a_weighting_carries_goes_on_as_well(corpus, tmp_path):
     assert len({line["glow_mean_weight"] for line in lines(tmp_path / "cut", "train")}) > 1
 
 
+@pytest.mark.slow
 def test_a_run_on_other_data_differs(corpus, tmp_path):
     """Negative control of the test above: a lost data position would show in the losses."""
     one = tiny.config(data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1)

@@ -108,7 +108,7 @@ def close(a, b, tolerance=1e-5):
         np.testing.assert_allclose(x / scale, y / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", tiny.mostly_slow(METHODS, ("dice", "tempnet")))
 def test_the_order_the_split_and_the_scale_of_the_batch_change_nothing(name):
     """With a weighting of batch statistics that passes a gradient, and a z-loss."""
     loss, b = LOSSES[name](**METHODS[name]), batch()
@@ -190,6 +190,7 @@ TEMPNET = {
 }
 
 
+@pytest.mark.slow
 def test_a_network_of_the_loss_is_trained_at_its_own_rate_and_drops_the_same_everywhere():
     batches = [tiny.batch(rows=8, seed=i) for i in range(2)]
     states, metrics = steps(build("tempnet", mesh__data=1, **TEMPNET), batches)

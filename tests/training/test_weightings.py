@@ -50,7 +50,10 @@ def padded(b, rows=4, columns=3):
     return {name: pad(name, x) for name, x in b.items()}
 
 
-@pytest.mark.parametrize("name", weightings.METHODS)
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(weightings.METHODS, ("uniform", "focal", "glow", "q_tuning", "ss_token")),
+)
 def test_the_order_the_split_and_the_scale_of_the_batch_change_nothing(name):
     """Gradients, metrics and state; the batch statistics of a method are those of all of it."""
     weighting = weightings.make(name)
@@ -132,6 +135,7 @@ EMA_RHO1 = {
 }
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_a_reference_however_the_batch_is_split():
     batches = [tiny.batch(rows=8, seed=i) for i in range(3)]
     metrics, state = tiny.steps(batches, mesh__data=1, **EMA_RHO1)
