@@ -131,7 +131,8 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]
     if not recorded or not (workdir / "checkpoints").exists():
         return {}
     old, new = (_flat(r) for r in (recorded, record))
-    for key in sorted(old.keys() | new.keys()):
+    # The ends of text follow from the tokenizer, which is the key to name.
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key.endswith("_of_text"), key)):
         fixed = key in ("vocab_size", "tokenizer") or any(
             key == f"config.{name}" or key.startswith(f"config.{name}.") for name in _FIXED
         )

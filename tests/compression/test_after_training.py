@@ -110,6 +110,7 @@ def reference(weights, x, bits):
     return q
 
 
+@pytest.mark.slow
 def test_equals_float64_with_the_inputs_under_the_layers_before():
     """The last layer's inputs are those behind a quantized first layer, and only behind that."""
     model, params, _ = trained()
@@ -140,6 +141,7 @@ def test_equals_float64_with_the_inputs_under_the_layers_before():
         assert (np.abs(got - other) < 1e-3 * scale).mean() < 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3])
 def test_beats_rounding_to_nearest(bits):
     model, params, loss = trained()

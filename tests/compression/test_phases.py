@@ -155,6 +155,7 @@ def test_another_loss_and_a_weighting_are_of_the_quantized_model():
     np.testing.assert_allclose(other["weight_sum"], metrics["weight_sum"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scales_are_trained_and_do_not_decay():
     run = build(quantization__bits=2.0, quantization__fraction="1", mesh__data=1)
     state, _ = steps_of(run, [tiny.batch(rows=8)], True)
@@ -300,6 +301,7 @@ def test_the_loss_jumps_at_the_switch(whole, tmp_path):
     assert losses[4] > expected[4] + 0.01
 
 
+@pytest.mark.slow
 def test_both_losses_are_reported_in_both_phases(whole):
     _, folder = whole
     seen = {line["step"]: line for line in lines(folder, "validation")}

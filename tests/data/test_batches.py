@@ -388,6 +388,7 @@ def test_mixtures_follow_their_weights():
     assert share(mixture_weights=(0.1, 0.9)) == pytest.approx(0.1, abs=0.03)
 
 
+@pytest.mark.slow
 def test_worker_processes():
     flags.FLAGS.mark_as_parsed()  # As they are in any absl program; Grain's workers read theirs.
     corpus = _corpus(_letters(40))

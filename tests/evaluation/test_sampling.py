@@ -51,6 +51,7 @@ def test_pieces_are_whole_characters_and_make_up_the_text(model, trained):
     assert sampler(trained, "x", 0, 2) == "xa\ufffd"
 
 
+@pytest.mark.slow
 def test_chunks_change_no_text(model, trained):
     texts = {
         Sampler(model, TOKENIZER, temperature=1.0, chunk=chunk)(trained, "ab", 3, 20)

@@ -124,6 +124,7 @@ def test_generate_continues_the_prompt(trained):
     assert generate.too_long(10, 22, 32) == ""
 
 
+@pytest.mark.slow
 def test_two_runs_are_bit_identical(trained, corpus, tmp_path):
     workdir, *_ = trained
     command("train", *TINY, f"--config.data.corpus={corpus}", f"--workdir={tmp_path}")
@@ -160,6 +161,7 @@ def lines_so_far(workdir):
     return (workdir / "metrics.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_0(corpus, tmp_path):
     arguments = [
         *TINY,

@@ -332,6 +332,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_in_one_line(case, trained, monkeypatch):
     monkeypatch.chdir(trained)

@@ -49,6 +49,7 @@ def test_it_prints_losses_and_sizes(run, written):
     assert 2 < 8 * size / count < 16
 
 
+@pytest.mark.slow
 def test_a_packed_file_is_evaluated_without_its_run(written):
     path, printed = written
     out, _ = command("evaluate", f"--packed={path}")

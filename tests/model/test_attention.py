@@ -34,6 +34,7 @@ def test_equals_float64_reference(length, kv_heads):
     np.testing.assert_allclose(out, reference(*x), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_implementations_agree_and_so_do_their_gradients():
     q, k, v, segments = arrays()
 

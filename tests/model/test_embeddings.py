@@ -150,6 +150,7 @@ def test_long_random_codes_are_distinct_and_fair(bits):
     np.testing.assert_array_equal(code.decode(word.astype(np.uint32)), ALL)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 2**20), st.sampled_from(CODED), st.integers(0, 1000))
 def test_any_vocabulary_is_told_apart(vocab_size, name, seed):

@@ -254,6 +254,7 @@ def test_remat_recomputes():
     assert temporaries("full") < 0.6 * temporaries("none")
 
 
+@pytest.mark.slow
 def test_starts_with_the_loss_of_a_guess():
     """Logits of about unit variance at initialisation: the loss is near ln V + 1/2."""
     model = tiny.model(width=128)

@@ -109,6 +109,7 @@ def gathered(**mesh):
     return [tuple(map(int, dims.split(","))) for dims in found], text
 
 
+@pytest.mark.slow
 def test_no_head_and_no_logits_cross_the_tensor_axis(monkeypatch):
     mesh = {"data": 1, "fsdp": 2, "tensor": 4, "sequence": 1}
     arrays, text = gathered(**mesh)

@@ -35,6 +35,7 @@ def pieces(names, **overrides):
     return run, benchmark.collect({"toy": run}, names)
 
 
+@pytest.mark.slow
 def test_a_step_trains_and_each_item_says_what_it_counts():
     run, (step, *rest) = pieces(["cross_entropy", "attention", "optimizer"])
     losses = [float(step.run()["loss"]) for _ in range(8)]

@@ -33,6 +33,7 @@ def instructions(layers, **changes):
     return lowered(layers, **changes).as_text().count(" = ")
 
 
+@pytest.mark.slow
 def test_64_layers_have_no_more_instructions_than_8():
     few = instructions(8, model__unroll=1)
     assert instructions(64, model__unroll=1) <= 1.02 * few

@@ -110,6 +110,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow
 def test_eight_devices_and_micro_batches_take_the_steps_of_one():
     batches = [prompted(seed=i) for i in range(2)]
     metrics, state = tiny.steps(batches, mesh__data=1, **STEPS)

@@ -186,6 +186,7 @@ def flops(compiled):
     return compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_stored_references_cost_nothing_and_a_second_model_one_forward_pass(
     corpus, trained, stored
 ):
@@ -202,7 +203,7 @@ def test_stored_references_cost_nothing_and_a_second_model_one_forward_pass(
         jax.jit(lambda t, b: statistics(t, b).nll).lower(shapes, abstract_batch(by_model.run))
     ).compile()
     tokens = by_model.batch["tokens"].size
-    assert flops(third) - flops(plain) < 100 * tokens  # prior's own, and the metrics of weights
+    assert flops(third) - flops(plain) < 120 * tokens  # prior's own, and the metrics of weights
     assert flops(forward) * 0.9 < flops(second) - flops(third) < flops(forward) * 1.02
     assert flops(forward) > 1000 * tokens
     memory = [one.memory_analysis() for one in (plain, third, second)]
@@ -254,6 +255,7 @@ def test_a_second_model_may_have_another_size(corpus, trained, tmp_path):
     experiment.build(config, 257, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_checkpoint_of_its_reference(corpus, trained, tmp_path):
     source = tmp_path / "reference"
     shutil.copytree(trained, source)

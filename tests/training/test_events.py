@@ -55,6 +55,7 @@ def test_within_the_grace_an_evaluation_goes_on_to_its_end(config, tmp_path):
     assert [line["step"] for line in lines(tmp_path, "validation")] == [3]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_gptq_at_the_switch_before_the_state_changes(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.checkpoint.grace_seconds = 0.0

@@ -139,6 +139,7 @@ def test_what_a_work_directory_holds(corpus, tmp_path):
     assert any("parameters" in text for text in said)
 
 
+@pytest.mark.slow
 def test_keeps_the_newest_and_the_best(corpus, tmp_path):
     config = tiny.config(
         data__corpus=corpus,
@@ -155,6 +156,7 @@ def test_keeps_the_newest_and_the_best(corpus, tmp_path):
     assert kept == {4, 5, best}
 
 
+@pytest.mark.slow
 def test_saves_every_few_minutes(corpus, tmp_path):
     options = {"checkpoint__every_steps": 0, "checkpoint__keep": 9, "train__steps": 3}
     for minutes, expected in ((1e-9, {1, 2, 3}), (60.0, {3})):
@@ -193,6 +195,7 @@ def test_stops_rather_than_start_anew_when_no_checkpoint_can_be_read(corpus, tmp
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_batches_without_targets_and_unknown_samples_end_a_run(corpus, tmp_path):
     """Skipped one by one with a line each, and never a loss of 0 that looks like success."""
     prompts = tmp_path / "prompts.jsonl"
@@ -217,6 +220,7 @@ def test_batches_without_targets_and_unknown_samples_end_a_run(corpus, tmp_path)
         )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_loss_of_the_same_head(corpus, tmp_path):
     """A trained run may forget; a loss with a head of its own needs a run of its own."""
     config = tiny.config(
@@ -270,6 +274,7 @@ def test_refuses_a_work_directory_of_another_config(corpus, tmp_path, change, na
     train(tiny.config(**short, model__remat="full"), tmp_path)
 
 
+@pytest.mark.slow
 def test_refuses_a_weighting_that_carries_something_else(corpus, tmp_path):
     short = {"data__corpus": corpus, "train__steps": 1, "optimizer__warmup_steps": 0}
     glow = short | {"objective__weighting": "glow"}

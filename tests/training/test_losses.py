@@ -228,6 +228,7 @@ class Letters:
         return "".join(chr(65 + i) for i in ids)
 
 
+@pytest.mark.slow
 def test_a_harmonic_head_is_evaluated_and_sampled_by_its_distances():
     run = build("harmonic", mesh__data=1, objective__harmonic__exponent=30.0)
     params, b = tiny.params(run.model), tiny.batch(length=16)
@@ -256,6 +257,7 @@ def test_a_harmonic_head_is_evaluated_and_sampled_by_its_distances():
     assert text == ("" if nearest == 0 else Letters().decode([nearest]))
 
 
+@pytest.mark.slow
 def test_a_student_with_one_block_is_its_teacher_and_with_more_is_not():
     model, b = tiny.model(layers=1), tiny.batch()
     trained = Trained(tiny.params(model))
@@ -272,6 +274,7 @@ def test_a_student_with_one_block_is_its_teacher_and_with_more_is_not():
         assert (size < 1e-5) == equal
 
 
+@pytest.mark.slow
 def test_a_run_distils_its_own_average():
     batches = [tiny.batch(rows=8, seed=i) for i in range(2)]
     run = build(

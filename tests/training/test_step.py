@@ -145,6 +145,7 @@ def test_a_nan_step_keeps_the_old_state_and_the_run_recovers():
     assert [int(m["skipped_in_a_row"]) for m in metrics] == [0, 1, 2, 0]
 
 
+@pytest.mark.slow
 def test_a_spike_is_skipped_only_where_asked():
     b = tiny.batch(rows=8, uneven=False)
     # Targets that the model has come to think unlikely make the gradient jump.
@@ -169,6 +170,7 @@ def test_the_moving_average_follows_its_formula():
     close(states[-1].ema, expected, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [
