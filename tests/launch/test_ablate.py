@@ -515,6 +515,7 @@ def test_a_value_that_is_not_finite_is_the_same_in_the_file_of_runs(tmp_path):
         (raw_runs.encode({("a", 0): [{}]}), {"seed": 3}, "--seed=3: .* valid: 0"),
         (raw_runs.encode({("a", 0): [{}], ("b", 1): [{}]}), {"variant": "a", "seed": 1}, "no run"),
     ],
+    ids=["words", "cut", "other", "variant", "seed", "none"],
 )
 def test_a_file_of_runs_that_cannot_be_read_is_refused(tmp_path, content, options, message):
     path = tmp_path / "x.jsonl.gz"
