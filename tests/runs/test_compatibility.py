@@ -109,7 +109,7 @@ def test_it_quantizes_as_it_did(copy):
         text=True,
         check=True,
     )
-    for line in expected["stdout"].splitlines():
+    for line in expected["stdout"]:
         if line.startswith("validation"):
             assert line in done.stdout
 
