@@ -193,12 +193,13 @@ def test_an_identity_hessian_is_rounding_to_nearest(monkeypatch):
 
     model, params, _ = trained()
     rules = default_rules(3, absmax)
+    usual = quantized(3)  # Before the patch: it is shared with other tests.
     monkeypatch.setattr(after_training, "calibration_hessian", identity)
     result = gptq_model(model, params, CALIBRATION[:1], rules)
     nearest = round_to_nearest_model(params, rules)
     for got, want in zip(*map(jax.tree.leaves, (result.params, nearest.params)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6)
-    other = quantized(3).params["layers"]["mlp"]["up"]
+    other = usual.params["layers"]["mlp"]["up"]
     assert (np.abs(other - nearest.params["layers"]["mlp"]["up"]) > 1e-4).mean() > 0.05
 
 
