@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from lm.errors import InputError
+from lm.flat import leaves
 
 BAD_INPUT = 2  # exit code
 
@@ -80,8 +81,11 @@ def run(
             if rest:
                 raise InputError(f"unknown argument {rest[0]!r}: flags start with --")
             main(*given)
+            sys.stdout.flush()
         except InputError as error:
             _refuse(str(error))
+        except BrokenPipeError:
+            _drop_output()
 
     if huge_pages:
         _use_huge_pages()
@@ -102,8 +106,13 @@ def show(pieces: Iterable[str]) -> None:
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-    except BrokenPipeError:  # The reader, such as `head`, wants no more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """For when the reader of standard output, such as `head`, wants no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -294,15 +303,6 @@ def _check_config(arguments: list[str]) -> None:
 
 def _config_files() -> list[str]:
     return [str(p) for p in sorted(Path("configs").rglob("*.py")) if p.stem != "__init__"]
-
-
-def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config, its sections before dots, with its value."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def nearest(name: str, valid: list[str]) -> str:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from launch import command, workdir
 from lm.errors import InputError
+from lm.flat import leaves
 
 _TEXT = flags.DEFINE_string("text", None, "What to weigh: a text file, a FILE.jsonl or a folder.")
 _WEIGHTING = flags.DEFINE_string("weighting", "", "As objective.weighting; that of the run if not.")
@@ -74,7 +75,7 @@ def _override(objective: ConfigDict, override: str) -> None:
       InputError: there is no such key, or the value has another type.
     """
     key, _, value = override.partition("=")
-    valid = dict(command.leaves(objective))
+    valid = dict(leaves(objective))
     if key not in valid:
         raise InputError(f"--objective={override}: no such key{command.nearest(key, [*valid])}")
     kind = type(valid[key])

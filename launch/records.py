@@ -11,6 +11,7 @@ from typing import Any
 from launch import command, processes
 from lm import strict_json
 from lm.errors import InputError
+from lm.flat import leaves
 from lm.studies import ablation, ablation_runs, outcomes
 from lm.studies.ablation import Ablation, Planned
 from lm.studies.ablation_runs import Run
@@ -62,20 +63,11 @@ def check(runs: Sequence[Run]) -> None:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    was, now = (_flat(r["config"]) | _flat(r.get("quantize", {})) for r in (old, new))
+    was, now = (dict(leaves({**r["config"], **r.get("quantize", {})})) for r in (old, new))
     for key in [*now, *was]:
         if was.get(key) != now.get(key) and not key.startswith("checkpoint."):
             return f"{key}={was.get(key)}, not {now.get(key)}"
     return "another config"
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def write(runs: Iterable[Run], name: str) -> None:

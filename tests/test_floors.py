@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # What each part may import of ours, from the ground up. Its own part is always allowed. A file that
 # stands on another floor than its folder comes first.
-_BASE = ("lm/errors", "lm/strict_json")
+_BASE = ("lm/errors", "lm/flat", "lm/strict_json")
 _GROUND = (*_BASE, "lm/model", "lm/data", "objectives")
 _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/references/sources")
 _RUN = (*_STEP, "lm/training", "lm/runs")
@@ -22,6 +22,7 @@ _AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise")
 BELOW = {
     "objectives": (),
     "lm/errors": (),
+    "lm/flat": (),
     "lm/strict_json": (),
     "lm/model": _BASE,
     "lm/data": _BASE,

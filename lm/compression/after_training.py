@@ -25,6 +25,7 @@ from lm.model.parameters import (
     path_of,
 )
 from lm.model.products import project
+from lm.parallel.in_turn import in_turn
 from objectives.quantization import calibration_hessian, gptq, init_scales
 from objectives.quantization.gptq import GPTQ
 from objectives.quantization.qat import Rules
@@ -128,7 +129,7 @@ def gptq_model(
             )
         return result
 
-    states = [_embed(model, nearest.params, batch["tokens"]) for batch in batches]
+    states = list(in_turn(_embed(model, nearest.params, batch["tokens"]) for batch in batches))
     found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
     for index in range(model.config.layers):
         layer = _layer(params[LAYERS], index)
@@ -139,7 +140,7 @@ def gptq_model(
                 result = quantize(f"{LAYERS}/{name}", weights, hessians[name])
                 layer = _set(layer, name, result.weights.astype(weights.dtype))
                 found[name].append(jax.device_get(result._replace(weights=())))
-        states = list(map(forward, itertools.repeat(layer), states, batches))
+        states = list(in_turn(map(forward, itertools.repeat(layer), states, batches)))
     for name, layers in found.items():
         path = f"{LAYERS}/{name}"
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
@@ -244,7 +245,7 @@ def _places(batch):
 
 def _total(trees):
     """The sum of an iterator of trees, of which two are in memory at a time."""
-    return functools.reduce(functools.partial(jax.tree.map, jnp.add), trees)
+    return functools.reduce(functools.partial(jax.tree.map, jnp.add), in_turn(trees))
 
 
 def _get(tree, name: str):

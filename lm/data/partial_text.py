@@ -11,8 +11,8 @@ _REPLACEMENT = "\ufffd"
 class PartialText:
     """Decodes a growing list of tokens; no piece of its text is ever taken back.
 
-    The pieces, joined, are `tokenizer.decode` of all tokens. A character whose bytes are spread
-    over several tokens is in the piece of the last one.
+    The pieces, joined, are `tokenizer.decode` of all tokens. If the bytes of a
+    character are spread over several tokens, the piece of the last one has it.
 
     Args:
       tokenizer: decodes the tokens.

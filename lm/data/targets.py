@@ -8,7 +8,7 @@ from lm.data.layout import encode_document
 from lm.data.tokenizers import Tokenizer
 
 # Text that is looked at before the first step.
-_MOST_CHARACTERS = 2_000_000
+_MOST_CHARACTERS = 200_000
 
 
 class WithoutTarget(NamedTuple):

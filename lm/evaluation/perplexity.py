@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lm.parallel.in_turn import in_turn
 from lm.parallel.mesh import put_batch, to_host
 
 
@@ -47,9 +48,8 @@ def evaluate(
 
     `quantized` says which of two losses is that of the phase.
     """
-    sums = [
-        eval_step(trained, put_batch(mesh, batch)) for batch in itertools.islice(batches, limit)
-    ]
+    taken = (put_batch(mesh, batch) for batch in itertools.islice(batches, limit))
+    sums = list(in_turn(eval_step(trained, batch) for batch in taken))
     # Each batch is summed in float32 on the device, the batches in float64 here.
     totals = (
         {name: math.fsum(float(to_host(s[name])) for s in sums) for name in sums[0]} if sums else {}

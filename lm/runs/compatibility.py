@@ -7,6 +7,8 @@ with another name in `RENAMED`, a field of the train state in `STATE`.
 from collections.abc import Mapping
 from typing import Any
 
+from lm.flat import leaves
+
 # Of config.json; a record without "format" has format 1 and may be older still.
 FORMAT = 2
 
@@ -89,13 +91,13 @@ def upgrade(record: Mapping[str, Any]) -> dict[str, Any]:
     config = upgrade_config(record["config"])
     upgraded = {**record, "format": FORMAT, "config": config}
     if "must_match" not in record:
-        upgraded["must_match"] = _must_match(record, _flat(config))
+        upgraded["must_match"] = _must_match(record, dict(leaves(config)))
     return upgraded
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sections of a recorded config with the keys of today."""
-    flat = _flat(config)
+    flat = dict(leaves(config))
     for old, new in RENAMED.items():
         if old in flat:
             value = flat.pop(old)
@@ -115,16 +117,6 @@ def _must_match(record: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str,
         "prediction": details.get(prediction, prediction),
         "state": record.get("weighting_state", "()"),
     }
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

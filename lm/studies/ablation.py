@@ -5,13 +5,14 @@ The form of the config is that of configs/ablation.py. Nothing here runs or prin
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from lm import strict_json
 from lm.errors import InputError
+from lm.flat import leaves
 from lm.model.config import check_choice
 from lm.planning import plan
 from lm.planning.flops import parameters_by_group
@@ -189,15 +190,6 @@ def _set(config: ConfigDict, key: str, value: Any, here: str) -> None:
     except TypeError:
         kind, ours = type(value).__name__, type(valid[key]).__name__
         raise InputError(f"{here}: {key}={value!r} is {kind}; valid: {ours}") from None
-
-
-def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config, with its sections before dots, and its value."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _in_order(variants: Mapping[str, Variant]) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lm import strict_json
-from lm.studies.ablation import RATES, Planned, leaves, variant_in
+from lm.flat import leaves
+from lm.studies.ablation import RATES, Planned, variant_in
 
 
 class Run(NamedTuple):

@@ -16,7 +16,7 @@ from lm.model.interface import Model
 from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import parameters_by_group, peak_flops
 from lm.references.second_models import open_references
-from lm.runs import identity, initialise
+from lm.runs import identity, initialise, run_record
 from lm.runs.checkpoints import Checkpoints, saved_steps
 from lm.training import events, experiment, schedules
 from lm.training.logging import Stopwatch, Writer, write_whole
@@ -122,7 +122,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
-    record["run_id"] = identity.run_id(before)
+    record["run_id"] = identity.run_id(run_record.read_record(workdir) or {})
     counted = count_without_target(data.train, data.tokenizer, config.data.sequence_length)
     if line := counted.describe():
         say(line)

@@ -14,9 +14,10 @@ from lm import strict_json
 from lm.data.declared import GUESSED
 from lm.data.tokenizers import Subwords, Tokenizer
 from lm.errors import InputError, StorageError, writing
+from lm.flat import leaves
 from lm.parallel.cross_process import first_message
 from lm.parallel.mesh import share
-from lm.runs import run_record
+from lm.runs import compatibility, run_record
 from lm.training import experiment
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -82,6 +83,7 @@ def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -
     """What config.json holds: the config, its vocabulary, and the packages that ran."""
     carried = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", built.abstract_state().objective)
     return {
+        "format": compatibility.FORMAT,
         "config": config.to_dict(),
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.fingerprint,
@@ -130,7 +132,7 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]
     recorded = run_record.read_record(workdir)
     if not recorded or not (workdir / "checkpoints").exists():
         return {}
-    old, new = (_flat(r) for r in (recorded, record))
+    old, new = (dict(leaves(r)) for r in (recorded, strict_json.loads(as_text(record))))
     # The ends of text follow from the tokenizer, which is the key to name.
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key.endswith("_of_text"), key)):
         fixed = key in ("vocab_size", "tokenizer") or any(
@@ -160,12 +162,3 @@ def _other(workdir: epath.Path, key: str, old: dict[str, Any], new: dict[str, An
         f"{workdir} holds checkpoints with {key.removeprefix('config.')}={old.get(key)}, not "
         f"{new.get(key)}: give the same, or another --workdir"
     )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat

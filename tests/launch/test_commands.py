@@ -427,3 +427,16 @@ def test_a_progress_bar_only_on_a_terminal(trained, corpus, tmp_path):
     assert process.wait(timeout=60) == 0
     assert b"100%|" in shown
     assert b"\rstep 6: validation loss" in shown  # above the bar, on a line of its own
+
+
+def test_a_reader_that_closes_early_is_no_error():
+    """As `python -m launch.plan --methods | head` does."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "launch.plan", "--methods"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import types
 
@@ -9,6 +10,7 @@ import pytest
 import tiny
 from etils import epath
 
+from lm.runs import compatibility
 from lm.runs.identity import run_id
 from lm.studies import ablation, ablation_runs, outcomes
 from lm.training import loop
@@ -128,6 +130,9 @@ def test_a_run_keeps_its_id_and_an_old_run_gets_one(tmp_path, wandb, monkeypatch
 
     record = start()
     assert len(record["run_id"]) == 16
+    assert record["format"] == compatibility.FORMAT
+    assert start()["run_id"] == record["run_id"]
+    shutil.rmtree(run / "checkpoints")  # as if killed before the first
     assert start()["run_id"] == record["run_id"]
     old = {key: value for key, value in record.items() if key != "run_id"}
     (run / "config.json").write_text(json.dumps(old))  # as older commits wrote it
@@ -135,6 +140,6 @@ def test_a_run_keeps_its_id_and_an_old_run_gets_one(tmp_path, wandb, monkeypatch
     assert again not in ("", record["run_id"])
     assert start()["run_id"] == again
     ids = [call["id"] for call in wandb.calls]
-    assert ids == [record["run_id"], record["run_id"], again, again]
+    assert ids == [record["run_id"]] * 3 + [again] * 2
     assert {call["name"] for call in wandb.calls} == {"runs/one"}
     assert {call["group"] for call in wandb.calls} == {None}
