@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 _BASE = ("lm/errors", "lm/flat", "lm/strict_json")
 _GROUND = (*_BASE, "lm/model", "lm/data", "objectives")
 _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/references/sources")
-_RUN = (*_STEP, "lm/training", "lm/runs")
+_RUN = (*_STEP, "lm/pretrained", "lm/training", "lm/runs")
 _AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise")
 BELOW = {
     "objectives": (),
@@ -29,6 +29,7 @@ BELOW = {
     "lm/parallel": (*_BASE, "objectives"),
     "lm/planning/flops": ("lm/model",),
     "lm/references/sources": _BASE,
+    "lm/pretrained": (*_BASE, "lm/model", "lm/data", "lm/parallel"),
     "lm/runs/initialise": (*_RUN, "lm/references"),
     "lm/training/resume": _RUN,
     "lm/training/events": (*_AROUND, "lm/training/loop"),
@@ -40,7 +41,7 @@ BELOW = {
     "lm/references": _RUN,
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),
-    "configs": ("objectives",),
+    "configs": ("objectives", "lm/pretrained"),
     "launch": ("configs", *_AROUND, "lm/planning", "lm/studies", "lm/training/loop"),
 }
 FOREIGN = {

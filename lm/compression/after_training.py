@@ -118,6 +118,7 @@ def gptq_model(
         return PostTrained(_replace(params, coded), coded, losses)
 
     layer_hessians, forward, head_hessian = _passes(model, importance)
+    again = itertools.repeat
 
     def quantize(name, weights, hessian):
         between()
@@ -129,18 +130,18 @@ def gptq_model(
             )
         return result
 
-    states = list(in_turn(_embed(model, nearest.params, batch["tokens"]) for batch in batches))
+    states = list(in_turn(_embed(model, nearest.params, batch) for batch in batches))
     found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
     for index in range(model.config.layers):
         layer = _layer(params[LAYERS], index)
         if layer_names:
-            hessians = _total(map(layer_hessians, itertools.repeat(layer), states, batches))
+            hessians = _total(map(layer_hessians, again(layer), states, batches, again(index)))
             for name in layer_names:
                 weights = _get(layer, name)
                 result = quantize(f"{LAYERS}/{name}", weights, hessians[name])
                 layer = _set(layer, name, result.weights.astype(weights.dtype))
                 found[name].append(jax.device_get(result._replace(weights=())))
-        states = list(in_turn(map(forward, itertools.repeat(layer), states, batches)))
+        states = list(in_turn(map(forward, again(layer), states, batches, again(index))))
     for name, layers in found.items():
         path = f"{LAYERS}/{name}"
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
@@ -150,7 +151,7 @@ def gptq_model(
     if head:
         path, weights = HEAD_MATRIX, _get(params, HEAD_MATRIX)
         outer = {**nearest.params, LAYERS: params[LAYERS]}
-        hessian = _total(map(head_hessian, itertools.repeat(outer), states, batches))
+        hessian = _total(map(head_hessian, again(outer), states, batches))
         result = quantize(path, weights, hessian)
         coded[path] = Coded(rules(path), result.codes, result.grid, weights.dtype)
         losses[path] = result.loss
@@ -161,10 +162,10 @@ def _passes(model, importance):
     """Compiled: the Hessians of a layer's matrices, the layer itself, and the head's Hessian."""
 
     @jax.jit
-    def layer_hessians(layer, x_BTD, batch):
+    def layer_hessians(layer, x_BTD, batch, index):
         found, valid_BT, r_BT = {}, batch["segment_ids"] > 0, None
         if importance is not None:
-            s_BT = attention_received(model, layer, x_BTD, *_places(batch))
+            s_BT = attention_received(model, layer, x_BTD, *_places(batch), index)
             least_B1 = jnp.where(valid_BT, s_BT, jnp.inf).min(-1, keepdims=True)
             r_BT = jnp.where(valid_BT, importance(jnp.where(valid_BT, s_BT, least_B1)), 0)
 
@@ -174,12 +175,12 @@ def _passes(model, importance):
             found[path.removeprefix(f"{LAYERS}/")] = calibration_hessian(inputs_BTI, r_BT)
             return _multiply(inputs, weights)
 
-        model.block(layer, x_BTD, *_places(batch), product)
+        model.block(layer, x_BTD, *_places(batch), product, index)
         return found
 
     @jax.jit
-    def forward(layer, x_BTD, batch):
-        return model.block(layer, x_BTD, *_places(batch))
+    def forward(layer, x_BTD, batch, index):
+        return model.block(layer, x_BTD, *_places(batch), layer=index)
 
     @jax.jit
     def head_hessian(params, x_BTD, batch):
@@ -195,6 +196,7 @@ def attention_received(
     x_BTD: jax.Array,
     positions_BT: jax.Array,
     segment_ids_BT: jax.Array,
+    index: jax.Array | int = 0,
 ) -> jax.Array:
     """s_j = sum over heads and queries i of the attention A_ij of a layer on its input: [B, T].
 
@@ -215,7 +217,7 @@ def attention_received(
                 outputs.append(inputs.astype(jnp.float32).sum() / model.config.head_width)
             return _multiply(inputs, weights)
 
-        model.block(layer, x_BTD, positions_BT, segment_ids_BT, product)
+        model.block(layer, x_BTD, positions_BT, segment_ids_BT, product, index)
         return outputs[0]
 
     return jax.grad(output)(jnp.ones(x_BTD.shape[:2], jnp.float32))
@@ -225,8 +227,8 @@ _gptq = jax.jit(gptq, static_argnames="quantizer")
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(model, params, tokens_BT):
-    return model.embed(params, tokens_BT)
+def _embed(model, params, batch):
+    return model.embed(params, batch["tokens"], batch["positions"])
 
 
 @jax.jit

@@ -5,10 +5,16 @@ import difflib
 
 from lm.errors import InputError
 from lm.model import codes
+from lm.model.rotary import Rope
 
 CHOICES = {
-    "activation": ("gelu", "relu2", "swiglu"),
+    "activation": ("gelu", "gelu_exact", "relu2", "swiglu", "geglu"),
     "norm": ("rmsnorm", "layernorm"),
+    "norm_placement": ("before", "after", "both"),
+    "qk_norm_scope": ("head", "all"),
+    "attention_bias": ("none", "qkv", "all"),
+    "positions": ("rotary", "learned"),
+    "rope_scaling": ("none", "linear", "llama3"),
     "embedding": (
         "learned",
         "binary",
@@ -79,6 +85,28 @@ class ModelConfig:
     unroll: int
     dtype: str
     param_dtype: str
+    head_width: int = 0
+    attention_bias: str = "none"
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    mlp_bias: bool = False
+    qk_norm_scope: str = "head"
+    norm_epsilon: float = 1e-6
+    norm_offset: float = 0.0
+    norm_placement: str = "before"
+    parallel_block: bool = False
+    embedding_scale: float = 0.0
+    positions: str = "rotary"
+    max_positions: int = 1024
+    rope_share: float = 1.0
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low_frequency: float = 1.0
+    rope_high_frequency: float = 4.0
+    rope_original_length: int = 8192
+    layer_pattern: str = "G"
+    window: int = 0
+    local_rope_base: float = 0.0
     plain_autodiff: bool = False
 
     def __post_init__(self):
@@ -96,16 +124,7 @@ class ModelConfig:
                 raise InputError(f"model.{key}={getattr(self, key)} must be at least 1")
         if self.vocab_size < 2:
             raise InputError(f"a vocabulary of {self.vocab_size} is too small: at least 2")
-        if self.width % self.heads:
-            raise InputError(
-                f"model.heads={self.heads} does not divide model.width={self.width}; "
-                f"valid: {', '.join(map(str, _divisors(self.width)))}"
-            )
-        if self.head_width % 2:
-            raise InputError(
-                f"model.width / model.heads = {self.head_width} must be even: rotary positions "
-                "turn pairs of channels"
-            )
+        self._settle_head_width()
         if self.heads % self.kv_heads:
             raise InputError(
                 f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; "
@@ -118,15 +137,72 @@ class ModelConfig:
             )
         if self.logit_softcap < 0:
             raise InputError(f"model.logit_softcap={self.logit_softcap} must be 0 (off) or above")
-        if self.rope_base <= 0:
-            raise InputError(f"model.rope_base={self.rope_base} must be above 0")
         if self.plain_autodiff and self.attention in ("cudnn", "splash"):
             raise InputError(
                 f"model.plain_autodiff=True: model.attention={self.attention} has a gradient of "
                 "its own; valid: auto, einsum, xla"
             )
+        self._check_positions()
         self._check_head()
         self._check_codes()
+
+    def _settle_head_width(self):
+        """Replaces a head width of 0 by width / heads."""
+        if self.head_width < 0:
+            raise InputError(
+                f"model.head_width={self.head_width} must be 0 (width / heads) or above"
+            )
+        if not self.head_width:
+            if self.width % self.heads:
+                raise InputError(
+                    f"model.heads={self.heads} does not divide model.width={self.width}; "
+                    f"valid: {', '.join(map(str, _divisors(self.width)))}, or a model.head_width"
+                )
+            object.__setattr__(self, "head_width", self.width // self.heads)
+
+    def _check_positions(self):
+        if self.positions == "rotary" and (self.rotary_width % 2 or not self.rotary_width):
+            raise InputError(
+                f"model.head_width={self.head_width} times model.rope_share={self.rope_share} = "
+                f"{self.rotary_width} must be even, and above 0: rotary positions turn pairs of "
+                "channels"
+            )
+        if not 0 < self.rope_share <= 1:
+            raise InputError(f"model.rope_share={self.rope_share} must be above 0 and at most 1")
+        for key in ("rope_base", "rope_factor", "norm_epsilon", "rope_low_frequency"):
+            if getattr(self, key) <= 0:
+                raise InputError(f"model.{key}={getattr(self, key)} must be above 0")
+        for key in ("attention_softcap", "attention_scale", "embedding_scale", "local_rope_base"):
+            if getattr(self, key) < 0:
+                raise InputError(f"model.{key}={getattr(self, key)} must be 0 (off) or above")
+        for key in ("max_positions", "rope_original_length"):
+            if getattr(self, key) < 1:
+                raise InputError(f"model.{key}={getattr(self, key)} must be at least 1")
+        if self.rope_high_frequency <= self.rope_low_frequency:
+            raise InputError(
+                f"model.rope_high_frequency={self.rope_high_frequency} must be above "
+                f"model.rope_low_frequency={self.rope_low_frequency}"
+            )
+        if not self.layer_pattern or set(self.layer_pattern) - set("GLN"):
+            raise InputError(
+                f"model.layer_pattern={self.layer_pattern!r} must be made of the letters G (sees "
+                "all), L (a window) and N (all, without rotary positions)"
+            )
+        if "L" in self.layer_pattern and self.window < 1:
+            raise InputError(
+                f"model.window={self.window} must be at least 1 with model.layer_pattern="
+                f"{self.layer_pattern!r}: L layers see that many tokens"
+            )
+        if self.attention_softcap and self.attention not in ("auto", "einsum"):
+            raise InputError(
+                f"model.attention={self.attention} has no model.attention_softcap; valid: auto, "
+                "einsum"
+            )
+        if self.embedding_scale and self.embedding != "learned":
+            raise InputError(
+                f"model.embedding_scale={self.embedding_scale} is of model.embedding=learned; "
+                f"model.embedding={self.embedding} needs 0"
+            )
 
     def _check_head(self):
         if self.tied_head and self.code_head:
@@ -218,9 +294,26 @@ class ModelConfig:
         return self.unroll or (self.layers if few else 1)
 
     @property
-    def head_width(self) -> int:
-        """Channels of one attention head, H."""
-        return self.width // self.heads
+    def rotary_width(self) -> int:
+        """Channels of a head that rotary positions turn, R."""
+        return int(self.head_width * self.rope_share)
+
+    def rope(self, local: bool = False) -> Rope:
+        """The frequencies of the rotary positions, of all layers or of those with a window.
+
+        With a base of their own (model.local_rope_base), the latter have no scaling.
+        """
+        if local and self.local_rope_base:
+            return Rope(self.rotary_width, self.local_rope_base)
+        return Rope(
+            self.rotary_width,
+            self.rope_base,
+            self.rope_scaling,
+            self.rope_factor,
+            self.rope_low_frequency,
+            self.rope_high_frequency,
+            self.rope_original_length,
+        )
 
 
 def _divisors(n: int) -> list[int]:

@@ -36,8 +36,8 @@ __all__ = [
 class LearnedTable(nn.Module):
     """A trained table [V, D] with one row per token; entries start as N(0, 1/D).
 
-    The output is scaled by sqrt(D), so that the same table serves as an output head with logits of
-    about unit variance.
+    The output is multiplied by `model.embedding_scale`, by default sqrt(D), so that the same table
+    serves as an output head with logits of about unit variance.
     """
 
     config: ModelConfig
@@ -48,11 +48,30 @@ class LearnedTable(nn.Module):
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """Vectors of the ids, [B, T, D] in the compute dtype."""
-        return _look_up(self.table, ids_BT, self.config.dtype)
+        return _look_up(self.table, ids_BT, self.config.dtype, self.config.embedding_scale)
 
     def head(self) -> jax.Array:
         """The table as an output head, [D, V]."""
         return nn.with_logical_constraint(self.table, ("vocab", None)).T
+
+
+class LearnedPositions(nn.Module):
+    """A trained vector for each position, added to that of the token.
+
+    The table is [C, D], C = `model.max_positions`, and starts as N(0, 0.02^2). Later positions have
+    the last vector.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, positions_BT: jax.Array) -> jax.Array:
+        """Vectors of the positions, [B, T, D] in the compute dtype."""
+        c = self.config
+        shape, axes = (c.max_positions, c.width), ("position", "embed")
+        table_CD = _parameter(self, "table", shape, axes, 0.02)
+        table_CD = nn.with_logical_constraint(table_CD, (None, None))
+        return table_CD.astype(c.dtype)[jnp.minimum(positions_BT, c.max_positions - 1)]
 
 
 class LowRankTable(nn.Module):
@@ -185,13 +204,13 @@ def _parameter(module, name, shape, axes, deviation=None):
     return module.param(name, init, shape, jnp.dtype(module.config.param_dtype))
 
 
-def _look_up(table_VD, ids_BT, dtype):
-    """Rows of a table that starts as N(0, 1/D), scaled to unit mean square."""
+def _look_up(table_VD, ids_BT, dtype, scale=0.0):
+    """Rows of a table times the scale; 0 is that of unit mean square at the start, sqrt(D)."""
     # Un-sharding the width just before the lookup keeps XLA from rematerialising the table on
     # every device ("involuntary full rematerialization").
     table_VD = nn.with_logical_constraint(table_VD, ("vocab", None))
     x_BTD = table_VD.astype(dtype)[ids_BT]
-    return x_BTD * jnp.asarray(table_VD.shape[1] ** 0.5, x_BTD.dtype)
+    return x_BTD * jnp.asarray(scale or table_VD.shape[1] ** 0.5, x_BTD.dtype)
 
 
 def _whole(projection_KD, module):

@@ -79,9 +79,10 @@ class Model(NamedTuple):
       apply: (parameters, Tokens, cache=None, products=PLAIN, taps=None) -> Outputs. `taps` maps a
         name of `TAPS` to its argument.
       head: (parameters) -> output matrix [D, V].
-      embed: (parameters, tokens) -> input of the first layer [B, T, D].
-      block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product)
-        -> the next layer's x. `apply` is embed, every block, finish.
+      embed: (parameters, tokens, positions) -> input of the first layer [B, T, D].
+      block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product,
+        layer=0) -> the next layer's x; `layer` is its number. `apply` is embed, every block and
+        finish.
       finish: (parameters, output of the last layer) -> hidden [B, T, D].
     """
 
@@ -90,6 +91,6 @@ class Model(NamedTuple):
     axes: Callable[[], Any]
     apply: Callable[..., Outputs]
     head: Callable[[Any], jax.Array]
-    embed: Callable[[Any, jax.Array], jax.Array]
+    embed: Callable[[Any, jax.Array, jax.Array], jax.Array]
     block: Callable[..., jax.Array]
     finish: Callable[[Any, jax.Array], jax.Array]

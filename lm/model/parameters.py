@@ -36,8 +36,8 @@ _MATRICES = frozenset(f"{LAYERS}/{name}" for group in MATRICES_BY_INPUT for name
 
 # The first rule that holds for a path decides its kind.
 _RULES: tuple[tuple[Callable[[str], Any], str], ...] = (
-    (re.compile(r"(^|/)(scale|bias)$").search, "vector"),
-    (re.compile(r"^embedding/").search, "embedding"),
+    (re.compile(r"(^|/)(scale|bias|[a-z]+_bias)$").search, "vector"),
+    (re.compile(r"^(embedding|positions)/").search, "embedding"),
     (re.compile(r"^head/").search, "head"),
     (_MATRICES.__contains__, "matrix"),
 )
@@ -52,8 +52,8 @@ def parameter_kind(path: str) -> str:
     """The kind of a parameter, one of `KINDS`.
 
     A "matrix" is a projection of the attention or the MLP, [L, in, out]. "embedding" is everything
-    trained in the input interface, "head" an output matrix of its own [D, V], "vector" a norm's
-    scale or bias.
+    trained in the input interface, learned positions included, "head" an output matrix of its own
+    [D, V], "vector" a norm's scale, or a bias.
 
     Args:
       path: such as "layers/mlp/up".
@@ -81,7 +81,7 @@ def parameter_kinds(params: Any) -> Any:
 
 def is_table(path: str) -> bool:
     """Whether the input interface reads single rows of this parameter and never multiplies it."""
-    return path == "embedding/table"
+    return path in ("embedding/table", "positions/table")
 
 
 def layer_matrices(layers: Any) -> list[str]:

@@ -27,6 +27,7 @@ RULES = (
     ("rank", None),
     ("code", None),
     ("norm", None),
+    ("position", None),
     ("layers", None),
 )
 

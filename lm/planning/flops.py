@@ -31,11 +31,11 @@ def _count(tree: Any) -> int:
 
 
 def flops_per_token(model: ModelConfig, shapes: Any, sequence_length: int) -> int:
-    """Model FLOPs of one training token: 6 N + 12 L T D.
+    """Model FLOPs of one training token: 6 N + 12 L T M, M channels of all heads.
 
     N counts the parameters that multiply (all matrices, the table only where it is the head), two
     FLOPs forward and four backward; a head of frozen codes has no gradient and takes 4 V D.
-    Attention's two products take 12 T D a layer, not halved for causality, as is the custom (arXiv
+    Attention's two products take 12 T M a layer, not halved for causality, as is the custom (arXiv
     2204.02311, appendix B). Recomputation does not count.
     """
     by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
@@ -49,7 +49,9 @@ def flops_per_token(model: ModelConfig, shapes: Any, sequence_length: int) -> in
     if not model.own_head:
         trained = "embedding" in kinds.values()
         head = (6 if trained else 4) * model.vocab_size * model.width
-    return 6 * matrices + head + 12 * model.layers * sequence_length * model.width
+    return (
+        6 * matrices + head + 12 * model.layers * sequence_length * model.heads * model.head_width
+    )
 
 
 def peak_flops(configured: float) -> float | None:

@@ -77,7 +77,7 @@ def inputs_of(model, params, batches, layers):
 
     @jax.jit
     def run(params, batch):
-        seen, x = {}, model.embed(params, batch["tokens"])
+        seen, x = {}, model.embed(params, batch["tokens"], batch["positions"])
         where = batch["positions"], batch["segment_ids"]
 
         def product(path, inputs, weights, scale):
@@ -208,9 +208,9 @@ def test_padding_does_not_count_and_layers_share_programs():
     model, params, _ = trained()
     traced = []
 
-    def block(*arguments):
+    def block(*arguments, **options):
         traced.append(1)
-        return model.block(*arguments)
+        return model.block(*arguments, **options)
 
     padded = [
         {n: jnp.concatenate([x, jnp.full_like(x, 5 if n == "tokens" else 0)]) for n, x in b.items()}
@@ -228,7 +228,7 @@ def test_attention_received():
     model, params, _ = trained()
     c, batch = model.config, CALIBRATION[0]
     layer = jax.tree.map(lambda a: a[0], params["layers"])
-    x = model.embed(params, batch["tokens"])
+    x = model.embed(params, batch["tokens"], batch["positions"])
     where = batch["positions"], batch["segment_ids"]
     got = jax.jit(lambda *a: attention_received(model, *a))(layer, x, *where)
 

@@ -89,4 +89,4 @@ def test_explicit_splash_refuses_blocks_and_gives_decoding_to_einsum():
 
 def test_auto_is_of_the_devices_of_the_mesh():
     q, k, *_ = arrays(length=128)
-    assert attention._best(q, k, None) == "einsum"
+    assert attention._best(q, k, True, False) == "einsum"

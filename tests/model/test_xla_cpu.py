@@ -58,7 +58,7 @@ def test_gelu_and_its_slope(form):
 
 def test_sine_and_cosine_of_any_position(form):
     positions_BT = np.array([[0, 1, 255], [-3, 7, 2]])
-    sin_BTH, cos_BTH = jax.jit(lambda p: rotary.rope_angles(p, 8, 100.0))(positions_BT)
+    sin_BTH, cos_BTH = jax.jit(lambda p: rotary.rope_angles(p, rotary.Rope(8, 100.0)))(positions_BT)
     angle_BTH = positions_BT[..., None] * 100.0 ** -(np.arange(4) / 4)
     np.testing.assert_allclose(sin_BTH, np.sin(angle_BTH), atol=2e-5)
     np.testing.assert_allclose(cos_BTH, np.cos(angle_BTH), atol=2e-5)
