@@ -87,7 +87,10 @@ DATA = {
     ),
     "mixture_weights": ((), "one weight a corpus; () is in proportion to documents"),
     "tokenizer": ("bytes", "bytes | bpe (trained on the corpus) | FILE/tokenizer.json"),
-    "vocab_size": (0, "entries of a bpe tokenizer; 0 for all others: their own"),
+    "vocab_size": (
+        0,
+        "entries of a bpe tokenizer; of a tokenizer.json rows of the table, 0 is as many as needed",
+    ),
     "end_of_text": ("", "token of a tokenizer.json; '' is the one that it declares"),
     "beginning_of_text": ("", "token that opens a document; '' is as declared, else the end"),
     "sequence_length": (256, "tokens a row, T"),
@@ -205,6 +208,12 @@ QUANTIZATION = {
     "gptq_batches": (8, "at the switch, calibration of GPTQ to compare; 0 is off"),
 }
 
+# A model whose parameters are the first of this run.
+INITIALISE = {
+    "from": ("", "a work directory, a Hugging Face folder or a .gguf; '' is fresh parameters"),
+    "family": ("", "its model_type, which launch.export writes again; '' is any that fits"),
+}
+
 MESH = {
     "data": (-1, "data parallel; -1 takes the devices that are left"),
     "fsdp": (1, "data parallel with parameters sharded"),
@@ -252,6 +261,7 @@ SECTIONS = {
     "objective": OBJECTIVE,
     "objective.references": REFERENCES,
     "quantization": QUANTIZATION,
+    "initialise": INITIALISE,
     "mesh": MESH,
     "distributed": DISTRIBUTED,
     "checkpoint": CHECKPOINT,

@@ -25,8 +25,13 @@ BAD_INPUT = 2  # exit code
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with get_config(), as FILE.py or FILE.py:ARGUMENT."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: local or gs://.")
-PACKED = flags.DEFINE_string("packed", None, "File of launch.quantize to take instead of a run.")
+MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "Work directory, packed file, Hugging Face folder or .gguf file that is read.",
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run: local or gs://.")
+PACKED = flags.DEFINE_string("packed", None, "An older name of --model for a packed file.")
 JSON = flags.DEFINE_bool("json", False, "One JSON object on standard output, nothing else.")
 OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
@@ -93,6 +98,11 @@ def run(
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=_parse)
+
+
+def chosen() -> str:
+    """The model that --model, --workdir or --packed names; "" for none."""
+    return MODEL.value or WORKDIR.value or PACKED.value or ""
 
 
 def say(line: str) -> None:

@@ -36,7 +36,7 @@ def main() -> None:
     from lm.training import make_objective
 
     documents = list(corpora.read(_TEXT.value).documents)
-    loaded = workdir.load(command.WORKDIR.value, command.STEP.value, fields=("trained",))
+    loaded = workdir.load_chosen(fields=("trained",))
     c = loaded.config
     overrides = [f"weighting={_WEIGHTING.value}"] * bool(_WEIGHTING.value) + _OBJECTIVE.value
     for override in overrides:
@@ -57,7 +57,7 @@ def main() -> None:
     weighting = make_objective.describe_weighting(c)
     for name in run.references():
         weighting += f", {name} from {Path(c.objective.references[name]).name}"
-    source, folder = Path(_TEXT.value).name, Path(command.WORKDIR.value).name
+    source, folder = Path(_TEXT.value).name, Path(command.chosen()).name
     heading = page.Heading(source, folder, loaded.step, weighting)
     command.write_text(output, page.render(found, documents, loaded.tokenizer, heading))
     print(f"{found.metrics['targets']:,.0f} targets, {found.metrics['kept_share']:.1%} kept")

@@ -46,7 +46,7 @@ def main() -> None:
     from lm.training.step import make_eval_step
 
     rules = None if _BITS.value is None else _rules()
-    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
+    loaded = workdir.load_chosen()
     run, c = loaded.run, loaded.config
     data = experiment.Data(
         *(

@@ -42,7 +42,7 @@ def main() -> None:
         scores.check_new(output)
     except InputError as error:
         raise InputError(f"--output={error}") from None
-    loaded = workdir.load(command.WORKDIR.value, command.STEP.value)
+    loaded = workdir.load_chosen()
     c, mesh = loaded.config, loaded.run.mesh
     trained, compute, origin = _scorer(names[0], loaded)
     compute = jax.jit(compute)
@@ -111,7 +111,7 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
 
     model, c = loaded.run.model, loaded.config
     origin = {
-        "workdir": command.WORKDIR.value,
+        "workdir": command.chosen(),
         "step": loaded.step,
         "split": command.split("train"),
         "sequence_length": c.data.sequence_length,

@@ -1,18 +1,22 @@
-"""A trained model, from the folder of its run or from one packed file."""
+"""A trained model: from the folder of its run, a packed file, or the files of others."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from configs import finetune
 from launch import command
 from lm.compression import packed
 from lm.data import tokenizers
 from lm.errors import InputError
 from lm.model.trained import Trained
+from lm.pretrained.load import load_params
+from lm.pretrained.source import is_pretrained, open_pretrained
 from lm.runs import compatibility, run_record
 from lm.training import experiment
 from lm.training.state import TrainState
@@ -37,18 +41,50 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load_chosen() -> Loaded:
-    """The model that --workdir and --step name, or --packed.
+def load_chosen(fields: Sequence[str] = ()) -> Loaded:
+    """The model that --model names, or --workdir or --packed; --step chooses its checkpoint.
+
+    Of a run `fields` of the train state are restored besides its parameters.
 
     Raises:
-      InputError: both, or as `load` and `load_packed`.
+      InputError: none of the flags or several, no such model, or a --step for one without steps.
     """
-    path = command.PACKED.value
-    if path and (command.WORKDIR.value or command.STEP.value is not None):
-        raise InputError("--packed=FILE is a whole model: leave --workdir and --step out")
-    if path:
-        return load_packed(path)
-    return load(command.WORKDIR.value, command.STEP.value)
+    given = {
+        f"--{flag.name}": flag.value
+        for flag in (command.MODEL, command.WORKDIR, command.PACKED)
+        if flag.value
+    }
+    if len(given) != 1:
+        raise InputError(
+            f"{' and '.join(given)} are several models: give one of them"
+            if given
+            else "--model=M is missing: a work directory, a packed file, a Hugging Face folder or a "
+            ".gguf file"
+        )
+    ((flag, path),) = given.items()
+    if is_pretrained(path):
+        read = load_pretrained
+    elif flag == "--packed" or path.endswith(".safetensors") or Path(path).is_file():
+        read = load_packed
+    else:
+        return load(path, command.STEP.value, flag, fields)
+    if command.STEP.value is not None:
+        raise InputError(f"{flag}={path} is a whole model: leave --step out")
+    return read(path)
+
+
+def load_pretrained(path: str) -> Loaded:
+    """The model of a Hugging Face folder or a .gguf file, on the mesh of --config.mesh.*.
+
+    Raises:
+      InputError: damaged, or of a family that is not known.
+    """
+    found = open_pretrained(path)
+    config = finetune.get_config(path, found)
+    run = _build(config, found.vocab_size)
+    trained = Trained(load_params(found, run.model, run.mesh))
+    state = TrainState(0, trained, (), trained, (), 0, 0, 0.0)
+    return Loaded(config, run, found.tokenizer, state, 0)
 
 
 def load_packed(path: str) -> Loaded:
@@ -77,9 +113,9 @@ def load_packed(path: str) -> Loaded:
 
 
 def load(
-    workdir: str | None,
+    workdir: str,
     step: int | None = None,
-    flag: str = "--workdir",
+    flag: str = "--model",
     fields: Sequence[str] = (),
 ) -> Loaded:
     """The newest checkpoint of `workdir` (or that of `step`), on the mesh of --config.mesh.*.
@@ -89,8 +125,6 @@ def load(
     Raises:
       InputError: no run, or no such checkpoint; the message names `flag`.
     """
-    if not workdir:
-        raise InputError(f"{flag}=FOLDER is missing: the folder of a trained run")
     record = run_record.read(workdir, flag)
     config = record.config
     definition = record.folder / "tokenizer.json"

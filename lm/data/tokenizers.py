@@ -93,7 +93,8 @@ def load(
       tokenizer: `bytes`: ids are bytes, and 256 is the end of text. `bpe`: a byte-level byte-pair
         encoding of `corpora`, trained on at most 100 MB of text, in whole documents drawn at random
         with a fixed seed. Or the path of a tokenizer.json of the `tokenizers` library.
-      vocab_size: the entries of `bpe`, the end of text included; else 0, or what the tokenizer has.
+      vocab_size: the entries of `bpe`, the end of text included; else 0, what the tokenizer has, or
+        of a tokenizer.json more, for a table with rows that no token has.
       corpora: the training split; used by `bpe` only.
       directory: where trained tokenizers are cached; "" is `cache_directory("")`.
       end_of_text, beginning_of_text: of a tokenizer.json, see `Subwords`.
@@ -108,7 +109,8 @@ def load(
         loaded = Bytes()
     else:
         loaded = _load_file(tokenizer, end_of_text, beginning_of_text)
-    if vocab_size not in (0, loaded.vocab_size):
+    room = vocab_size >= loaded.vocab_size and tokenizer != "bytes"
+    if vocab_size not in (0, loaded.vocab_size) and not room:
         raise InputError(
             f"data.vocab_size {vocab_size}: the tokenizer {tokenizer!r} has {loaded.vocab_size}"
             " entries; set 0 for that many"
@@ -198,6 +200,10 @@ class Subwords(Tokenizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_built": None}
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id."""
+        return self._tokenizer().get_vocab(with_added_tokens=True)
 
     def _tokenizer(self) -> Any:
         if self._built is None:

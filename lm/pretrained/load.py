@@ -69,6 +69,24 @@ def load_params(source: Pretrained, model: Model, mesh: Mesh) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), [leaves[name] for name in names])
 
 
+def grown_vocabulary(params: Any, model: Model, mesh: Mesh) -> Any:
+    """`params` with as many rows of table and head as `model` has; new ones are the mean."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shardings = parameter_shardings(mesh, shapes, model.axes())
+
+    def grow(leaf, like):
+        for axis, (size, wanted) in enumerate(zip(leaf.shape, like.shape, strict=True)):
+            if size != wanted:
+                mean = leaf.mean(axis, dtype=jnp.float32, keepdims=True).astype(leaf.dtype)
+                leaf = jnp.concatenate([leaf, jnp.repeat(mean, wanted - size, axis)], axis)
+        return leaf.astype(like.dtype)
+
+    def grow_all(params):
+        return jax.tree.map(grow, params, shapes)
+
+    return jax.jit(grow_all, out_shardings=shardings)(params)
+
+
 def known_tensors(
     source: Pretrained, family: Family, tensors: Sequence[Tensor], layers: int
 ) -> list[Tensor]:

@@ -65,6 +65,8 @@ ADDED = {
     "optimizer.extended_from": (),
     "train.wandb_group": "",
     # With models from outside.
+    "initialise.from": "",
+    "initialise.family": "",
     "model.attention_bias": "none",
     "model.attention_scale": 0.0,
     "model.attention_softcap": 0.0,

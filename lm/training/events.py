@@ -223,7 +223,7 @@ def pack(loop: "Loop") -> None:
             path,
             packed.code_leaves(trained.params, trained.scales, loop.built.quantized.rules),
             config=c.to_dict(),
-            vocab_size=loop.data.tokenizer.vocab_size,
+            vocab_size=loop.built.model.config.vocab_size,
             tokenizer=getattr(loop.data.tokenizer, "definition", ""),
             step=loop.step,
         )

@@ -41,8 +41,8 @@ from objectives.weighting.base import per_document
 class Experiment(NamedTuple):
     """What a config means, without its data.
 
-    `init` makes a fresh train state from a random key. Jit it. It is one function, not a method, so
-    that it is traced once however often its shapes are asked for.
+    `init` makes a fresh train state from a random key, and optionally parameters. Jit it. It is one
+    function, not a method, so that it is traced once however often its shapes are asked for.
     """
 
     config: ConfigDict
@@ -53,7 +53,7 @@ class Experiment(NamedTuple):
     objective: Objective
     quantized: Quantized | None
     phases: Phases
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[..., TrainState]
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the train state, without allocating it."""
@@ -244,6 +244,11 @@ def load_data(c: ConfigDict) -> Data:
     )
     train = tuple(corruption.corrupt(corpus, c.corrupted) for corpus in train)
     return Data(train, validation, tokenizer)
+
+
+def vocabulary(c: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
+    """Rows of the table: `data.vocab_size` where it is more than the tokenizer has entries."""
+    return max(c.vocab_size, tokenizer.vocab_size)
 
 
 def _load(c: ConfigDict, split: str) -> tuple[corpora.Corpus, ...]:

@@ -16,7 +16,7 @@ from lm.model.interface import Model
 from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import parameters_by_group, peak_flops
 from lm.references.second_models import open_references
-from lm.runs import identity, initialise, run_record
+from lm.runs import identity, initialise, parameters_from, run_record
 from lm.runs.checkpoints import Checkpoints, saved_steps
 from lm.training import events, experiment, schedules
 from lm.training.logging import Stopwatch, Writer, write_whole
@@ -89,7 +89,8 @@ class _Parts(NamedTuple):
       source: of the batches.
       second_models: source of a reference -> its model.
       frozen: source of a reference -> what was trained of it.
-      start: the run that this one begins with; None for none.
+      start: the run of which this one takes over the first phase; None for none.
+      beginning: the model of which it takes the parameters; None for none.
       run_id: as `lm.runs.identity.run_id`.
     """
 
@@ -99,13 +100,14 @@ class _Parts(NamedTuple):
     second_models: Mapping[str, Model]
     frozen: Mapping[str, Any]
     start: initialise.Source | None
+    beginning: parameters_from.Beginning | None
     run_id: str
 
 
 def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
     data = experiment.load_data(config.data)
     config = settle_ends(experiment.resolve(config, data.train), data.tokenizer, workdir)
-    built = experiment.build(config, data.tokenizer.vocab_size)
+    built = experiment.build(config, experiment.vocabulary(config.data, data.tokenizer))
     config = settle_streams(config, workdir, built.mesh)
     built = built._replace(config=config)
     references = open_references(built, data.tokenizer.fingerprint)
@@ -118,6 +120,9 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     start = None
     if config.quantization["from"] and not saved_steps(workdir / "checkpoints"):
         start = initialise.open_source(built, data.tokenizer.fingerprint)
+    beginning = None
+    if config.initialise["from"] and not saved_steps(workdir / "checkpoints"):
+        beginning = parameters_from.open_parameters(built, data.tokenizer)
     replaced = sum(corpus.replaced for corpus in data.train + data.validation)
     if replaced:
         say(f"replaced invalid UTF-8 in {replaced} documents")
@@ -130,7 +135,8 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}
         source = GrainSource(dataset, built.mesh, stored)
-        parts = _Parts(built, data, source, second_models, frozen, start, record["run_id"])
+        run_id = record["run_id"]
+        parts = _Parts(built, data, source, second_models, frozen, start, beginning, run_id)
         loop = Loop(config, workdir, say, parts, stop)
         if change := loop.describe_change(before.get("config", {})):
             loop.say(change)
@@ -173,7 +179,7 @@ class Loop:
         )
         try:
             check_keys(self.source, self.built.objective)
-            metadata = self._begin(parts.start)
+            metadata = self._begin(parts.start, parts.beginning)
         except InputError:
             self.source.close()
             self.checkpoints.close()
@@ -204,8 +210,10 @@ class Loop:
         self.say = above(self.progress, say)
         self._introduce()
 
-    def _begin(self, start: initialise.Source | None) -> dict[str, Any]:
-        """Sets the state: of the newest checkpoint, of the run to start from, or a fresh one."""
+    def _begin(
+        self, start: initialise.Source | None, beginning: parameters_from.Beginning | None
+    ) -> dict[str, Any]:
+        """Sets the state: of the newest checkpoint, from another model, or a fresh one."""
         abstract = self.built.abstract_state()
         restored = self.checkpoints.restore(abstract, self.source)
         if restored is not None:
@@ -213,6 +221,8 @@ class Loop:
             return metadata
         if start:
             self.state = initialise.start(self.built, start, self.source, self.say)
+        elif beginning:
+            self.state = parameters_from.begin(self.built, beginning, self.say)
         else:
             init = jax.jit(
                 self.built.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract)

@@ -85,7 +85,7 @@ def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -
     return {
         "format": compatibility.FORMAT,
         "config": config.to_dict(),
-        "vocab_size": tokenizer.vocab_size,
+        "vocab_size": built.model.config.vocab_size,
         "tokenizer": tokenizer.fingerprint,
         "must_match": {**built.objective.must_match, "state": str(carried)},
         "versions": {

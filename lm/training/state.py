@@ -57,14 +57,14 @@ def make_init(
     objective: Objective,
     ema: bool,
     first_scales: Callable[[Any], Any] | None = None,
-) -> Callable[[jax.Array], TrainState]:
-    """A function from a random key to a fresh TrainState.
+) -> Callable[..., TrainState]:
+    """A function from a random key to a fresh TrainState, with given parameters or with fresh ones.
 
-    `first_scales` gives the scales of fresh parameters; without it nothing is ever quantized.
+    `first_scales` gives the scales of these parameters; without it nothing is ever quantized.
     """
 
-    def init(key: jax.Array) -> TrainState:
-        params = model.init(key)
+    def init(key: jax.Array, params: Any = None) -> TrainState:
+        params = model.init(key) if params is None else params
         trained = Trained(
             params,
             first_scales(params) if first_scales else (),
