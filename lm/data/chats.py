@@ -1,0 +1,237 @@
+"""Chats: messages of several turns as one text, of which only the answers are trained on.
+
+The tokenizer's chat template puts its special tokens around the messages. No text becomes one: what
+a message says is marked with a character that occurs nowhere else while the template works on it.
+"""
+
+import itertools
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from lm.data.documents import SpecialToken
+from lm.data.templates import CHATML, ChatTemplate, Message, make_template
+from lm.errors import InputError
+
+__all__ = ["CHATML", "ROLES", "ChatTemplate", "Message", "make_template", "read_messages", "spans"]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+# Fields of a message that would be lost, because templates are given its role and content only.
+_UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+
+_PRIVATE_USE = range(0xE000, 0xF900)
+
+
+def read_messages(messages: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the roles and the contents of a list of messages.
+
+    Args:
+      messages: the field of a record: objects with a role and a content, which is a string, or a
+        list of {"type": "text", "text": ...}, whose texts are joined.
+      where: the file and line, which errors open with.
+
+    Raises:
+      InputError: it is no such list, or has no message of the assistant.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"{where}: messages must be a list of at least one message")
+    roles, contents = [], []
+    for number, message in enumerate(messages, 1):
+        here = f"{where}: message {number}"
+        if not isinstance(message, dict):
+            raise InputError(f"{here} must be an object, got {type(message).__name__}")
+        role = message.get("role")
+        if role not in ROLES:
+            raise InputError(f"{here} has the role {role!r}; valid are {', '.join(ROLES)}")
+        for key in _UNSUPPORTED:
+            if message.get(key):
+                raise InputError(f"{here} has {key}, which is not read; only its content is")
+        roles.append(role)
+        contents.append(_content(message.get("content"), here))
+    if "assistant" not in roles:
+        raise InputError(f"{where}: messages have none of the assistant, so nothing to train on")
+    return tuple(roles), tuple(contents)
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        kind = type(content).__name__
+        raise InputError(f"{where} must have a string as its content, got {kind}")
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise InputError(f"{where} has a part of type {kind!r}; only text can be read")
+    return "".join(part["text"] for part in content)
+
+
+def spans(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    special_tokens: Collection[str],
+    where: str,
+) -> tuple[tuple[str, float], ...]:
+    """Returns the text of a chat with the weights of its tokens as targets.
+
+    An answer is what follows the text that opens it, up to and with the special token that ends
+    its turn, or to the end of its turn where none does. It has weight 1, all else weight 0.
+
+    Args:
+      template: of the tokenizer.
+      messages: at least one.
+      special_tokens: of the tokenizer; of one character, they are text here.
+      where: the document, which errors open with.
+
+    Returns:
+      Spans, none of them empty. Special tokens that the template wrote are `SpecialToken`s.
+
+    Raises:
+      InputError: the template cannot render the messages, or writes an answer in another way when
+        there are more messages after it, so that it cannot be told from the rest.
+    """
+    names = {name for name in (*special_tokens, *template.markers) if len(name) > 1}
+    mark = _unused(messages, names, where)
+    marked = [m._replace(content=_guarded(m.content, names, mark)) for m in messages]
+    special = _pattern(names)
+    try:
+        full = template.render(marked)
+        ranges = list(_answers(template, marked, full, special))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    found, start = [], 0
+    for begin, end in ranges:
+        found += [(full[start:begin], 0.0), (full[begin:end], 1.0)]
+        start = end
+    found.append((full[start:], 0.0))
+    return _split(found, special, special_tokens, mark)
+
+
+def _unused(messages: Sequence[Message], names: Collection[str], where: str) -> str:
+    """A private-use character that occurs in none of the messages and names."""
+    used = set().union(*(message.content for message in messages), *names)
+    for point in _PRIVATE_USE:
+        if chr(point) not in used:
+            return chr(point)
+    raise InputError(f"{where}: its messages have every character for private use, U+E000 to F8FF")
+
+
+def _pattern(names: Collection[str]) -> re.Pattern[str]:
+    """Finds special tokens, the longest of those that begin at the same character."""
+    ordered = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+
+def _guarded(content: str, names: Collection[str], mark: str) -> str:
+    """The content with a mark in every special token that it spells, or might spell in part.
+
+    The mark stands after the first character, where no template looks that trims white space.
+    """
+    places = set()
+    for name in names:
+        start = content.find(name)
+        while start >= 0:
+            places.add(start + 1)
+            start = content.find(name, start + 1)
+    # The template's text beside the content could complete a token.
+    first, last = len(content) - len(content.lstrip()), len(content.rstrip())
+    if first < last:
+        if any(content.startswith(name[i:], first) for name in names for i in range(1, len(name))):
+            places.add(first)
+        if any(content.endswith(name[:i], 0, last) for name in names for i in range(1, len(name))):
+            places.add(last)
+    cuts = [0, *sorted(places), len(content)]
+    return mark.join(content[a:b] for a, b in itertools.pairwise(cuts))
+
+
+def _answers(
+    template: ChatTemplate, messages: Sequence[Message], full: str, special: re.Pattern[str]
+) -> Iterator[tuple[int, int]]:
+    """Yields where in `full` each answer begins and ends, end of turn included."""
+    least = 0
+    for i, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        here = f"chat template: message {i + 1}, of the assistant,"
+        plain = template.render(messages[:i]) if i else ""
+        opened = template.render(messages[:i], add_generation_prompt=True) if i else ""
+        # Without a text that opens an answer, or with one that an answer in a chat does not have,
+        # the turn begins with its own header.
+        has_header = opened == plain or not full.startswith(opened)
+        before = plain if has_header else opened
+        if not full.startswith(before):
+            raise InputError(f"{here} changes the text of the messages before it")
+        through = template.render(messages[: i + 1])
+        if not through.startswith(before):
+            raise InputError(f"{here} changes the text of the messages before it")
+        turn = through[len(before) :]
+        end, closing = _end_of_turn(turn, special)
+        if not full.startswith(through):
+            # Some templates leave the thinking out of all answers but the last.
+            turn = full[len(before) :]
+            end = _same_end(turn, closing, special, has_header)
+            if end is None:
+                raise InputError(f"{here} is written in another way when more messages follow")
+        begin = len(before)
+        if has_header:
+            begin += _after_header(turn[: end - len(closing)], message.content, here)
+        if begin < least:
+            raise InputError(f"{here} has no place of its own in the text")
+        least = len(before) + end
+        yield begin, least
+
+
+def _end_of_turn(turn: str, special: re.Pattern[str]) -> tuple[int, str]:
+    """Where a turn ends, and the special token that ends it, "" where none does."""
+    found = list(special.finditer(turn))
+    if found and not turn[found[-1].end() :].strip():
+        return found[-1].end(), found[-1].group()
+    return len(turn), ""
+
+
+def _same_end(rest: str, closing: str, special: re.Pattern[str], has_header: bool) -> int | None:
+    """Where the first turn of `rest` ends, if it is clear that it ends with the same token."""
+    found = special.search(rest)
+    if has_header or not closing or not found or found.group() != closing:
+        return None
+    return found.end()
+
+
+def _after_header(body: str, content: str, here: str) -> int:
+    """Where the content begins in a turn without its end; white space alone is no header."""
+    core, shown = content.strip(), body.rstrip()
+    if not shown.endswith(core):
+        raise InputError(f"{here} cannot be found in the text of its turn")
+    header = shown[: len(shown) - len(core)]
+    if not core:
+        return len(body)
+    return len(header) if header.strip() else 0
+
+
+def _split(
+    found: Sequence[tuple[str, float]],
+    special: re.Pattern[str],
+    special_tokens: Collection[str],
+    mark: str,
+) -> tuple[tuple[str, float], ...]:
+    """Spans with the special tokens by themselves, without the marks; no two could be one."""
+    joined: list[tuple[str, float]] = []
+    for text, weight in found:
+        start = 0
+        for match in special.finditer(text):
+            pieces = [text[start : match.start()], match.group()]
+            if match.group() in special_tokens:
+                pieces[1] = SpecialToken(match.group())
+            joined += [(piece, weight) for piece in pieces]
+            start = match.end()
+        joined.append((text[start:], weight))
+    merged: list[tuple[str, float]] = []
+    for text, weight in joined:
+        if isinstance(text, SpecialToken):
+            merged.append((text, weight))
+        elif clean := text.replace(mark, ""):
+            if merged and merged[-1][1] == weight and not isinstance(merged[-1][0], SpecialToken):
+                clean = merged.pop()[0] + clean
+            merged.append((clean, weight))
+    return tuple(merged)
