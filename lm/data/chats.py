@@ -92,12 +92,12 @@ def spans(
         there are more messages after it, so that it cannot be told from the rest.
     """
     names = {name for name in (*special_tokens, *template.markers) if len(name) > 1}
-    mark = _unused(messages, names, where)
+    mark, probe = _unused(messages, names, where)
     marked = [m._replace(content=_guarded(m.content, names, mark)) for m in messages]
     special = _pattern(names)
     try:
         full = template.render(marked)
-        ranges = list(_answers(template, marked, full, special))
+        ranges = list(_answers(template, marked, full, special, probe))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     found, start = [], 0
@@ -108,12 +108,12 @@ def spans(
     return _split(found, special, special_tokens, mark)
 
 
-def _unused(messages: Sequence[Message], names: Collection[str], where: str) -> str:
-    """A private-use character that occurs in none of the messages and names."""
+def _unused(messages: Sequence[Message], names: Collection[str], where: str) -> tuple[str, str]:
+    """Two private-use characters that occur in none of the messages and names."""
     used = set().union(*(message.content for message in messages), *names)
-    for point in _PRIVATE_USE:
-        if chr(point) not in used:
-            return chr(point)
+    free = [chr(point) for point in _PRIVATE_USE if chr(point) not in used]
+    if len(free) > 1:
+        return free[0], free[1]
     raise InputError(f"{where}: its messages have every character for private use, U+E000 to F8FF")
 
 
@@ -146,7 +146,11 @@ def _guarded(content: str, names: Collection[str], mark: str) -> str:
 
 
 def _answers(
-    template: ChatTemplate, messages: Sequence[Message], full: str, special: re.Pattern[str]
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    full: str,
+    special: re.Pattern[str],
+    probe: str,
 ) -> Iterator[tuple[int, int]]:
     """Yields where in `full` each answer begins and ends, end of turn included."""
     least = 0
@@ -173,10 +177,12 @@ def _answers(
             end = _same_end(turn, closing, special, has_header)
             if end is None:
                 raise InputError(f"{here} is written in another way when more messages follow")
-        begin = len(before)
-        if has_header:
-            begin += _after_header(turn[: end - len(closing)], message.content, here)
-        if begin < least:
+        try:
+            header = _header(template, before, messages[: i + 1], probe) if has_header else ""
+        except InputError as error:
+            raise InputError(f"{here} {error}") from None
+        begin = len(before) + len(header)
+        if not turn[: end - len(closing)].startswith(header) or begin < least:
             raise InputError(f"{here} has no place of its own in the text")
         least = len(before) + end
         yield begin, least
@@ -198,15 +204,17 @@ def _same_end(rest: str, closing: str, special: re.Pattern[str], has_header: boo
     return found.end()
 
 
-def _after_header(body: str, content: str, here: str) -> int:
-    """Where the content begins in a turn without its end; white space alone is no header."""
-    core, shown = content.strip(), body.rstrip()
-    if not shown.endswith(core):
-        raise InputError(f"{here} cannot be found in the text of its turn")
-    header = shown[: len(shown) - len(core)]
-    if not core:
-        return len(body)
-    return len(header) if header.strip() else 0
+def _header(template: ChatTemplate, before: str, messages: Sequence[Message], probe: str) -> str:
+    """What a turn writes before the content of its message, the last; "" if it is white space.
+
+    An answer that says nothing but `probe` shows it, whatever the template does with white space.
+    """
+    shown = template.render([*messages[:-1], messages[-1]._replace(content=probe)])
+    found = shown.find(probe, len(before))
+    if not shown.startswith(before) or found < 0:
+        raise InputError("changes what it says so much that it cannot be found")
+    header = shown[len(before) : found]
+    return header if header.strip() else ""
 
 
 def _split(

@@ -181,11 +181,11 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls a function or a method for a template."""
-        self._check(
-            getattr(function, "__self__", None),
-            getattr(function, "__name__", ""),
-            (*args, *kwargs.values()),
-        )
+        name = getattr(function, "__name__", "")
+        if name in ("format", "format_map"):
+            raise ValueError(f"it calls {name}, which has no bound")
+        arguments = (*args, *kwargs.values())
+        self._check(getattr(function, "__self__", None), name, arguments)
         return self.measure(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -209,8 +209,6 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         """Refuses a call of a method of text, or a filter, that makes much of little."""
         if not isinstance(text, str):
             return
-        if name in ("format", "format_map"):
-            raise ValueError(f"it calls {name} of text, which has no bound")
         if any(isinstance(arg, int) and arg > self._most() for arg in args):
             raise ValueError("it makes too much text")
         if name in ("replace", "do_replace") and len(args) > 1:
