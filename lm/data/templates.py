@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jinja2
 from jinja2 import meta, nodes, sandbox
 from jinja2.ext import Extension
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from lm.errors import InputError
@@ -28,12 +29,16 @@ CHATML = (
 )
 CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 
-# Rounds of all loops and calls of macros of one rendering, its seconds, and the characters of any
-# text that it makes beyond 100 times those that it is given.
+# Rounds of all loops and calls of macros of one rendering, its seconds, the characters of any text
+# that it makes beyond 100 times those that it is given, those of its source, and the values in any
+# list.
 _MOST_ROUNDS = 1_000_000
 _MOST_SECONDS = 60.0
 _MOST_CHARACTERS = 10_000_000
 _MOST_SOURCE = 1_000_000
+_MOST_VALUES = 200_000
+
+_Containers = list | tuple | dict | Namespace
 
 # A template that asks for the date gets this one, which Llama 3's write where there is no clock:
 # the same chat must be the same tokens on every day.
@@ -171,7 +176,8 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
     def measure(self, value: Any) -> Any:
         """Returns a value whose size is within the bounds."""
-        if isinstance(value, str | list | tuple | dict) and len(value) > self._most():
+        too_long = isinstance(value, str) and len(value) > self._most()
+        if too_long or (isinstance(value, _Containers) and not _is_small(value)):
             raise ValueError("it makes too much text")
         return value
 
@@ -259,6 +265,23 @@ class _Counted(NodeTransformer):
         plain = nodes.Filter(None, "string", [], [], None, None, lineno=node.lineno)
         node.filter = node.filter or plain
         return node
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a container has few values in it, those of nested containers counted each time."""
+    left, waiting = _MOST_VALUES, [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Namespace):
+            value = value._Namespace__attrs
+        if isinstance(value, dict):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, list | tuple):
+            left -= len(value)
+            if left < 0:
+                return False
+            waiting += value
+    return True
 
 
 def _own(name: str, args: list[nodes.Expr], line: int) -> nodes.Call:

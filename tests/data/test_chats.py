@@ -276,6 +276,9 @@ HOSTILE = {
         for double in (
             "{% set n.x = n.x ~ n.x %}",
             "{% set n.x = n.x + n.x %}",
+            "{% set n.x = [n.x, n.x] %}",
+            "{% set n.x = {'a': n.x, 'b': n.x} %}",
+            "{% set n.x = namespace(a=n.x, b=n.x) %}",
             "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}",
         )
     },
