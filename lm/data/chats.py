@@ -4,10 +4,11 @@ The tokenizer's chat template puts its special tokens around the messages. No te
 a message says is marked with a character that occurs nowhere else while the template works on it.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm.data.documents import SpecialToken
 from lm.data.templates import CHATML, ChatTemplate, Message, make_template
@@ -91,13 +92,13 @@ def spans(
       InputError: the template cannot render the messages, or writes an answer in another way when
         there are more messages after it, so that it cannot be told from the rest.
     """
-    names = {name for name in (*special_tokens, *template.markers) if len(name) > 1}
+    names = frozenset(name for name in (*special_tokens, *template.markers) if len(name) > 1)
+    special = _compile(names)
     mark, probe = _unused(messages, names, where)
-    marked = [m._replace(content=_guarded(m.content, names, mark)) for m in messages]
-    special = _pattern(names)
+    marked = [m._replace(content=_guarded(m.content, special, mark)) for m in messages]
     try:
         full = template.render(marked)
-        ranges = list(_answers(template, marked, full, special, probe))
+        ranges = list(_answers(template, marked, full, special.found, probe))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     found, start = [], 0
@@ -105,7 +106,7 @@ def spans(
         found += [(full[start:begin], 0.0), (full[begin:end], 1.0)]
         start = end
     found.append((full[start:], 0.0))
-    return _split(found, special, special_tokens, mark)
+    return _split(found, special.found, special_tokens, mark)
 
 
 def _unused(messages: Sequence[Message], names: Collection[str], where: str) -> tuple[str, str]:
@@ -117,29 +118,40 @@ def _unused(messages: Sequence[Message], names: Collection[str], where: str) -> 
     raise InputError(f"{where}: its messages have every character for private use, U+E000 to F8FF")
 
 
-def _pattern(names: Collection[str]) -> re.Pattern[str]:
-    """Finds special tokens, the longest of those that begin at the same character."""
+class _Names(NamedTuple):
+    """Texts of special tokens: `found` finds them, the longest of those that begin together.
+
+    `starts` finds where any of them begins, also inside another; `heads` and `tails` are what one
+    may begin and end with.
+    """
+
+    found: re.Pattern[str]
+    starts: re.Pattern[str]
+    heads: tuple[str, ...]
+    tails: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(names: frozenset[str]) -> _Names:
     ordered = sorted(names, key=lambda name: (-len(name), name))
-    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+    pattern = "|".join(map(re.escape, ordered)) or r"(?!)"
+    heads = {name[:i] for name in names for i in range(1, len(name))}
+    tails = {name[i:] for name in names for i in range(1, len(name))}
+    return _Names(re.compile(pattern), re.compile(f"(?={pattern})"), tuple(heads), tuple(tails))
 
 
-def _guarded(content: str, names: Collection[str], mark: str) -> str:
+def _guarded(content: str, names: _Names, mark: str) -> str:
     """The content with a mark in every special token that it spells, or might spell in part.
 
     The mark stands after the first character, where no template looks that trims white space.
     """
-    places = set()
-    for name in names:
-        start = content.find(name)
-        while start >= 0:
-            places.add(start + 1)
-            start = content.find(name, start + 1)
+    places = {match.start() + 1 for match in names.starts.finditer(content)}
     # The template's text beside the content could complete a token.
     first, last = len(content) - len(content.lstrip()), len(content.rstrip())
     if first < last:
-        if any(content.startswith(name[i:], first) for name in names for i in range(1, len(name))):
+        if content.startswith(names.tails, first):
             places.add(first)
-        if any(content.endswith(name[:i], 0, last) for name in names for i in range(1, len(name))):
+        if content.endswith(names.heads, 0, last):
             places.add(last)
     cuts = [0, *sorted(places), len(content)]
     return mark.join(content[a:b] for a, b in itertools.pairwise(cuts))
