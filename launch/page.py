@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lm import strict_json
-from lm.data.documents import Document
+from lm.data.documents import Document, SpecialToken
+from lm.data.layout import rendered
 from lm.data.tokenizers import Tokenizer
 from lm.references.inspection import Inspection
 
@@ -96,14 +97,19 @@ def render(
 
 
 def pieces(document: Document, tokenizer: Tokenizer) -> list[bytes]:
-    """Returns the UTF-8 bytes of each token of a document, and b"" for the end of text."""
+    """Returns the UTF-8 bytes of each target of a document, and b"" for the end of text.
+
+    The special tokens of a chat stand for their own names.
+    """
+    document = rendered(document, tokenizer)
     parts = []
     for text, _ in document.spans:
         content, start = text.encode(), 0
-        for size in tokenizer.encode(text)[1].tolist():
+        special = isinstance(text, SpecialToken)
+        for size in [len(content)] if special else tokenizer.encode(text)[1].tolist():
             parts.append(content[start : start + size])
             start += size
-    return [*parts, b""]
+    return parts[1:] if document.framed else [*parts, b""]
 
 
 def _texts(inspection, documents, tokenizer, shades) -> Iterator[str]:
@@ -118,7 +124,8 @@ def _texts(inspection, documents, tokenizer, shades) -> Iterator[str]:
         for number, piece in enumerate(covered):
             if number in starts:
                 parts.append(f"<b>window {starts[number]}</b>")
-            content = _content(piece, decoder) if number < len(covered) - 1 else _mark("end", "raw")
+            at_end = number == len(covered) - 1 and not piece
+            content = _mark("end", "raw") if at_end else _content(piece, decoder)
             parts.append(_span(content, *next(shades)))
         title = f"<h2>{html.escape(document.name)}</h2>\n" if len(documents) > 1 else ""
         yield f"{title}<pre>{''.join(parts)}</pre>"

@@ -58,8 +58,8 @@ def load_chosen(fields: Sequence[str] = ()) -> Loaded:
         raise InputError(
             f"{' and '.join(given)} are several models: give one of them"
             if given
-            else "--model=M is missing: a work directory, a packed file, a Hugging Face folder or a "
-            ".gguf file"
+            else "--model=M is missing: a work directory, a packed file, a Hugging Face folder or "
+            "a .gguf file"
         )
     ((flag, path),) = given.items()
     if is_pretrained(path):

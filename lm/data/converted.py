@@ -160,10 +160,10 @@ def _elements(file: TextIO, text: str) -> Iterator[str]:
 def _from_parquet(path: Path, output: BinaryIO) -> None:
     parquet = _package("pyarrow.parquet", path)
     file = parquet.ParquetFile(path)
-    wanted = [n for n in ("text", "prompt", "response") if n in file.schema_arrow.names]
+    wanted = [n for n in ("text", "prompt", "response", "messages") if n in file.schema_arrow.names]
     if not wanted:
         names = ", ".join(file.schema_arrow.names)
-        raise InputError(f"{path}: needs text, or prompt and response; it has {names}")
+        raise InputError(f"{path}: needs text, or prompt and response, or messages; it has {names}")
     batches = file.iter_batches(batch_size=1024, columns=wanted)
     _write((record for batch in batches for record in batch.to_pylist()), output)
 

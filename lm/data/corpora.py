@@ -36,10 +36,11 @@ def load(
     Args:
       corpus: `stdlib`, `tfds:NAME[/config]`, a folder or a FILE.jsonl; commas separate several.
         A folder's documents are all its files, at any depth, that have no NUL byte and are not
-        hidden. A JSONL line is an object with the string `text`, or `prompt` and `response`;
-        blank lines are skipped. Other files of records, see `lm.data.converted`, are converted to
-        JSON lines in the cache. A TFDS dataset has features of these names. What is in a bucket,
-        as gs://BUCKET/text.jsonl, is copied into the cache first.
+        hidden. A JSONL line is an object with the string `text`, or `prompt` and `response`,
+        or a chat: `messages`, a list of {"role": ..., "content": ...}; blank lines are skipped.
+        Other files of records, see `lm.data.converted`, are converted to JSON lines in the cache. A
+        TFDS dataset has features of these names, but for chats. What is in a bucket, as
+        gs://BUCKET/text.jsonl, is copied into the cache first.
       split: `train` or `validation`.
       directory: where corpora are prepared and cached; "" is `cache_directory("")`, and for
         `tfds:` the environment variable TFDS_DATA_DIR where it is set.

@@ -1,12 +1,15 @@
-"""The end and the beginning of text of a tokenizer.json: what declares them."""
+"""What declares the end and the beginning of text of a tokenizer.json, and its chat template."""
 
 import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from lm.errors import InputError
 
+CHAT_TEMPLATE = "chat_template.jinja"
 END_OF_TEXT = "<|endoftext|>"
 
 # Names by which a special token of a tokenizer.json is known as an end or a beginning of text.
@@ -17,7 +20,7 @@ BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "
 # of the vocabulary, special or not, that is one of `ENDS` opens and closes every document.
 GUESSED = "guessed"
 
-# A tokenizer_config.json is small; more is not one.
+# A tokenizer_config.json or a chat template is small; more is not one.
 _MOST_BYTES = 10_000_000
 
 
@@ -38,6 +41,34 @@ def tokenizer_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from None
     return config
+
+
+def chat_template(where: str, config: dict[str, Any]) -> str | None:
+    """The source of the chat template that comes with a tokenizer.json.
+
+    That is the chat_template.jinja beside it, else chat_template of its tokenizer_config.json: a
+    string, or a list of templates of which one is named "default".
+
+    Args:
+      where: the tokenizer.json, which may be in a bucket.
+      config: the content of its tokenizer_config.json.
+
+    Raises:
+      InputError: the file is not UTF-8, or too large to be a template.
+    """
+    path = epath.Path(where).with_name(CHAT_TEMPLATE)
+    if path.is_file():
+        try:
+            if path.stat().length > _MOST_BYTES:
+                raise ValueError(f"larger than {_MOST_BYTES:,} bytes")
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: no chat template: {error}") from None
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[0].get("template") if named else None
+    return found if isinstance(found, str) else None
 
 
 def content(token: Any) -> str:

@@ -6,17 +6,30 @@ from typing import NamedTuple
 from lm.errors import InputError
 
 
+class SpecialToken(str):
+    """The text of a span that is encoded as the one special token of this name."""
+
+    __slots__ = ()
+
+
 class Document(NamedTuple):
     """One text, in spans.
 
     Attributes:
       name: a stable id, unique in its corpus.
       spans: pairs of a text and the weight of its tokens as targets. Plain text is one span of
-        weight 1; a prompt has weight 0 and its response weight 1.
+        weight 1; a prompt has weight 0 and its response weight 1. The spans of a chat are the
+        contents of its messages, those of the assistant with weight 1.
+      roles: of a chat, who says each of its spans; `lm.data.layout.rendered` puts the chat template
+        of a tokenizer around them. () for all other text.
+      framed: the spans hold the first and the last token already, so that no beginning or end of
+        text is added.
     """
 
     name: str
     spans: tuple[tuple[str, float], ...]
+    roles: tuple[str, ...] = ()
+    framed: bool = False
 
     @property
     def text(self) -> str:
@@ -50,16 +63,22 @@ def decode(content: bytes) -> tuple[str, bool]:
         return content.decode(errors="replace"), True
 
 
-def span_fields(available: Collection[str], where: str) -> tuple[tuple[str, float], ...]:
+def span_fields(
+    available: Collection[str], where: str, others: str = ""
+) -> tuple[tuple[str, float], ...]:
     """Returns the fields of a record that make up its document, each with its weight.
 
+    Args:
+      available: the fields that the record has.
+      where: what the message of an error opens with.
+      others: what the caller takes besides, for that message.
+
     Raises:
-      InputError: there is neither `text` nor `prompt` and `response`; the message opens with
-        `where`.
+      InputError: there is neither `text` nor `prompt` and `response`.
     """
     if "text" in available:
         return (("text", 1.0),)
     if "prompt" in available and "response" in available:
         return (("prompt", 0.0), ("response", 1.0))
     found = ", ".join(sorted(available)) or "nothing"
-    raise InputError(f"{where}: needs text, or prompt and response; it has {found}")
+    raise InputError(f"{where}: needs text, or prompt and response{others}; it has {found}")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.data.chats import read_messages
 from lm.data.documents import Corpus, Document, decode, span_fields
 from lm.data.hashing import Fingerprint, held_out
 from lm.errors import InputError
@@ -56,8 +57,8 @@ def load_jsonl(
 
     Raises:
       InputError: a line, of either split, is not an object with the strings `text`, or `prompt`
-        and `response`; the message opens with the file and the line's number. Or the file is no
-        text in UTF-8.
+        and `response`, or with the list `messages` of a chat; the message opens with the file and
+        the line's number. Or the file is no text in UTF-8.
     """
     original = original or path
     try:
@@ -88,7 +89,7 @@ def _index(
                 _check_beginning(content, original)
                 content = content.removeprefix(_BYTE_ORDER_MARK)
             if content:
-                _, bad = _parse(content, f"{original}:{number}")
+                *_, bad = _parse(content, f"{original}:{number}")
                 out = held_out(content, validation_fraction)
                 split = "validation" if out else "train"
                 digests[split].add(content)
@@ -139,12 +140,12 @@ class _Lines(Sequence):
             file.seek(self._offsets[index])
             line = file.read(self._lengths[index])
         line = line.removeprefix(_BYTE_ORDER_MARK)
-        spans, _ = _parse(line, f"{self._original}:{number}")
-        return Document(f"{self._original.name}:{number}", spans)
+        spans, roles, _ = _parse(line, f"{self._original}:{number}")
+        return Document(f"{self._original.name}:{number}", spans, roles)
 
 
-def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], bool]:
-    """Returns the spans of a line of JSON, and whether its text had to be repaired."""
+def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], tuple[str, ...], bool]:
+    """Returns the spans of a line of JSON, their roles, and whether text had to be repaired."""
     content, replaced = decode(line)
     try:
         record = json.loads(content)
@@ -155,13 +156,21 @@ def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], bool
         raise InputError(f"{where}: not a line of JSON that can be read: {reason}") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
+    roles, texts = (), []
+    if "messages" in record and "text" not in record and not {"prompt", "response"} <= set(record):
+        roles, contents = read_messages(record["messages"], where)
+        weights = [float(role == "assistant") for role in roles]
+        texts = list(zip(contents, weights, strict=True))
+    else:
+        for field, weight in span_fields(record, where, ", or messages"):
+            text = record[field]
+            if not isinstance(text, str):
+                raise InputError(f"{where}: {field} must be a string, got {type(text).__name__}")
+            texts.append((text, weight))
     spans = []
-    for field, weight in span_fields(record, where):
-        text = record[field]
-        if not isinstance(text, str):
-            raise InputError(f"{where}: {field} must be a string, got {type(text).__name__}")
+    for text, weight in texts:
         # JSON may escape half of a surrogate pair, which UTF-8 cannot hold.
         sound = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         replaced |= sound != text
         spans.append((sound, weight))
-    return tuple(spans), replaced
+    return tuple(spans), roles, replaced

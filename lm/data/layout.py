@@ -1,14 +1,17 @@
 """From a document to the arrays of a row.
 
 A document of tokens t1..tn has the inputs [beginning, t1..tn] and the targets [t1..tn, end]: every
-target lies inside the document, and so does all that it is predicted from.
+target lies inside the document, and so does all that it is predicted from. A chat whose template
+writes special tokens is those of the template: t1..tn has the inputs [t1..tn-1] and the targets
+[t2..tn].
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lm.data.documents import Document
+from lm.data import chats
+from lm.data.documents import Document, SpecialToken
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 
@@ -38,7 +41,8 @@ PADDING = {"sample_ids": -1}
 def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     """Returns a document as positions: an array of `POSITION` [n + 1], n its number of tokens.
 
-    The end of text covers no bytes and has the weight of the last span.
+    The end of text covers no bytes and has the weight of the last span; special tokens of a chat
+    cover no bytes. A document that is framed has n - 1 positions.
 
     Raises:
       InputError: the tokenizer gives an id outside its own vocabulary.
@@ -55,9 +59,12 @@ def encode_pieces(document: Document, tokenizer: Tokenizer) -> Iterator[np.ndarr
     Raises:
       InputError: the tokenizer gives an id outside its own vocabulary.
     """
-    before = tokenizer.beginning_of_text
+    document = rendered(document, tokenizer)
+    before = None if document.framed else tokenizer.beginning_of_text
     for text, weight in document.spans:
-        for ids, num_bytes in tokenizer.encode_pieces(text):
+        for ids, num_bytes in _encoded(text, tokenizer):
+            if before is None and len(ids):
+                before, ids, num_bytes = ids[0], ids[1:], num_bytes[1:]
             if not len(ids):
                 continue
             if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
@@ -73,10 +80,39 @@ def encode_pieces(document: Document, tokenizer: Tokenizer) -> Iterator[np.ndarr
             positions["num_bytes"] = num_bytes
             before = ids[-1]
             yield positions
+    if document.framed:
+        if before is None:
+            raise InputError(f"{document.name}: the chat template writes nothing")
+        return
     last = np.zeros(1, POSITION)
     last["tokens"], last["targets"] = before, tokenizer.end_of_text
     last["weights"] = document.spans[-1][1]
     yield last
+
+
+def rendered(document: Document, tokenizer: Tokenizer) -> Document:
+    """Returns a chat as its tokenizer's template writes it, any other document as it is.
+
+    The spans of the result are the whole text, special tokens as spans of their own. It is framed
+    where there are special tokens; markers that are ordinary text stand between a beginning and an
+    end of text, as all text does.
+
+    Raises:
+      InputError: the template cannot render the chat, or does not show which part is whose.
+    """
+    if not document.roles:
+        return document
+    contents = (text for text, _ in document.spans)
+    messages = list(map(chats.Message, document.roles, contents))
+    spans = chats.spans(tokenizer.chat, messages, tokenizer.special_tokens, document.name)
+    framed = any(isinstance(text, SpecialToken) for text, _ in spans)
+    return Document(document.name, spans, framed=framed)
+
+
+def _encoded(text: str, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if isinstance(text, SpecialToken):
+        return iter([(np.array([tokenizer.special_id(text)], np.int32), np.zeros(1, np.int32))])
+    return tokenizer.encode_pieces(text)
 
 
 def add_fields(positions: np.ndarray, **fields: np.ndarray | np.generic) -> np.ndarray:

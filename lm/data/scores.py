@@ -231,5 +231,5 @@ def _open(file: str | Path) -> Any:
 
 
 def _digest(document: Document) -> bytes:
-    parts = (document.name, document.text)
+    parts = (document.name, document.text, *document.roles)
     return bytes.fromhex(fingerprint(part.encode(errors="surrogatepass") for part in parts))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm import strict_json
-from lm.data import cuts, declared
+from lm.data import chats, cuts, declared
 from lm.data.corpora import cache_directory
 from lm.data.documents import Corpus
 from lm.data.hashing import fingerprint
@@ -35,13 +35,30 @@ class Tokenizer(abc.ABC):
       end_of_text: the id that closes every document; no text is ever encoded to it.
       beginning_of_text: the id that opens every document: one of its own where the tokenizer
         declares it, otherwise `end_of_text`.
-      fingerprint: tells this tokenizer from any other.
+      fingerprint: tells this tokenizer from any other; its chat template does not count.
+      special_tokens: what a chat template may write as one token; text never becomes one.
+      chat_template: the source of its chat template, None for ChatML.
     """
 
     vocab_size: int
     end_of_text: int
     beginning_of_text: int
     fingerprint: str
+    special_tokens: frozenset[str] = frozenset()
+    chat_template: str | None = None
+
+    @property
+    def chat(self) -> chats.ChatTemplate:
+        """The template of its chats.
+
+        Raises:
+          InputError: it is no template that can be read.
+        """
+        return chats.make_template(None, {})
+
+    def special_id(self, text: str) -> int:
+        """Returns the id of one of `special_tokens`."""
+        raise KeyError(text)
 
     @abc.abstractmethod
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -194,6 +211,8 @@ class Subwords(Tokenizer):
         self.end_of_text_token, self.beginning_of_text_token = end, beginning
         self.end_of_text, self.beginning_of_text = vocabulary[end], vocabulary[beginning]
         self.vocab_size = max(vocabulary.values()) + 1
+        self.special_tokens = frozenset(special)
+        self.chat_template = declared.chat_template(where, config)
         self._widths = self._byte_widths(vocabulary)
         self._may_cut = self._widths is not None and cuts.may_be_at_spaces(definition, vocabulary)
         self.fingerprint = fingerprint([definition.encode()])
@@ -204,6 +223,16 @@ class Subwords(Tokenizer):
     def vocabulary(self) -> dict[str, int]:
         """Every token and its id."""
         return self._tokenizer().get_vocab(with_added_tokens=True)
+
+    @property
+    def chat(self) -> chats.ChatTemplate:
+        """See `Tokenizer`. The ends of text are the bos_token and eos_token of the template."""
+        ends = {"bos_token": self.beginning_of_text_token, "eos_token": self.end_of_text_token}
+        return chats.make_template(self.chat_template, ends)
+
+    def special_id(self, text: str) -> int:
+        """See `Tokenizer`."""
+        return self._tokenizer().token_to_id(text)
 
     def _tokenizer(self) -> Any:
         if self._built is None:

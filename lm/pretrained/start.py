@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm import strict_json
+from lm.data import declared
 from lm.data.corpora import cache_directory
 from lm.data.tokenizers import Subwords
 from lm.errors import InputError
@@ -114,7 +115,10 @@ def tokenizer_files(tokenizer: Subwords) -> dict[str, str]:
         "eos_token": tokenizer.end_of_text_token,
         "bos_token": tokenizer.beginning_of_text_token,
     }
-    return {
+    files = {
         "tokenizer.json": tokenizer.definition,
         "tokenizer_config.json": strict_json.dumps(settings, indent=2) + "\n",
     }
+    if tokenizer.chat_template:
+        files[declared.CHAT_TEMPLATE] = tokenizer.chat_template
+    return files

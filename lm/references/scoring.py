@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.documents import Corpus, Document
-from lm.data.layout import encode_document, make_row
+from lm.data.layout import encode_document, make_row, rendered
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 from lm.model.interface import Model
@@ -168,6 +168,7 @@ def _pieces(
 ) -> Iterator[_Piece]:
     documents = (document for corpus in corpora for document in corpus.documents)
     for number, document in enumerate(documents):
+        document = rendered(document, tokenizer)
         positions = encode_document(document, tokenizer)
         total, places = len(positions), np.arange(len(positions))
         if without_context:
@@ -182,7 +183,9 @@ def _pieces(
 
 def _without_context(document: Document) -> Document:
     spans = tuple((text, weight) for text, weight in document.spans if weight)
-    return document._replace(spans=spans or (("", 0.0),))
+    # The first token of a document that is framed is no target.
+    framed = document.framed and bool(document.spans[0][1])
+    return document._replace(spans=spans or (("", 0.0),), framed=framed)
 
 
 def _fill(pieces: Iterator[_Piece], batch_size: int, length: int) -> Iterator[list[list[_Piece]]]:

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from lm.data import tokenizers
+from lm.data import declared, tokenizers
 from lm.data.targets import count_without_target
 from lm.errors import InputError, StorageError
 from lm.evaluation import perplexity, sampling
@@ -144,6 +144,9 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
             write_whole(workdir / "config.json", as_text(record))
             if isinstance(data.tokenizer, tokenizers.Subwords):
                 write_whole(workdir / "tokenizer.json", data.tokenizer.definition)
+                if data.tokenizer.chat_template is not None:
+                    template = workdir / declared.CHAT_TEMPLATE
+                    write_whole(template, data.tokenizer.chat_template)
         lost = False
         try:
             return loop.run()

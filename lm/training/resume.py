@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import strict_json
+from lm.data.chats import CHATML
 from lm.data.declared import GUESSED
+from lm.data.hashing import fingerprint
 from lm.data.tokenizers import Subwords, Tokenizer
 from lm.errors import InputError, StorageError, writing
 from lm.flat import leaves
@@ -87,6 +89,7 @@ def resolved(config: ConfigDict, tokenizer: Any, built: experiment.Experiment) -
         "config": config.to_dict(),
         "vocab_size": built.model.config.vocab_size,
         "tokenizer": tokenizer.fingerprint,
+        "chat_template": fingerprint([(tokenizer.chat_template or CHATML).encode()]),
         "must_match": {**built.objective.must_match, "state": str(carried)},
         "versions": {
             "python": ".".join(map(str, sys.version_info[:3])),
@@ -138,6 +141,7 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]
         fixed = key in ("vocab_size", "tokenizer") or any(
             key == f"config.{name}" or key.startswith(f"config.{name}.") for name in _FIXED
         )
+        fixed |= key == "chat_template" and key in old  # Older commits had none.
         if (
             fixed
             and key not in {f"config.{name}" for name in _FREE}

@@ -115,8 +115,14 @@ def test_json_lines_with_bytes_and_escapes_that_are_no_text(tmp_path):
     [
         ('{"text": "a"', r"a\.jsonl:3: not a line of JSON"),
         ('["text"]', r"a\.jsonl:3: must be a JSON object, got list"),
-        ('{"body": "a"}', r"a\.jsonl:3: needs text, or prompt and response; it has body"),
-        ('{"prompt": "a"}', r"a\.jsonl:3: needs text, or prompt and response; it has prompt"),
+        (
+            '{"body": "a"}',
+            r":3: needs text, or prompt and response, or messages; it has body",
+        ),
+        (
+            '{"prompt": "a"}',
+            r":3: needs text, or prompt and response, or messages; it has prompt",
+        ),
         ('{"text": 5}', r"a\.jsonl:3: text must be a string, got int"),
         ('{"prompt": "a", "response": null}', r"a\.jsonl:3: response must be a string"),
     ],
