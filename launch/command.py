@@ -299,6 +299,9 @@ def _check_config(arguments: list[str]) -> None:
         config = config_flags.ConfigFileFlagParser("config").parse(name)
         valid = [key for key, _ in leaves(config)]
     except Exception as error:  # a config file is the user's code and may raise anything
+        # ml_collections raises it again, with the whole traceback as its text.
+        if isinstance(error.__context__, InputError):
+            raise InputError(f"--config={path}: {error.__context__}") from None
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else 1)
         reason = str(error.args[0] if error.args else "").replace("\\n", " ").strip("'")

@@ -1,15 +1,22 @@
 """A model that others have trained, as it lies in their files."""
 
+import hashlib
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm import strict_json
+from lm.data.corpora import cache_directory
 from lm.data.tokenizers import Subwords
 from lm.errors import InputError
 from lm.model.config import check_choice
+from lm.pretrained import gguf_names, gguf_tokenizer
 from lm.pretrained.families import FAMILIES
 from lm.pretrained.family import read_model
+from lm.pretrained.gguf_file import read_gguf
 from lm.pretrained.safetensors_file import Stored, open_safetensors
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -58,7 +65,7 @@ def open_pretrained(path: str) -> Pretrained:
       InputError: missing, damaged or unknown; one line that names the file.
     """
     if path.endswith(".gguf"):
-        raise InputError(f"{path}: not yet")
+        return _open_gguf(Path(path))
     return _open_folder(Path(path))
 
 
@@ -78,6 +85,19 @@ def _open_folder(folder: Path) -> Pretrained:
     return Pretrained(str(folder), model_type, section, vocabulary, tensors, tokenizer)
 
 
+def _open_gguf(path: Path) -> Pretrained:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    file = read_gguf(path)
+    values = gguf_names.settings(file, str(path))
+    section, vocabulary = read_model(FAMILIES[values["model_type"]], values, str(path))
+    tensors = gguf_names.tensors(file, values, str(path))
+    folder = cached_files(gguf_tokenizer.tokenizer_files(file.metadata, str(path)))
+    tokenizer = read_tokenizer(folder)
+    check_vocabulary(tokenizer, vocabulary, str(path))
+    return Pretrained(str(path), values["model_type"], section, vocabulary, tensors, tokenizer)
+
+
 def check_vocabulary(tokenizer: Subwords, vocabulary: int, where: str) -> None:
     """Raises InputError where the tokenizer has entries that the table has no row for."""
     if tokenizer.vocab_size > vocabulary:
@@ -85,6 +105,22 @@ def check_vocabulary(tokenizer: Subwords, vocabulary: int, where: str) -> None:
             f"{where}: its tokenizer has {tokenizer.vocab_size:,} entries and its table "
             f"{vocabulary:,} rows; one of them is of another model"
         )
+
+
+def cached_files(files: Mapping[str, str]) -> Path:
+    """A folder of the cache with these files, made once."""
+    digest = hashlib.sha256(strict_json.dumps(dict(files)).encode()).hexdigest()[:16]
+    folder = cache_directory("") / "tokenizers" / digest
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+        for name, content in files.items():
+            (scratch / name).write_text(content)
+        try:
+            os.replace(scratch, folder)
+        except OSError:  # Another process was faster.
+            shutil.rmtree(scratch)
+    return folder
 
 
 def read_json(path: Path) -> dict[str, Any]:

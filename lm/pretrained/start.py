@@ -1,17 +1,14 @@
 """What a config needs to know of the model that a run begins with."""
 
-import hashlib
-import os
-import tempfile
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm import strict_json
 from lm.data import declared
-from lm.data.corpora import cache_directory
 from lm.data.tokenizers import Subwords
 from lm.errors import InputError
-from lm.pretrained.source import Pretrained, is_pretrained, open_pretrained, read_json
+from lm.pretrained.source import Pretrained, cached_files, is_pretrained, open_pretrained, read_json
 
 # Keys of a model section that are a matter of the machine; a config has its own.
 _OF_THE_MACHINE = ("attention", "remat", "unroll", "dtype", "param_dtype", "plain_autodiff")
@@ -34,6 +31,7 @@ class Description(NamedTuple):
     family: str
 
 
+@functools.lru_cache(maxsize=1)  # Commands read a config twice.
 def describe(source: str) -> Description:
     """The model in a work directory, a Hugging Face folder or a .gguf file.
 
@@ -56,11 +54,15 @@ def describe(source: str) -> Description:
 
 
 def of_files(found: Pretrained) -> Description:
-    """That of a model of others; its tokenizer is put into the cache."""
+    """That of a model of others.
+
+    Its tokenizer is put into the cache: a run then does not depend on files that may go away, and
+    the tokenizer in a .gguf has a path.
+    """
     tokenizer = found.tokenizer
     return Description(
         found.section,
-        cached_tokenizer(tokenizer),
+        str(cached_files(tokenizer_files(tokenizer)) / "tokenizer.json"),
         tokenizer.end_of_text_token,
         tokenizer.beginning_of_text_token,
         found.vocab_size,
@@ -84,28 +86,6 @@ def _of_run(path: Path) -> Description:
         return Description(section, data["tokenizer"], *ends, 0, "")
     family = config.get("initialise", {}).get("family", "")
     return Description(section, str(definition), *ends, vocabulary, family)
-
-
-def cached_tokenizer(tokenizer: Subwords) -> str:
-    """The path of a copy of a tokenizer.json in the cache, for data.tokenizer.
-
-    A run then does not depend on files that may go away, and the tokenizer in a .gguf has a path.
-    """
-    files = tokenizer_files(tokenizer)
-    digest = hashlib.sha256(strict_json.dumps(files).encode()).hexdigest()[:16]
-    folder = cache_directory("") / "tokenizers" / digest
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-        for name, content in files.items():
-            (scratch / name).write_text(content)
-        try:
-            os.replace(scratch, folder)
-        except OSError:  # Another process was faster.
-            for file in scratch.iterdir():
-                file.unlink()
-            scratch.rmdir()
-    return str(folder / "tokenizer.json")
 
 
 def tokenizer_files(tokenizer: Subwords) -> dict[str, str]:

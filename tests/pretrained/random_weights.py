@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -51,6 +51,7 @@ def write_tokenizer(folder: Path, entries: int) -> None:
     characters = [chr(c) for c in range(33, 33 + entries - 1)]
     vocabulary = {c: i for i, c in enumerate([*characters, "</s>"])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token=characters[0]))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     made.add_special_tokens(["</s>"])
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))

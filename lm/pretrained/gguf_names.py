@@ -1,0 +1,156 @@
+"""The settings and tensors of a GGUF file by the names of a Hugging Face folder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lm.errors import InputError
+from lm.pretrained.gguf_file import GGUF
+from lm.pretrained.safetensors_file import Stored
+
+# general.architecture -> model_type. The files of Llama, Mistral and SmolLM 1 and 2 are "llama".
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+# Our key of config.json -> its name after the architecture, and whether a file must have it.
+_SETTINGS = {
+    "num_hidden_layers": "block_count",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
+
+# Keys that follow from others, or that say nothing of what is computed.
+_IRRELEVANT = ("vocab_size", "rope.dimension_count", "attention.value_length")
+
+_OUTER = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def settings(file: GGUF, where: str) -> dict[str, Any]:
+    """The content of a config.json.
+
+    Raises:
+      InputError: an architecture or a key that is not known.
+    """
+    metadata = file.metadata
+    name = metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        raise InputError(
+            f"{where}: general.architecture={name!r:.40} is not one of: {', '.join(ARCHITECTURES)}"
+        )
+    found: dict[str, Any] = {"model_type": ARCHITECTURES[name]}
+    known = {f"{name}.{key}": ours for ours, key in _SETTINGS.items()}
+    for key, value in metadata.items():
+        if key in known:
+            found[known[key]] = value
+        elif key == f"{name}.rope.scaling.type" and value == "none":
+            continue
+        elif key.startswith(f"{name}.") and key.removeprefix(f"{name}.") not in _IRRELEVANT:
+            raise InputError(f"{where}: {key}={value!r:.60} is not known")
+    heads, width = found.get("num_attention_heads"), found.get("hidden_size")
+    rotated = metadata.get(f"{name}.rope.dimension_count")
+    head = found.get("head_dim") or (isinstance(heads, int) and heads and width // heads)
+    if rotated is not None and rotated != head:
+        raise InputError(f"{where}: {name}.rope.dimension_count={rotated} must be {head}")
+    if "rope_freqs.weight" in file.tensors:
+        found["rope_parameters"] = _scaling(file, found, where)
+    table = file.tensors.get("token_embd.weight")
+    if table is None:
+        raise InputError(f"{where}: tensors missing: token_embd.weight")
+    found["vocab_size"] = table.shape[0]
+    found["tie_word_embeddings"] = "output.weight" not in file.tensors
+    biases = "blk.0.attn_output.bias" in file.tensors
+    if name == "llama" and biases:
+        found["attention_bias"] = True
+    return found
+
+
+def _scaling(file: GGUF, found: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Llama 3.1's scaling, of which a file keeps the factor of each frequency only."""
+    factors = np.asarray(file.tensors["rope_freqs.weight"].read(), np.float64)
+    if np.all(factors == 1):
+        return {"rope_theta": found.get("rope_theta", 10_000.0), "rope_type": "default"}
+    base = found.get("rope_theta", 10_000.0)
+    half = len(factors)
+    waves = 2 * np.pi * base ** (np.arange(half) / half)
+    for factor in (8.0, 32.0):
+        turns = 8192 / waves
+        share = np.clip((turns - 1) / (4 - 1), 0, 1)
+        if np.allclose(factors, 1 / ((1 - share) / factor + share), rtol=1e-3):
+            return {
+                "rope_theta": base,
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
+    raise InputError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1 or 3.2")
+
+
+def tensors(file: GGUF, found: Mapping[str, Any], where: str) -> dict[str, Stored]:
+    """The tensors by the names of Hugging Face, rows of queries and keys in its order.
+
+    Raises:
+      InputError: a name that is not known.
+    """
+    named = {}
+    for name, stored in file.tensors.items():
+        if name == "rope_freqs.weight":
+            continue
+        theirs = _OUTER.get(name) or _layer_name(name)
+        if theirs is None:
+            raise InputError(f"{where}: tensors not known: {name:.80}")
+        heads = found["num_attention_heads"]
+        if found["model_type"] == "llama" and ".attn_q." in name:
+            stored = _in_order(stored, heads, where)
+        elif found["model_type"] == "llama" and ".attn_k." in name:
+            stored = _in_order(stored, found.get("num_key_value_heads", heads), where)
+        named[theirs] = stored
+    return named
+
+
+def _layer_name(name: str) -> str | None:
+    """blk.N.attn_q.weight -> model.layers.N.self_attn.q_proj.weight."""
+    parts = name.split(".")
+    if len(parts) != 4 or parts[0] != "blk" or not parts[1].isdigit() or parts[2] not in LAYER:
+        return None
+    return f"model.layers.{parts[1]}.{LAYER[parts[2]]}.{parts[3]}"
+
+
+def _in_order(stored: Stored, heads: int, where: str) -> Stored:
+    if not isinstance(heads, int) or heads < 1 or stored.shape[0] % (2 * heads):
+        raise InputError(f"{where}: {stored.shape[0]:,} rows of queries or keys for {heads} heads")
+    return stored._replace(read=lambda: huggingface_rows(stored.read(), heads))
+
+
+def huggingface_rows(w: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of queries or keys in the order of Hugging Face, from that of GGUF for Llama."""
+    return w.reshape(heads, -1, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def gguf_rows(w: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `huggingface_rows`."""
+    return w.reshape(heads, 2, -1, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
