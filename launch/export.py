@@ -1,33 +1,61 @@
 """Writes a model in a form that other programs read.
 
-python -m launch.export --model=runs/tuned --format=huggingface --output=tuned_hf
+python -m launch.export --model=runs/tuned --format=huggingface --output=tuned
 """
 
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from launch import command, workdir
+from lm.data.tokenizers import Subwords
 from lm.errors import InputError
 
-_FORMATS = ("huggingface", "compressed_tensors", "gguf")
-_FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write.")
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16", "float16"), "Type of the numbers that are written."
+_FORMATS = ("huggingface",)
+_FORMAT = flags.DEFINE_string("format", None, f"What to write: {' | '.join(_FORMATS)}.")
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_DTYPE = flags.DEFINE_string(
+    "dtype", "float32", f"Type of the numbers that are written: {' | '.join(_DTYPES)}."
 )
 
 
 def main() -> None:
-    """Writes the model and prints its size and family."""
-    if _FORMAT.value is None:
-        raise InputError(f"--format=FORMAT is missing; valid: {', '.join(_FORMATS)}")
-    if not command.OUTPUT.value:
-        raise InputError("--output=PATH is missing: the folder or file to make")
+    """Writes the model and prints its family and size."""
+    for flag, valid in ((_FORMAT, _FORMATS), (_DTYPE, tuple(_DTYPES))):
+        if flag.value not in valid:
+            raise InputError(f"--{flag.name}={flag.value} is not one of: {', '.join(valid)}")
+    output = command.OUTPUT.value
+    if not output:
+        raise InputError("--output=PATH is missing: the folder to make")
     command.use_compilation_cache()
     from lm.pretrained import huggingface
 
-    huggingface.check_output(Path(command.OUTPUT.value))
-    loaded = workdir.load_chosen()
-    size, family = _write_huggingface(loaded)
-    print(f"{_FORMAT.value}: {command.OUTPUT.value}, {family}, {size:,} bytes")
+    huggingface.check_output(Path(output))
+    family, size = _write_folder(workdir.load_chosen(), output)
+    print(f"{output}: {_FORMAT.value}, {family}, {size:,} bytes of weights")
+
+
+def _write_folder(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
+    """The family and the bytes of a Hugging Face folder."""
+    import jax
+
+    from lm.pretrained import huggingface, start
+
+    if not isinstance(loaded.tokenizer, Subwords):
+        raise InputError("a model of bytes has no tokenizer.json, which --format=huggingface needs")
+    config, dtype = loaded.run.model.config, _DTYPES[_DTYPE.value]
+    family, settings = huggingface.settings_of(config, dtype, loaded.config.initialise.family)
+    tokenizer = loaded.tokenizer
+    settings |= {
+        "bos_token_id": tokenizer.beginning_of_text,
+        "eos_token_id": tokenizer.end_of_text,
+    }
+    with jax.set_mesh(loaded.run.mesh):
+        params = loaded.run.plain(loaded.state).params
+        tensors = list(huggingface.entries(family, config, params, dtype))
+        files = start.tokenizer_files(tokenizer) | huggingface.generation_config(settings)
+        return family, huggingface.write_folder(output, settings, tensors, files)
+
+
+if __name__ == "__main__":
+    command.run(main)

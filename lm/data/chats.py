@@ -109,6 +109,39 @@ def spans(
     return _split(found, special.found, special_tokens, mark)
 
 
+def prompt_spans(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    special_tokens: Collection[str],
+    where: str,
+) -> tuple[tuple[str, float], ...]:
+    """Returns the text of a chat up to where the next answer begins, in spans of weight 0.
+
+    Arguments and errors are those of `spans`.
+    """
+    names = frozenset(name for name in (*special_tokens, *template.markers) if len(name) > 1)
+    special = _compile(names)
+    mark, _ = _unused(messages, names, where)
+    marked = [m._replace(content=_guarded(m.content, special, mark)) for m in messages]
+    try:
+        text = template.render(marked, add_generation_prompt=True)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return _split([(text, 0.0)], special.found, special_tokens, mark)
+
+
+def end_of_turn(template: ChatTemplate, special_tokens: Collection[str]) -> str:
+    """Returns the token that ends an answer, a `SpecialToken`, or the marker that is text.
+
+    "" where the template ends answers with neither.
+    """
+    asked = [Message("user", "a"), Message("assistant", "b")]
+    last = [text for text, weight in spans(template, asked, special_tokens, "chat") if weight][-1]
+    if isinstance(last, SpecialToken):
+        return last
+    return next((marker for marker in template.markers if last.endswith(marker)), "")
+
+
 def _unused(messages: Sequence[Message], names: Collection[str], where: str) -> tuple[str, str]:
     """Two private-use characters that occur in none of the messages and names."""
     used = set().union(*(message.content for message in messages), *names)

@@ -109,6 +109,19 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
     return Document(document.name, spans, framed=framed)
 
 
+def encode_prompt(messages: Sequence[chats.Message], tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the ids [n] int32 that a chat's next answer follows.
+
+    Raises:
+      InputError: the template cannot render the messages.
+    """
+    spans = chats.prompt_spans(tokenizer.chat, messages, tokenizer.special_tokens, "chat")
+    ids = [ids for text, _ in spans for ids, _ in _encoded(text, tokenizer)]
+    if not any(isinstance(text, SpecialToken) for text, _ in spans):
+        ids.insert(0, np.array([tokenizer.beginning_of_text], np.int32))
+    return np.concatenate(ids).astype(np.int32)
+
+
 def _encoded(text: str, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if isinstance(text, SpecialToken):
         return iter([(np.array([tokenizer.special_id(text)], np.int32), np.zeros(1, np.int32))])

@@ -1,6 +1,6 @@
 """Text samples of a model, as they come."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.compression.phases import Quantized
+from lm.data import chats
+from lm.data.documents import SpecialToken
+from lm.data.layout import encode_prompt
 from lm.data.partial_text import PartialText
 from lm.data.tokenizers import Tokenizer
 from lm.model import decoding
@@ -18,6 +21,9 @@ from objectives import losses
 
 # Tokens between two visits of the host.
 _CHUNK = 16
+
+# Tokens that the prompt of a chat has room for at least.
+_SHORTEST = 64
 
 
 class Sampler:
@@ -30,6 +36,7 @@ class Sampler:
         loss: losses.Loss = losses.CROSS_ENTROPY,
         quantized: Quantized | None = None,
         chunk: int = _CHUNK,
+        chat: bool = False,
         **options: Any,
     ):
         """Draws from the distribution that `loss` predicts.
@@ -40,6 +47,7 @@ class Sampler:
           loss: decides the distribution.
           quantized: puts the weights on their grids, one layer at a time; None leaves them.
           chunk: tokens between two visits of the host.
+          chat: for `answer`: the token that ends a turn ends the text, too.
           **options: temperature, top_k and top_p of `decoding.sample`.
         """
         self._tokenizer = tokenizer
@@ -55,8 +63,14 @@ class Sampler:
 
             return None if loss == losses.CROSS_ENTROPY else logits
 
-        def start(trained, prompt_BP, key, steps):
-            mask_BP = jnp.ones_like(prompt_BP)
+        closing = chats.end_of_turn(tokenizer.chat, tokenizer.special_tokens) if chat else ""
+        special = isinstance(closing, SpecialToken)
+        ends = (tokenizer.special_id(closing),) if special else ()
+        self._ends = {tokenizer.end_of_text, *ends}
+        # A marker of the end of a turn that is ordinary text.
+        self._stop = "" if special else closing
+
+        def start(trained, prompt_BP, mask_BP, key, steps):
             return decoding.start(
                 view, trained, prompt_BP, mask_BP, key, steps=steps, logits=logits_of(trained)
             )
@@ -68,6 +82,7 @@ class Sampler:
                 state,
                 chunk,
                 end_of_text=tokenizer.end_of_text,
+                other_ends=ends,
                 logits=logits_of(trained),
                 **options,
             )
@@ -78,19 +93,36 @@ class Sampler:
     def stream(self, trained: Trained, prompt: str, seed: int, steps: int) -> Iterator[str]:
         """Yields the continuation in pieces, at most `steps` tokens in all."""
         ids, _ = self._tokenizer.encode(prompt)
-        end = self._tokenizer.end_of_text
-        prompt_BP = np.concatenate([[self._tokenizer.beginning_of_text], ids]).astype(np.int32)[
-            None
-        ]
-        state = self._start(trained, prompt_BP, jax.random.key(seed), steps)
+        prompt_P = np.concatenate([[self._tokenizer.beginning_of_text], ids]).astype(np.int32)
+        return self._continue(trained, prompt_P[None], np.ones_like(prompt_P)[None], seed, steps)
+
+    def answer(
+        self, trained: Trained, messages: Sequence[chats.Message], seed: int, steps: int
+    ) -> Iterator[str]:
+        """Yields the next answer of a chat in pieces, up to the end of its turn.
+
+        Raises:
+          InputError: the chat template cannot render the messages.
+        """
+        ids_P = encode_prompt(messages, self._tokenizer)
+        # Few lengths, so that a chat that grows is compiled for few of them.
+        room = max(_SHORTEST, 1 << (len(ids_P) - 1).bit_length())
+        prompt_P = np.zeros(room, np.int32)
+        prompt_P[room - len(ids_P) :] = ids_P
+        mask_P = (np.arange(room) >= room - len(ids_P)).astype(np.int32)
+        pieces = self._continue(trained, prompt_P[None], mask_P[None], seed, steps)
+        return until(pieces, self._stop) if self._stop else pieces
+
+    def _continue(self, trained, prompt_1P, mask_1P, seed, steps) -> Iterator[str]:
+        state = self._start(trained, prompt_1P, mask_1P, jax.random.key(seed), steps)
         tokens: list[int] = []
         text = PartialText(self._tokenizer)
         while len(tokens) < steps:
             state, found_BC = self._advance(trained, state)
             found = to_host(found_BC)[0][: steps - len(tokens)].tolist()
-            ended = end in found
-            tokens += found[: found.index(end)] if ended else found
-            last = ended or len(tokens) >= steps
+            end = next((i for i, token in enumerate(found) if token in self._ends), None)
+            tokens += found[:end]
+            last = end is not None or len(tokens) >= steps
             if piece := text.extend(np.array(tokens, np.int32), last):
                 yield piece
             if last:
@@ -99,6 +131,29 @@ class Sampler:
     def __call__(self, trained: Trained, prompt: str, seed: int, steps: int) -> str:
         """The prompt and its continuation."""
         return prompt + "".join(self.stream(trained, prompt, seed, steps))
+
+
+def until(pieces: Iterable[str], stop: str) -> Iterator[str]:
+    """Yields pieces of a text up to `stop`, none of which is shown."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        before, found, _ = held.partition(stop)
+        if found:
+            if before:
+                yield before
+            return
+        # What may be the beginning of `stop` waits.
+        keep = next(
+            n
+            for n in range(min(len(stop) - 1, len(held)), -1, -1)
+            if stop[:n] == held[len(held) - n :]
+        )
+        if shown := held[: len(held) - keep]:
+            yield shown
+        held = held[len(held) - keep :]
+    if held:
+        yield held
 
 
 def _view(model: Model, quantized: Quantized | None) -> Model:

@@ -150,6 +150,7 @@ def advance(
     count: int,
     *,
     end_of_text: int = -1,
+    other_ends: tuple[int, ...] = (),
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -162,13 +163,14 @@ def advance(
       state: of `start` or of the call before.
       count: static under `jax.jit`; no more are added than `start` has room for.
       end_of_text: the token that ends a row; -1 for none.
+      other_ends: more tokens that end it.
       temperature, top_k, top_p: see `sample`.
       logits: see `next_logits`.
 
     Returns:
       The state, and the tokens [B, count] int32; `end_of_text` where a row has ended.
     """
-    batch = state.position_B.shape[0]
+    batch, ends = state.position_B.shape[0], (end_of_text, *other_ends)
 
     def more(carry):
         state, _, added = carry
@@ -198,7 +200,7 @@ def advance(
             logits_BV=logits_BV,
             position_B=state.position_B + 1,
             cache=cache,
-            ended_B=state.ended_B | (token_B == end_of_text),
+            ended_B=state.ended_B | jnp.isin(token_B, jnp.array(ends)),
             step=state.step + 1,
         )
         return state, tokens_BC.at[:, added].set(token_B), added + 1

@@ -160,8 +160,8 @@ class _Reader:
         """Raises InputError unless `size` more bytes are there."""
         if size > len(self.content) - self.at:
             raise InputError(
-                f"{self.path}: {what} at byte {self.at:,} of {len(self.content):,}: the file is cut "
-                "short or damaged"
+                f"{self.path}: {what} at byte {self.at:,} of {len(self.content):,}: the file is "
+                "cut short or damaged"
             )
 
     def take(self, size: int, what: str) -> np.ndarray:

@@ -86,6 +86,12 @@ def _by_path(params: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(k, simple=True, separator="/"): leaf for k, leaf in leaves}
 
 
+def generation_config(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name and content of the file that tells other programs where a text begins and ends."""
+    ends = {key: settings[key] for key in ("bos_token_id", "eos_token_id")}
+    return {"generation_config.json": strict_json.dumps(ends, indent=2) + "\n"}
+
+
 def write_folder(
     output: str, settings: Mapping[str, Any], tensors: Sequence[Entry], files: Mapping[str, str]
 ) -> int:
