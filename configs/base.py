@@ -66,6 +66,13 @@ MODEL = {
     "attention_bias": ("none", "none | qkv | all: biases of the attention's products"),
     "attention_scale": (0.0, "factor on products of queries and keys; 0 is 1 / sqrt(H)"),
     "attention_softcap": (0.0, "they become cap * tanh(x / cap); 0 is off"),
+    "adapter_rank": (0, "rank of low-rank adapters (LoRA), trained alone; 0 is none"),
+    "adapter_alpha": (16.0, "an adapter's product is multiplied by alpha / rank"),
+    "adapter_dropout": (0.0, "share of an adapter's inputs that a training step leaves out"),
+    "adapter_matrices": (
+        "",
+        "matrices that have adapters, a regular expression as 'attention|mlp/up'; '' is all",
+    ),
     "logit_softcap": (0.0, "logits become cap * tanh(logits / cap); 0 is off"),
     "attention": ("auto", "auto | einsum | xla | cudnn | splash (TPU)"),
     "remat": ("none", "none | full | dots: what the backward pass recomputes"),
@@ -108,6 +115,11 @@ TRAIN = {
     "batch_size": (16, "rows of one optimizer step over all devices, B"),
     "accumulation": (1, "micro-batches that one step is split into"),
     "seed": (0, "of initialisation and data order"),
+    "trainable": (
+        "",
+        "paths of the parameters that are trained, a regular expression as 'mlp|norm'; '' is all, "
+        "or the adapters alone where there are some",
+    ),
     "ema_decay": (0.0, "exponential moving average of parameters; 0 is off"),
     "spike_factor": (
         0.0,

@@ -3,6 +3,7 @@
 python -m launch.export --model=runs/tuned --format=huggingface --output=tuned
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
@@ -39,11 +40,12 @@ def _write_folder(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
     """The family and the bytes of a Hugging Face folder."""
     import jax
 
+    from lm.model import adapters
     from lm.pretrained import huggingface, start
 
     if not isinstance(loaded.tokenizer, Subwords):
         raise InputError("a model of bytes has no tokenizer.json, which --format=huggingface needs")
-    config, dtype = loaded.run.model.config, _DTYPES[_DTYPE.value]
+    config, dtype = adapters.merged_config(loaded.run.model.config), _DTYPES[_DTYPE.value]
     family, settings = huggingface.settings_of(config, dtype, loaded.config.initialise.family)
     tokenizer = loaded.tokenizer
     settings |= {
@@ -51,7 +53,9 @@ def _write_folder(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
         "eos_token_id": tokenizer.end_of_text,
     }
     with jax.set_mesh(loaded.run.mesh):
-        params = loaded.run.plain(loaded.state).params
+        params = jax.jit(functools.partial(adapters.merge, loaded.run.model.config))(
+            loaded.run.plain(loaded.state).params
+        )
         tensors = list(huggingface.entries(family, config, params, dtype))
         files = start.tokenizer_files(tokenizer) | huggingface.generation_config(settings)
         return family, huggingface.write_folder(output, settings, tensors, files)

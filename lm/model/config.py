@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 
 from lm.errors import InputError
 from lm.model import codes
@@ -85,6 +86,10 @@ class ModelConfig:
     unroll: int
     dtype: str
     param_dtype: str
+    adapter_rank: int = 0
+    adapter_alpha: float = 16.0
+    adapter_dropout: float = 0.0
+    adapter_matrices: str = ""
     head_width: int = 0
     attention_bias: str = "none"
     attention_scale: float = 0.0
@@ -143,6 +148,7 @@ class ModelConfig:
                 "its own; valid: auto, einsum, xla"
             )
         self._check_positions()
+        self._check_adapters()
         self._check_head()
         self._check_codes()
 
@@ -203,6 +209,23 @@ class ModelConfig:
                 f"model.embedding_scale={self.embedding_scale} is of model.embedding=learned; "
                 f"model.embedding={self.embedding} needs 0"
             )
+
+    def _check_adapters(self):
+        if self.adapter_rank < 0:
+            raise InputError(f"model.adapter_rank={self.adapter_rank} must be 0 (off) or above")
+        if self.adapter_alpha <= 0:
+            raise InputError(f"model.adapter_alpha={self.adapter_alpha} must be above 0")
+        if not 0 <= self.adapter_dropout < 1:
+            raise InputError(
+                f"model.adapter_dropout={self.adapter_dropout} must be at least 0 and below 1"
+            )
+        try:
+            re.compile(self.adapter_matrices)
+        except re.error as error:
+            raise InputError(
+                f"model.adapter_matrices={self.adapter_matrices!r} is no regular expression: "
+                f"{error}"
+            ) from None
 
     def _check_head(self):
         if self.tied_head and self.code_head:

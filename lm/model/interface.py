@@ -30,12 +30,14 @@ class Tokens(NamedTuple):
       segment_ids: equal for the tokens that may attend to each other.
       blocks: cut the attention further, see `attention.visible`; None in decoding, and where a
         segment attends to all of itself.
+      key: random key of dropout, which there is none of without one.
     """
 
     tokens: jax.Array
     positions: jax.Array
     segment_ids: jax.Array
     blocks: jax.Array | None = None
+    key: jax.Array | None = None
 
 
 class LayerProducts(NamedTuple):

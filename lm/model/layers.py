@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.model import rotary, xla_cpu
+from lm.model.adapters import adapter, is_adapted
 from lm.model.attention import attend, attention_share
 from lm.model.config import ModelConfig
 from lm.model.products import plain_product
@@ -66,7 +67,10 @@ def _linear(
     """The `product` of x and the weight `name` of a layer's module, plus a bias NAME_bias."""
     w_DF = matrix(module, name, shape, axes, scale)
     stored = module.get_variable("scales", name, ())
-    y_BTF = module.product(f"layers/{module.name}/{name}", x_BTD, w_DF, stored)
+    path = f"layers/{module.name}/{name}"
+    y_BTF = module.product(path, x_BTD, w_DF, stored)
+    if is_adapted(module.config, path):
+        y_BTF = y_BTF + adapter(module, name, x_BTD, shape, axes)
     if not bias:
         return y_BTF
     axis = "norm" if axes[-1] == "embed" else axes[-1]

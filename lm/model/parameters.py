@@ -12,7 +12,7 @@ import jax
 
 from lm.errors import InputError
 
-KINDS = ("matrix", "embedding", "head", "vector")
+KINDS = ("matrix", "embedding", "head", "vector", "adapter")
 
 # Top-level names of the parameters of all layers, and of a head of its own with its one matrix.
 LAYERS = "layers"
@@ -40,6 +40,7 @@ _RULES: tuple[tuple[Callable[[str], Any], str], ...] = (
     (re.compile(r"^(embedding|positions)/").search, "embedding"),
     (re.compile(r"^head/").search, "head"),
     (_MATRICES.__contains__, "matrix"),
+    (re.compile(r"_adapter_(in|out)$").search, "adapter"),
 )
 
 
@@ -53,7 +54,8 @@ def parameter_kind(path: str) -> str:
 
     A "matrix" is a projection of the attention or the MLP, [L, in, out]. "embedding" is everything
     trained in the input interface, learned positions included, "head" an output matrix of its own
-    [D, V], "vector" a norm's scale, or a bias.
+    [D, V], "vector" a norm's scale, or a bias, "adapter" a
+    factor of a low-rank change of a matrix, [L, in, r] or [L, r, out].
 
     Args:
       path: such as "layers/mlp/up".

@@ -6,6 +6,7 @@ L layers. Weight matrices are [in, out].
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,25 @@ from lm.model.places import make_places
 from lm.model.products import plain_product
 from lm.model.taps import TAPS, ForwardPass
 
-REMAT_POLICIES = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+
+def _save_products(primitive: Any, *operands: Any, **parameters: Any) -> bool:
+    """Whether the backward pass gets the result stored: of products with weights.
+
+    Those of few inputs, such as the second product of an adapter, are cheap to compute again.
+    """
+    if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+        primitive, *operands, **parameters
+    ):
+        return False
+    (contracted, _), _ = parameters["dimension_numbers"]
+    inputs = math.prod(operands[0].shape[axis] for axis in contracted)
+    return _FEW * inputs >= operands[1].size // inputs
+
+
+# A product has few inputs where the outputs are more than this times as many.
+_FEW = 8
+
+REMAT_POLICIES = {"full": None, "dots": _save_products}
 
 
 def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) -> Model:
@@ -59,7 +75,11 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
             variables["scales"] = {"layers": scales}
         with scope():
             hidden_BTD, new_cache, input_BTD = Transformer(config, products.product).apply(
-                variables, inputs, cache, keep_input="attention_to" in taps
+                variables,
+                inputs._replace(key=None),
+                cache,
+                keep_input="attention_to" in taps,
+                rngs=None if inputs.key is None else {"dropout": inputs.key},
             )
             passed = ForwardPass(config, products.product, variables, inputs, input_BTD, hidden_BTD)
             aux = {name: TAPS[name](passed, argument) for name, argument in taps.items()}
@@ -173,7 +193,7 @@ class Transformer(nn.Module):
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0, "scales": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, *4 * (nn.broadcast,)),
             length=c.layers,
             unroll=c.unrolled,
@@ -186,7 +206,7 @@ class Transformer(nn.Module):
     def __call__(self, inputs: Tokens, cache=None, keep_input=False):
         """Hidden states, the cache, and with `keep_input` the input of the last block."""
         c = self.config
-        tokens_BT, positions_BT, segment_ids_BT, blocks_BT = inputs
+        tokens_BT, positions_BT, segment_ids_BT, blocks_BT, _ = inputs
         x_BTD = self.embed(tokens_BT, positions_BT)
         layer_cache = None
         if cache is not None:

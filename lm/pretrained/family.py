@@ -15,6 +15,8 @@ _HOW = frozenset(
         *("vocab_size", "attention", "remat", "unroll", "dtype", "param_dtype", "plain_autodiff"),
         *("accept_aliasing", "embedding_rank", "code_bits", "code_values", "code_layout"),
         *("code_scale", "code_signs", "code_seed"),
+        # Adapters are no part of what a family holds; they are merged before.
+        *("adapter_rank", "adapter_alpha", "adapter_dropout", "adapter_matrices"),
     }
 )
 

@@ -11,7 +11,7 @@ from lm.errors import InputError
 from lm.pretrained.source import Pretrained, cached_files, is_pretrained, open_pretrained, read_json
 
 # Keys of a model section that are a matter of the machine; a config has its own.
-_OF_THE_MACHINE = ("attention", "remat", "unroll", "dtype", "param_dtype", "plain_autodiff")
+OF_THE_MACHINE = ("attention", "remat", "unroll", "dtype", "param_dtype", "plain_autodiff")
 
 
 class Description(NamedTuple):
@@ -74,7 +74,7 @@ def _of_run(path: Path) -> Description:
     record = read_json(path)
     try:
         config, vocabulary = record["config"], record["vocab_size"]
-        section = {k: v for k, v in config["model"].items() if k not in _OF_THE_MACHINE}
+        section = {k: v for k, v in config["model"].items() if k not in OF_THE_MACHINE}
         data = config["data"]
         ends = data["end_of_text"], data["beginning_of_text"]
     except (KeyError, TypeError, AttributeError):

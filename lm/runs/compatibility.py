@@ -67,6 +67,11 @@ ADDED = {
     # With models from outside.
     "initialise.from": "",
     "initialise.family": "",
+    "model.adapter_alpha": 16.0,
+    "model.adapter_dropout": 0.0,
+    "model.adapter_matrices": "",
+    "model.adapter_rank": 0,
+    "train.trainable": "",
     "model.attention_bias": "none",
     "model.attention_scale": 0.0,
     "model.attention_softcap": 0.0,

@@ -1,5 +1,6 @@
 """A run that begins with the parameters of another model: `initialise.from`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,13 +9,20 @@ from etils import epath
 
 from lm.data.tokenizers import Subwords, Tokenizer
 from lm.errors import InputError
+from lm.model.adapters import merge, merged_config
+from lm.model.transformer import make_model
+from lm.parallel.mesh import RULES
 from lm.pretrained.load import grown_vocabulary, load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
+from lm.pretrained.start import OF_THE_MACHINE
 from lm.runs import run_record
 from lm.training import experiment
 from lm.training.state import TrainState, average_as_model
 
 _KEY = "initialise.from"
+
+# Adapters that are not those of the run that begins are merged.
+_ADAPTERS = ("adapter_rank", "adapter_alpha", "adapter_matrices", "adapter_dropout")
 
 
 class Beginning(NamedTuple):
@@ -42,7 +50,8 @@ def open_parameters(run: experiment.Experiment, tokenizer: Tokenizer) -> Beginni
     found = open_pretrained(path)
     _check_section(run, found.section, path)
     _check_tokenizer(tokenizer, found.tokenizer, path)
-    return Beginning(path, lambda say: load_params(found, run.model, run.mesh))
+    base = make_model(merged_config(run.model.config), RULES)
+    return Beginning(path, lambda say: load_params(found, base, run.mesh))
 
 
 def begin(
@@ -72,6 +81,9 @@ def _from_run(run, tokenizer, path) -> Beginning:
             f"{run.model.config.vocab_size:,} of this run; give data.vocab_size={record.vocab_size}"
         )
 
+    its, base = record.config.model, merged_config(run.model.config)
+    same_adapters = all(its[key] == run.config.model[key] for key in _ADAPTERS)
+
     def read(say):
         config = record.config.copy_and_resolve_references()
         config.mesh = run.config.mesh
@@ -80,16 +92,18 @@ def _from_run(run, tokenizer, path) -> Beginning:
         old = run_record.restore(record, other.abstract_state(), _KEY, say, fields=fields)
         averaged = config.train.ema_decay > 0
         params = (average_as_model(other.model, old.ema) if averaged else old.trained).params
-        return grown_vocabulary(params, run.model, run.mesh)
+        if same_adapters:
+            return grown_vocabulary(params, run.model, run.mesh)
+        merged = jax.jit(functools.partial(merge, other.model.config))(params)
+        return grown_vocabulary(merged, make_model(base, RULES), run.mesh)
 
     return Beginning(str(record.folder), read)
 
 
 def _check_section(run: experiment.Experiment, section: dict[str, Any], path: str) -> None:
     ours = run.config.model
-    free = ("attention", "remat", "unroll", "dtype", "param_dtype", "plain_autodiff")
     for key, value in section.items():
-        if key not in free and ours[key] != value:
+        if key not in (*OF_THE_MACHINE, *_ADAPTERS) and ours[key] != value:
             raise InputError(
                 f"{_KEY}={path} has model.{key}={value}, not {ours[key]}; "
                 f"--config=configs/finetune.py:{path} takes its whole model section"

@@ -33,6 +33,7 @@ from lm.training.state import (
     state_shardings,
 )
 from lm.training.step import make_begin_quantized, make_eval_step, make_train_step
+from lm.training.trainable import Trainable, make_trainable, split
 from objectives import Objective
 from objectives.weighting import WEIGHTINGS
 from objectives.weighting.base import per_document
@@ -54,6 +55,7 @@ class Experiment(NamedTuple):
     quantized: Quantized | None
     phases: Phases
     init: Callable[..., TrainState]
+    trainable: Trainable
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the train state, without allocating it."""
@@ -75,6 +77,7 @@ class Experiment(NamedTuple):
             self.config,
             self.quantized if quantized else None,
             second_models,
+            self.trainable,
         )
         return jax.jit(
             step,
@@ -85,7 +88,7 @@ class Experiment(NamedTuple):
 
     def begin_quantized(self) -> Any:
         """(state) -> state at the start of the quantized phase, jitted, its input donated."""
-        begin = make_begin_quantized(self.optimizer, self.quantized, self.config)
+        begin = make_begin_quantized(self.optimizer, self.quantized, self.config, self.trainable)
         return jax.jit(begin, out_shardings=self._shardings(), donate_argnums=0)
 
     def eval_step(self, plain: bool = False) -> Any:
@@ -165,13 +168,15 @@ def build(
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))
     loss = objective.loss
     of_loss = jax.eval_shape(lambda key: init_loss(model, loss, key), jax.random.key(0))
-    optimizer, schedule = make_optimizer(
-        config, phases, Trained(shapes, scales, of_loss), loss.learning_rate
-    )
+    trainable = make_trainable(config, shapes)
+    live, _ = split(Trained(shapes, scales, of_loss), trainable)
+    optimizer, schedule = make_optimizer(config, phases, live, loss.learning_rate)
     first_scales = quantized.first_scales if quantized else None
     ema = config.train.ema_decay > 0
-    init = make_init(model, optimizer, objective, ema, first_scales)
-    return Experiment(config, mesh, model, optimizer, schedule, objective, quantized, phases, init)
+    init = make_init(model, optimizer, objective, ema, first_scales, trainable)
+    return Experiment(
+        config, mesh, model, optimizer, schedule, objective, quantized, phases, init, trainable
+    )
 
 
 def _check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:

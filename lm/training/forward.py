@@ -43,6 +43,7 @@ def make_forward(
     quantized: Quantized | None = None,
     attention_blocks: Callable[..., jax.Array] | None = None,
     taps: Mapping[str, Callable[..., Any]] | None = None,
+    dropout: bool = False,
 ) -> Forward:
     """(trained, batch) -> `Outputs` of the model and its output matrix [D, V].
 
@@ -51,7 +52,9 @@ def make_forward(
       quantized: puts weights on their grids; without it they are in full precision.
       attention_blocks: (batch) -> blocks [B, T] that cut the attention; see `Loss`.
       taps: name of a tap of the model -> (batch) -> its argument.
+      dropout: draw with the first of the batch's "keys", if the model has dropout.
     """
+    dropout = dropout and model.config.adapter_dropout > 0
 
     def forward(trained, batch):
         params, layers = trained.params, PLAIN
@@ -60,6 +63,8 @@ def make_forward(
             layers = LayerProducts(quantized.product, trained.scales["layers"])
         blocks = attention_blocks(batch) if attention_blocks else None
         inputs = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"], blocks)
+        if dropout:
+            inputs = inputs._replace(key=batch["keys"][0, 0])
         arguments = {name: argument(batch) for name, argument in (taps or {}).items()}
         return model.apply(params, inputs, products=layers, taps=arguments), model.head(params)
 
@@ -95,7 +100,7 @@ def make_training_statistics(
     heads. The batch holds "keys" for a random loss; `teacher` is a `ReferenceModel`.
     """
     loss = objective.loss
-    forward = make_forward(model, quantized, loss.attention_blocks, objective.taps)
+    forward = make_forward(model, quantized, loss.attention_blocks, objective.taps, dropout=True)
 
     def statistics(trained, batch, teacher=None):
         outputs, head_DV = forward(trained, batch)

@@ -73,6 +73,7 @@ def make_optimizer(
         "embedding": decayed,
         "head": decayed,
         "vector": plain,
+        "adapter": decayed,
     }
     if loss_learning_rate:
         rates["learning_rate"] = make_phase_schedule(config, phases, loss_learning_rate)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm.model.interface import Model
 from lm.model.trained import Trained
 from lm.parallel.mesh import parameter_shardings, replicated
+from lm.training.trainable import Trainable, split
 from objectives import Objective
 from objectives.losses import Loss
 
@@ -57,14 +58,17 @@ def make_init(
     objective: Objective,
     ema: bool,
     first_scales: Callable[[Any], Any] | None = None,
+    trainable: Trainable = lambda path: True,
 ) -> Callable[..., TrainState]:
     """A function from a random key to a fresh TrainState, with given parameters or with fresh ones.
 
-    `first_scales` gives the scales of these parameters; without it nothing is ever quantized.
+    Given parameters may lack some, such as adapters, which are then fresh. `trainable` says which
+    have moments. `first_scales` gives the scales of these parameters; without it nothing is ever
+    quantized.
     """
 
     def init(key: jax.Array, params: Any = None) -> TrainState:
-        params = model.init(key) if params is None else params
+        params = _update(model.init(key), params or {})
         trained = Trained(
             params,
             first_scales(params) if first_scales else (),
@@ -74,7 +78,7 @@ def make_init(
         return TrainState(
             step=zero,
             trained=trained,
-            optimizer=optimizer.init(trained),
+            optimizer=optimizer.init(split(trained, trainable)[0]),
             ema=first_average(trained) if ema else (),
             objective=objective.init(),
             skipped=zero,
@@ -83,6 +87,16 @@ def make_init(
         )
 
     return init
+
+
+def _update(tree: Any, others: Any) -> Any:
+    """A dictionary of dictionaries with some of its leaves replaced."""
+    return {
+        name: _update(part, others.get(name, {}))
+        if isinstance(part, dict)
+        else others.get(name, part)
+        for name, part in tree.items()
+    }
 
 
 def first_average(trained: Trained) -> Trained:

@@ -22,6 +22,7 @@ from lm.training.forward import (
 )
 from lm.training.gradients import make_gradients
 from lm.training.state import TrainState, average_as_model, check_unchanged, next_average
+from lm.training.trainable import Trainable, join, split
 from objectives import Objective
 from objectives.losses import CROSS_ENTROPY, Loss
 from objectives.terms import masked_sum
@@ -39,11 +40,13 @@ def make_train_step(
     config: ConfigDict,
     quantized: Quantized | None = None,
     second_models: Mapping[str, Model] | None = None,
+    trainable: Trainable = lambda path: True,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch, frozen) -> (state, metrics): gradients, clipping, update, or skip.
 
     `second_models` maps sources of `objective.references` to models; `frozen` maps the same sources
-    to what was trained of them, and is {} by default.
+    to what was trained of them, and is {} by default. `trainable` says which parameters
+    have gradients; the others are the same arrays in both states.
 
     A step is skipped, which keeps the old state but for its counters, when its loss or gradient is
     not finite, when all weights are zero, or when the gradient norm is above spike_factor times
@@ -52,16 +55,22 @@ def make_train_step(
     """
     c = config.train
     statistics = make_training_statistics(model, config.objective.block_size, objective, quantized)
-    gradients = make_gradients(statistics, objective, c.accumulation)
+    random = "keys" in objective.batch_keys or model.config.adapter_dropout > 0
     reference_models = _reference_models(model, objective, config, quantized, second_models)
 
     def train_step(state, batch, frozen=None):
         ema = average_as_model(model, state.ema) if state.ema else ()
         models = reference_models({EMA: ema, **(frozen or {})})
-        if "keys" in objective.batch_keys:
+        if random:
             batch = {**batch, "keys": token_keys(c.seed, state.step, batch["targets"].shape)}
+        live, held = split(state.trained, trainable)
+
+        def of_live(live, *arguments, **options):
+            return statistics(join(live, held), *arguments, **options)
+
+        gradients = make_gradients(of_live, objective, c.accumulation)
         grads, metrics, objective_state = gradients(
-            state.trained, batch, state.objective, state.step, models
+            live, batch, state.objective, state.step, models
         )
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & (metrics["weight_sum"] != 0)
@@ -69,8 +78,8 @@ def make_train_step(
         if c.spike_factor:
             calm = norm <= c.spike_factor * state.norm_mean
             good &= calm | (counted < _NORM_WARMUP)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, live)
+        trained = join(optax.apply_updates(live, updates), held)
         ema = next_average(state.ema, trained, c.ema_decay) if c.ema_decay else ()
         # 1 - memory^n corrects for the start at 0 in the first steps.
         memory = jnp.minimum(_NORM_MEMORY, counted / (counted + 1.0))
@@ -84,9 +93,10 @@ def make_train_step(
         )
         check_unchanged(state, new)
         old = state._replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
-        # Select, do not multiply by zero: 0 * NaN is NaN.
+        # Select, do not multiply by zero: 0 * NaN is NaN. What is frozen needs no selection.
+        new, old = (s._replace(trained=split(s.trained, trainable)[0]) for s in (new, old))
         state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-        state = state._replace(step=old.step + 1)
+        state = state._replace(step=old.step + 1, trained=join(state.trained, held))
         metrics |= {
             "grad_norm": norm,
             "learning_rate": schedule(counted),
@@ -135,7 +145,10 @@ def _reference_models(
 
 
 def make_begin_quantized(
-    optimizer: optax.GradientTransformation, quantized: Quantized, config: ConfigDict
+    optimizer: optax.GradientTransformation,
+    quantized: Quantized,
+    config: ConfigDict,
+    trainable: Trainable = lambda path: True,
 ) -> Callable[[TrainState], TrainState]:
     """state -> state at the start of the quantized phase: scales from the weights as they are.
 
@@ -152,7 +165,9 @@ def make_begin_quantized(
         moments = state.optimizer
         if config.quantization.reset_optimizer:
             (_, count), *_ = optax.tree.get_all_with_path(moments, "count", _of_schedule)
-            moments = optax.tree.set(optimizer.init(trained), _of_schedule, count=count)
+            moments = optax.tree.set(
+                optimizer.init(split(trained, trainable)[0]), _of_schedule, count=count
+            )
         ema = rescaled(state.ema) if config.train.ema_decay else ()
         return state._replace(trained=trained, optimizer=moments, ema=ema)
 

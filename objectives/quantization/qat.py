@@ -43,7 +43,8 @@ def default_quantizers(
       **layout: granularity and group_size, given to every quantizer.
 
     Returns:
-      "matrix", "embedding", "head" and "vector" (norms, never quantized) -> quantizer or None.
+      "matrix", "embedding", "head", and "vector" and "adapter", which are never quantized ->
+      quantizer or None.
 
     Raises:
       ValueError: a width or a layout that the quantizer does not have.
@@ -59,6 +60,7 @@ def default_quantizers(
         "embedding": make(outer, contraction_axis=-1),
         "head": make(outer),
         "vector": None,
+        "adapter": None,
     }
 
 
