@@ -120,6 +120,11 @@ TRAIN = {
         "paths of the parameters that are trained, a regular expression as 'mlp|norm'; '' is all, "
         "or the adapters alone where there are some",
     ),
+    "frozen": (
+        "as_is",
+        "as_is | int8 | int4 | nf4: how matrices of the layers that are not trained are kept in "
+        "memory",
+    ),
     "ema_decay": (0.0, "exponential moving average of parameters; 0 is off"),
     "spike_factor": (
         0.0,

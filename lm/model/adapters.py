@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.model.config import ModelConfig
+from lm.model.packed_matrix import is_packed
 from lm.model.products import project
 
 IN, OUT = "_adapter_in", "_adapter_out"
@@ -47,12 +48,13 @@ def merged_config(config: ModelConfig) -> ModelConfig:
 
 
 def merge(config: ModelConfig, params: Any) -> Any:
-    """The parameters of a model with W + (alpha / r) A B in place of each W, A and B.
+    """The parameters of a model with W + (alpha / r) A B in place of each W, A and B, unpacked.
 
     Computed in float32 and rounded once to the dtype of W.
     """
     merged = {}
     for name, part in params.items():
+        part = part.unpack() if is_packed(part) else part
         if isinstance(part, dict):
             merged[name] = merge(config, part)
         elif not name.endswith((IN, OUT)):

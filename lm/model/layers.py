@@ -15,6 +15,7 @@ from lm.model import rotary, xla_cpu
 from lm.model.adapters import adapter, is_adapted
 from lm.model.attention import attend, attention_share
 from lm.model.config import ModelConfig
+from lm.model.packed_matrix import is_packed
 from lm.model.products import plain_product
 
 
@@ -49,8 +50,10 @@ def _vector(module: nn.Module, name: str, size: int, axis: str, value: float = 0
 
 
 def matrix(module: nn.Module, name: str, shape: tuple, axes: tuple, scale: float = 1.0):
-    """A weight [in, out] that starts as N(0, scale^2 / in), as it is stored."""
+    """A weight [in, out] that starts as N(0, scale^2 / in), as it is stored: perhaps packed."""
     c = module.config
+    if is_packed(stored := module.get_variable("params", name)):
+        return stored
     init = nn.with_logical_partitioning(nn.initializers.normal(scale * shape[0] ** -0.5), axes)
     return module.param(name, init, shape, jnp.dtype(c.param_dtype))
 

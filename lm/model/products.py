@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from lm.model import xla_cpu
+from lm.model.packed_matrix import is_packed
 
 
 def project(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
@@ -26,12 +27,14 @@ def plain_product(path: str, x_BTD: jax.Array, w_DF: jax.Array, scale: Any) -> j
     Args:
       path: of the weights; not used.
       x_BTD: inputs, in the compute dtype.
-      w_DF: weights, as they are stored.
+      w_DF: weights, as they are stored, or a `PackedMatrix` of them.
       scale: of a quantizer; not used.
     """
     del path, scale
 
     def multiply(x_BTD, w_DF):
+        if is_packed(w_DF):
+            return project(x_BTD, w_DF.unpack(x_BTD.dtype))
         return project(x_BTD, w_DF.astype(x_BTD.dtype))
 
     # Under checkpoint the scan over layers keeps no stacked copy of w for the backward pass.

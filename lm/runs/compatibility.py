@@ -72,6 +72,7 @@ ADDED = {
     "model.adapter_matrices": "",
     "model.adapter_rank": 0,
     "train.trainable": "",
+    "train.frozen": "as_is",
     "model.attention_bias": "none",
     "model.attention_scale": 0.0,
     "model.attention_softcap": 0.0,

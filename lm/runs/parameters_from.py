@@ -61,7 +61,9 @@ def begin(
     params = beginning.read(say)
     say(f"starts with the parameters of {beginning.where}")
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
-    begin = jax.jit(run.init, out_shardings=shardings, donate_argnums=1)
+    # Packed matrices cannot take the place of the weights that they are made of.
+    donated = () if run.config.train.frozen != "as_is" else (1,)
+    begin = jax.jit(run.init, out_shardings=shardings, donate_argnums=donated)
     return begin(jax.random.key(run.config.train.seed), params)
 
 

@@ -33,7 +33,7 @@ from lm.training.state import (
     state_shardings,
 )
 from lm.training.step import make_begin_quantized, make_eval_step, make_train_step
-from lm.training.trainable import Trainable, make_trainable, split
+from lm.training.trainable import Trainable, make_packing, make_trainable, split
 from objectives import Objective
 from objectives.weighting import WEIGHTINGS
 from objectives.weighting.base import per_document
@@ -173,7 +173,8 @@ def build(
     optimizer, schedule = make_optimizer(config, phases, live, loss.learning_rate)
     first_scales = quantized.first_scales if quantized else None
     ema = config.train.ema_decay > 0
-    init = make_init(model, optimizer, objective, ema, first_scales, trainable)
+    packing = make_packing(config, trainable)
+    init = make_init(model, optimizer, objective, ema, first_scales, trainable, packing)
     return Experiment(
         config, mesh, model, optimizer, schedule, objective, quantized, phases, init, trainable
     )

@@ -30,7 +30,9 @@ from lm.training.resume import (
     settle_streams,
 )
 from lm.training.sources import GrainSource, Source, check_keys
+from lm.training.state import parameter_shapes
 from lm.training.stopping import StopRequest, stop_signals
+from lm.training.trainable import split
 
 
 class Diverged(RuntimeError):
@@ -235,16 +237,19 @@ class Loop:
 
     def _introduce(self) -> None:
         c, model = self.config, self.built.model.config
-        count = sum(parameters_by_group(self.state.trained.params).values())
+        count = sum(parameters_by_group(parameter_shapes(self.built.model)).values())
+        live, _ = split(self.state.trained, self.built.trainable)
+        moved = sum(parameters_by_group(live.params).values())
+        trained = "" if moved == count else f", {moved:,} of them trained"
         self.say(
-            f"{count:,} parameters, vocabulary {model.vocab_size:,}, "
+            f"{count:,} parameters{trained}, vocabulary {model.vocab_size:,}, "
             f"{c.train.batch_size * c.data.sequence_length:,} tokens a step, "
             f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
         )
 
     def describe_change(self, recorded: Mapping[str, Any]) -> str:
         """See `schedules.describe_change`."""
-        count = sum(parameters_by_group(self.state.trained.params).values())
+        count = sum(parameters_by_group(parameter_shapes(self.built.model)).values())
         counted = self.step - int(self.state.skipped)
         return schedules.describe_change(recorded, self.config, count, counted)
 

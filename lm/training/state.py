@@ -1,6 +1,7 @@
 """Everything that a run carries from step to step, and that a checkpoint holds."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,16 +60,17 @@ def make_init(
     ema: bool,
     first_scales: Callable[[Any], Any] | None = None,
     trainable: Trainable = lambda path: True,
+    packing: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[..., TrainState]:
     """A function from a random key to a fresh TrainState, with given parameters or with fresh ones.
 
     Given parameters may lack some, such as adapters, which are then fresh. `trainable` says which
-    have moments. `first_scales` gives the scales of these parameters; without it nothing is ever
-    quantized.
+    have moments, `packing` makes of the parameters what is kept of them. `first_scales` gives the
+    scales of these parameters; without it nothing is ever quantized.
     """
 
     def init(key: jax.Array, params: Any = None) -> TrainState:
-        params = _update(model.init(key), params or {})
+        params = packing(_update(model.init(key), params or {}))
         trained = Trained(
             params,
             first_scales(params) if first_scales else (),
@@ -148,12 +150,12 @@ def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
 
     Scales mirror the axes that they have as long as their weights'.
     """
-    params = state.trained.params
-    of_params = parameter_shardings(mesh, params, model.axes())
+    shapes = parameter_shapes(model)
+    of_params = parameter_shardings(mesh, shapes, model.axes())
     by_path = {
         _name(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params),
+            jax.tree_util.tree_leaves_with_path(shapes),
             jax.tree.leaves(of_params),
             strict=True,
         )
@@ -161,6 +163,12 @@ def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
 
     def place(path, leaf):
         for name, (shape, sharding) in by_path.items():
+            if f"/{name}/" in _name(path) and leaf.ndim == len(shape):
+                # The codes and scales of a packed matrix.
+                sizes = dict(mesh.shape)
+                axes = zip(leaf.shape, sharding.spec, strict=True)
+                spec = [axis if size % _devices(sizes, axis) == 0 else None for size, axis in axes]
+                return NamedSharding(mesh, PartitionSpec(*spec))
             if _name(path).endswith("/" + name) and leaf.ndim == len(shape):
                 axes = zip(leaf.shape, shape, sharding.spec, strict=True)
                 spec = [axis if size == full else None for size, full, axis in axes]
@@ -168,6 +176,12 @@ def state_shardings(mesh: Mesh, model: Model, state: Any) -> Any:
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _devices(sizes: dict[str, int], axis: Any) -> int:
+    """Devices that an entry of a PartitionSpec spreads an axis over."""
+    names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+    return math.prod(sizes[name] for name in names)
 
 
 def _name(path: Any) -> str:

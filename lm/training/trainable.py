@@ -12,6 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.errors import InputError
+from lm.model.config import check_choice
+from lm.model.packed_matrix import FORMATS, is_packed, pack
 from lm.model.parameters import parameter_kind, path_of
 from lm.model.trained import Trained
 
@@ -43,6 +45,32 @@ def make_trainable(config: ConfigDict, shapes: Any) -> Trainable:
     return trainable
 
 
+def make_packing(config: ConfigDict, trainable: Trainable) -> Callable[[Any], Any]:
+    """(parameters) -> the same with the frozen matrices of layers packed, by `train.frozen`.
+
+    Matrices that are packed already stay as they are.
+
+    Raises:
+      InputError: an unknown format, or one together with what needs the weights themselves.
+    """
+    kind = config.train.frozen
+    check_choice("train.frozen", kind, ("as_is", *FORMATS))
+    if kind == "as_is":
+        return lambda params: params
+    for key, off in (("train.ema_decay", 0), ("quantization.bits", 16)):
+        section, name = key.split(".")
+        if config[section][name] != off:
+            raise InputError(f"train.frozen={kind} needs {key}={off}: packed weights do not change")
+
+    def packed(keys, leaf):
+        path = path_of(keys)
+        if is_packed(leaf) or trainable(path) or parameter_kind(path) != "matrix":
+            return leaf
+        return pack(leaf, kind)
+
+    return lambda params: jax.tree_util.tree_map_with_path(packed, params, is_leaf=is_packed)
+
+
 def split(trained: Trained, trainable: Trainable) -> tuple[Trained, Any]:
     """(what is trained, the parameters that are frozen); scales and the loss are always trained."""
 
@@ -50,7 +78,7 @@ def split(trained: Trained, trainable: Trainable) -> tuple[Trained, Any]:
         def keep(keys, leaf):
             return leaf if trainable(path_of(keys)) == wanted else None
 
-        return jax.tree_util.tree_map_with_path(keep, trained.params)
+        return jax.tree_util.tree_map_with_path(keep, trained.params, is_leaf=is_packed)
 
     return trained._replace(params=part(True)), part(False)
 
@@ -58,6 +86,9 @@ def split(trained: Trained, trainable: Trainable) -> tuple[Trained, Any]:
 def join(live: Trained, frozen: Any) -> Trained:
     """The inverse of `split`."""
     params = jax.tree.map(
-        lambda a, b: b if a is None else a, live.params, frozen, is_leaf=lambda x: x is None
+        lambda a, b: b if a is None else a,
+        live.params,
+        frozen,
+        is_leaf=lambda x: x is None or is_packed(x),
     )
     return live._replace(params=params)
