@@ -3,7 +3,6 @@
 python -m launch.export --model=runs/tuned --format=huggingface --output=tuned
 """
 
-import functools
 from pathlib import Path
 
 from absl import flags
@@ -12,7 +11,7 @@ from launch import command, workdir
 from lm.data.tokenizers import Subwords
 from lm.errors import InputError
 
-_FORMATS = ("huggingface",)
+_FORMATS = ("huggingface", "peft")
 _FORMAT = flags.DEFINE_string("format", None, f"What to write: {' | '.join(_FORMATS)}.")
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _DTYPE = flags.DEFINE_string(
@@ -32,20 +31,22 @@ def main() -> None:
     from lm.pretrained import huggingface
 
     huggingface.check_output(Path(output))
-    family, size = _write_folder(workdir.load_chosen(), output)
+    write = {"huggingface": _write_folder, "peft": _write_adapters}[_FORMAT.value]
+    family, size = write(workdir.load_chosen(), output)
     print(f"{output}: {_FORMAT.value}, {family}, {size:,} bytes of weights")
 
 
 def _write_folder(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
-    """The family and the bytes of a Hugging Face folder."""
+    """The family and the bytes of a Hugging Face folder, with adapters merged."""
     import jax
 
-    from lm.model import adapters
+    loaded = workdir.merged(loaded)
+
     from lm.pretrained import huggingface, start
 
     if not isinstance(loaded.tokenizer, Subwords):
         raise InputError("a model of bytes has no tokenizer.json, which --format=huggingface needs")
-    config, dtype = adapters.merged_config(loaded.run.model.config), _DTYPES[_DTYPE.value]
+    config, dtype = loaded.run.model.config, _DTYPES[_DTYPE.value]
     family, settings = huggingface.settings_of(config, dtype, loaded.config.initialise.family)
     tokenizer = loaded.tokenizer
     settings |= {
@@ -53,12 +54,31 @@ def _write_folder(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
         "eos_token_id": tokenizer.end_of_text,
     }
     with jax.set_mesh(loaded.run.mesh):
-        params = jax.jit(functools.partial(adapters.merge, loaded.run.model.config))(
-            loaded.run.plain(loaded.state).params
-        )
+        params = loaded.run.plain(loaded.state).params
         tensors = list(huggingface.entries(family, config, params, dtype))
         files = start.tokenizer_files(tokenizer) | huggingface.generation_config(settings)
         return family, huggingface.write_folder(output, settings, tensors, files)
+
+
+def _write_adapters(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
+    """The family and the bytes of a folder of adapters."""
+    import jax
+
+    from lm.pretrained import huggingface, peft
+
+    config, c = loaded.run.model.config, loaded.config.initialise
+    settings = peft.adapter_settings(config, c.family, c["from"])
+    params = jax.device_get(loaded.run.plain(loaded.state).params)
+    tensors = peft.adapter_entries(config, c.family, params, _DTYPES[_DTYPE.value])
+    size = huggingface.write_folder(
+        output,
+        settings,
+        tensors,
+        {},
+        settings_name="adapter_config.json",
+        weights_name="adapter_model.safetensors",
+    )
+    return f"adapters of {c['from'] or 'its base'}", size
 
 
 if __name__ == "__main__":

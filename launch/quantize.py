@@ -41,13 +41,12 @@ def main() -> None:
     from lm.compression import packed
     from lm.data import corpora
     from lm.evaluation import perplexity
-    from lm.model.packed_matrix import unpack_all
     from lm.model.trained import Trained
     from lm.training import experiment
     from lm.training.step import make_eval_step
 
     rules = None if _BITS.value is None else _rules()
-    loaded = workdir.load_chosen()
+    loaded = workdir.merged(workdir.load_chosen())
     run, c = loaded.run, loaded.config
     data = experiment.Data(
         *(
@@ -68,7 +67,6 @@ def main() -> None:
 
     with jax.set_mesh(run.mesh):
         trained, quantized = run.usable(loaded.state)
-        trained = trained._replace(params=unpack_all(trained.params))
         if jax.tree.leaves(trained.loss):
             raise InputError(
                 f"objective.loss={c.objective.loss!r} of this run has parameters of its own, for "

@@ -1,5 +1,6 @@
 """A trained model: from the folder of its run, a packed file, or the files of others."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from launch import command
 from lm.compression import packed
 from lm.data import tokenizers
 from lm.errors import InputError
+from lm.model import adapters
 from lm.model.trained import Trained
 from lm.pretrained.load import load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
@@ -137,6 +139,23 @@ def load(
     abstract = run.abstract_state()
     state = run_record.restore(record, abstract, flag, command.say, step, fields=read)
     return Loaded(config, run, tokenizer, state, int(state.step))
+
+
+def merged(loaded: Loaded) -> Loaded:
+    """The same model with its adapters in its matrices, and no packed ones."""
+    if not loaded.config.model.adapter_rank and loaded.config.train.frozen == "as_is":
+        return loaded
+    config = loaded.config.copy_and_resolve_references()
+    config.model.adapter_rank = 0
+    config.train.update(trainable="", frozen="as_is")
+    run = _build(config, loaded.run.model.config.vocab_size)
+    with jax.set_mesh(run.mesh):
+        merge = functools.partial(adapters.merge, loaded.run.model.config)
+        trained, state = loaded.run.usable(loaded.state)[0], loaded.state
+        trained = trained._replace(params=jax.jit(merge)(trained.params))
+    return loaded._replace(
+        config=config, run=run, state=state._replace(trained=trained, ema=trained)
+    )
 
 
 def _ends(config: ConfigDict) -> tuple[str, str]:

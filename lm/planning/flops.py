@@ -1,6 +1,7 @@
 """Model FLOPs of a training token, and the peak of known accelerators."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,28 +31,33 @@ def _count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def flops_per_token(model: ModelConfig, shapes: Any, sequence_length: int) -> int:
+def flops_per_token(
+    model: ModelConfig,
+    shapes: Any,
+    sequence_length: int,
+    trainable: Callable[[str], bool] = lambda path: True,
+) -> int:
     """Model FLOPs of one training token: 6 N + 12 L T M, M channels of all heads.
 
     N counts the parameters that multiply (all matrices, the table only where it is the head), two
-    FLOPs forward and four backward; a head of frozen codes has no gradient and takes 4 V D.
+    FLOPs forward and four backward. What is frozen has no gradient of its own and takes four in all:
+    a head of codes, and parameters that `trainable` rules out.
     Attention's two products take 12 T M a layer, not halved for causality, as is the custom (arXiv
     2204.02311, appendix B). Recomputation does not count.
     """
     by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     kinds = {path: parameter_kind(path) for path in by_path}
     matrices = sum(
-        math.prod(leaf.shape)
+        (6 if trainable(path) else 4) * math.prod(leaf.shape)
         for path, leaf in by_path.items()
         if kinds[path] != "vector" and not is_table(path)
     )
     head = 0
     if not model.own_head:
-        trained = "embedding" in kinds.values()
+        trained = any(kind == "embedding" and trainable(path) for path, kind in kinds.items())
         head = (6 if trained else 4) * model.vocab_size * model.width
-    return (
-        6 * matrices + head + 12 * model.layers * sequence_length * model.heads * model.head_width
-    )
+    attention = 12 * model.layers * sequence_length * model.heads * model.head_width
+    return matrices + head + attention
 
 
 def peak_flops(configured: float) -> float | None:

@@ -19,6 +19,7 @@ from lm.parallel.mesh import Whole, unsharded
 from lm.planning.flops import parameters_by_group
 from lm.references.second_models import open_references
 from lm.training import experiment
+from lm.training.state import parameter_shapes
 from objectives.quantization import optimal_qat_fraction, packed_size
 from objectives.quantization.optimal_qat import tokens_per_parameter_byte
 
@@ -95,9 +96,9 @@ def make_plan(run: experiment.Experiment, listed: int = 5) -> Plan:
     sizes = {name: count_bytes(part) for name, part in parts.items()}
     whole = count_bytes(state)
     references = count_bytes(open_references(run).abstract())
-    groups = parameters_by_group(state.trained.params)
-    params = state.trained.params
-    unsplit = unsharded(run.mesh, params, run.model.axes()) if run.mesh.size > 1 else []
+    shapes = parameter_shapes(run.model)
+    groups = parameters_by_group(shapes)
+    unsplit = unsharded(run.mesh, shapes, run.model.axes()) if run.mesh.size > 1 else []
     c = run.config
     tokens_per_step = c.train.batch_size * c.data.sequence_length
     flops_per_token = run.flops_per_token()

@@ -93,15 +93,22 @@ def generation_config(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_folder(
-    output: str, settings: Mapping[str, Any], tensors: Sequence[Entry], files: Mapping[str, str]
+    output: str,
+    settings: Mapping[str, Any],
+    tensors: Sequence[Entry],
+    files: Mapping[str, str],
+    *,
+    settings_name: str = "config.json",
+    weights_name: str = "model.safetensors",
 ) -> int:
     """Writes a folder whole or not at all; one tensor at a time is in memory.
 
     Args:
       output: a folder that does not exist yet, or is empty.
-      settings: content of config.json.
+      settings: content of config.json, or of the file of another name.
       tensors: all of them.
       files: name -> content of further files, such as tokenizer.json.
+      settings_name, weights_name: names of the files of settings and of tensors.
 
     Returns:
       Bytes of the tensors.
@@ -116,8 +123,8 @@ def write_folder(
         scratch.mkdir(parents=True)
         for name, content in files.items():
             (scratch / name).write_text(content)
-        (scratch / "config.json").write_text(strict_json.dumps(settings, indent=2) + "\n")
-        _write_weights(scratch, tensors)
+        (scratch / settings_name).write_text(strict_json.dumps(settings, indent=2) + "\n")
+        _write_weights(scratch, tensors, weights_name)
         with contextlib.suppress(OSError):
             folder.rmdir()
         os.replace(scratch, folder)
@@ -138,14 +145,14 @@ def check_output(folder: Path) -> None:
         raise InputError(f"--output={folder}: there is no folder {folder.absolute().parent}")
 
 
-def _write_weights(folder: Path, tensors: Sequence[Entry]) -> None:
+def _write_weights(folder: Path, tensors: Sequence[Entry], only_name: str) -> None:
     groups: list[list[Entry]] = [[]]
     for tensor in tensors:
         if groups[-1] and sum(t.size for t in groups[-1]) + tensor.size > _MOST_BYTES:
             groups.append([])
         groups[-1].append(tensor)
     if len(groups) == 1:
-        write_safetensors(folder / "model.safetensors", groups[0])
+        write_safetensors(folder / only_name, groups[0])
         return
     places = {}
     for number, group in enumerate(groups, 1):

@@ -131,7 +131,9 @@ class Experiment(NamedTuple):
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""
         shapes = parameter_shapes(self.model)
-        return flops_per_token(self.model.config, shapes, self.config.data.sequence_length)
+        return flops_per_token(
+            self.model.config, shapes, self.config.data.sequence_length, self.trainable
+        )
 
 
 def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, bool] | None:
