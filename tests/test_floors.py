@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 _BASE = ("lm/errors", "lm/flat", "lm/strict_json")
 _GROUND = (*_BASE, "lm/model", "lm/data", "objectives")
 _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/references/sources")
-_RUN = (*_STEP, "lm/training", "lm/runs")
+_RUN = (*_STEP, "lm/training", "lm/runs", "lm/pretrained")
 _AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise")
 BELOW = {
     "objectives": (),
@@ -27,6 +27,7 @@ BELOW = {
     "lm/model": _BASE,
     "lm/data": _BASE,
     "lm/parallel": (*_BASE, "objectives"),
+    "lm/pretrained": (*_BASE, "lm/model", "lm/data", "lm/parallel"),
     "lm/planning/flops": ("lm/model",),
     "lm/references/sources": _BASE,
     "lm/runs/initialise": (*_RUN, "lm/references"),

@@ -1,0 +1,1 @@
+"""Pretrained models of other frameworks: their files, tokenizers and parameters."""
