@@ -249,6 +249,19 @@ def test_scores_decide_what_is_merged(scores, want):
     assert built.encode("abc").tokens == want
 
 
+def test_a_byte_is_not_made_by_merging():
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        _TOKENS: ["a", "b", "ab"],
+        "tokenizer.ggml.scores": np.zeros(3, np.float32),
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    for kind, want in {NORMAL: ["ab"], BYTE: ["a", "b"]}.items():
+        metadata["tokenizer.ggml.token_type"] = np.array([NORMAL, NORMAL, kind], np.int32)
+        built = Tokenizer.from_str(tokenizer_json(metadata, "x.gguf"))
+        assert built.encode("ab").tokens == want
+
+
 def test_control_and_added_tokens_of_sentencepiece_are_found_whole():
     built = SENTENCEPIECE_BUILT[False]
     tool = SENTENCEPIECE[False]["tokenizer.ggml.tokens"].index("<tool>")
@@ -343,6 +356,46 @@ def test_what_does_not_fit_is_refused_in_one_line(name):
     message = str(caught.value)
     assert message.startswith("x.gguf: tokenizer.ggml.")
     assert reason in message
+    assert "\n" not in message
+
+
+JUNK = [
+    *(
+        None,
+        True,
+        -1,
+        0,
+        2**70,
+        1.5,
+        "",
+        "gpt2",
+        "llama",
+        "qwen2",
+        b"x",
+        [],
+        [""],
+        ["a", "b", "a b"],
+    ),
+    *(["a", "", " "], [[]], ["a b", "b"], {}, np.zeros(0), np.zeros((2, 2)), np.full(3, np.inf)),
+    *(np.array([1, 3, 4]), np.array([7, -1, 255]), np.float32(1), ["\x00", "▁", "\n"]),
+]
+
+
+@pytest.mark.parametrize("kind", [G, S])
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_any_other_metadata_are_built_or_refused(kind, data):
+    metadata = SENTENCEPIECE[True]
+    if kind == G:
+        metadata = byte_level_metadata(ORIGINALS["default"], "default")
+    changes = st.dictionaries(st.sampled_from(list(metadata)), st.sampled_from(JUNK), max_size=4)
+    try:
+        content = tokenizer_json(metadata | data.draw(changes), "x.gguf")
+    except InputError as error:
+        message = str(error)
+    else:
+        message = ""
+        Tokenizer.from_str(content).encode("a b\n")
     assert "\n" not in message
 
 
