@@ -161,7 +161,7 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: _Vocabulary, where: 
     if "tokenizer.ggml.merges" in metadata:
         merges = _merges(metadata, ids, where)
     else:
-        merges = _scored_merges(_scores(metadata, vocabulary, where), vocabulary, ids, where)
+        merges = _scored_merges(_scores(metadata, vocabulary, where), vocabulary, where)
     unknown = _get(metadata, "unknown_token_id", int, where, optional=True)
     if unknown is not None:
         unknown = _token(metadata, "unknown_token_id", unknown, where)
@@ -240,7 +240,7 @@ def _scores(metadata: Mapping[str, Any], vocabulary: _Vocabulary, where: str) ->
 
 
 def _scored_merges(
-    scores: list[float], vocabulary: _Vocabulary, ids: Mapping[str, int], where: str
+    scores: list[float], vocabulary: _Vocabulary, where: str
 ) -> list[tuple[str, str]]:
     """All pairs of tokens that make a token, those of the highest score first.
 
@@ -260,7 +260,6 @@ def _scored_merges(
             )
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         known = [pair for pair in pairs if pair[0] in merged and pair[1] in merged]
-        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
         found += [(score, len(left), len(right), left, right) for left, right in known]
     found.sort(key=lambda merge: merge[:3], reverse=True)
     return [merge[3:] for merge in found]

@@ -236,17 +236,39 @@ def test_sentencepiece_ids_are_those_of_its_algorithm(prefix, text):
     assert built.decode(found) == text.replace("▁", " ")
 
 
+def three_letters(scores, **changes):
+    return {
+        "tokenizer.ggml.model": "llama",
+        _TOKENS: ["a", "b", "c", "ab", "bc", "▁"],
+        "tokenizer.ggml.scores": np.array([-9, -9, -9, *scores, -9], np.float32),
+        "tokenizer.ggml.add_space_prefix": False,
+        **changes,
+    }
+
+
 @pytest.mark.parametrize(("scores", "want"), [((-1, -2), ["ab", "c"]), ((-2, -1), ["a", "bc"])])
 def test_scores_decide_what_is_merged(scores, want):
-    tokens = ["a", "b", "c", "ab", "bc"]
-    metadata = {
-        "tokenizer.ggml.model": "llama",
-        _TOKENS: tokens,
-        "tokenizer.ggml.scores": np.array([-9, -9, -9, *scores], np.float32),
-        "tokenizer.ggml.add_space_prefix": False,
-    }
-    built = Tokenizer.from_str(tokenizer_json(metadata, "x.gguf"))
+    built = Tokenizer.from_str(tokenizer_json(three_letters(scores), "x.gguf"))
     assert built.encode("abc").tokens == want
+
+
+def test_a_space_comes_first_unless_the_file_forbids_it():
+    metadata = three_letters((-1, -2))
+    del metadata["tokenizer.ggml.add_space_prefix"]
+    built = Tokenizer.from_str(tokenizer_json(metadata, "x.gguf"))
+    assert built.encode("abc").tokens == ["▁", "ab", "c"]
+
+
+def test_the_order_of_tokens_decides_what_is_merged_for_gemma():
+    metadata = three_letters((-2, -1)) | {"general.architecture": "gemma2"}
+    built = Tokenizer.from_str(tokenizer_json(metadata, "x.gguf"))
+    assert built.encode("abc").tokens == ["ab", "c"]
+
+
+def test_a_row_of_unknown_characters_is_one_token_without_bytes():
+    metadata = three_letters((-1, -2)) | {"tokenizer.ggml.unknown_token_id": 5}
+    built = Tokenizer.from_str(tokenizer_json(metadata, "x.gguf"))
+    assert built.encode("a☃☃b").ids == [0, 5, 1]
 
 
 def test_a_byte_is_not_made_by_merging():
@@ -262,23 +284,23 @@ def test_a_byte_is_not_made_by_merging():
         assert built.encode("ab").tokens == want
 
 
-def test_control_and_added_tokens_of_sentencepiece_are_found_whole():
-    built = SENTENCEPIECE_BUILT[False]
+@pytest.mark.parametrize("prefix", [True, False])
+def test_control_and_added_tokens_of_sentencepiece_are_found_whole(prefix):
+    built = SENTENCEPIECE_BUILT[prefix]
     tool = SENTENCEPIECE[False]["tokenizer.ggml.tokens"].index("<tool>")
     assert ids(built, "<s><tool></s>") == [1, tool, 2]
-    assert ids(built, "\x07") == [3 + 7]
+    assert ids(built, "\x07")[-1] == 3 + 7
     assert 3 + 7 not in ids(built, "<0x07>")
     added = {t.content: t.special for t in built.get_added_tokens_decoder().values()}
     assert added == {"<unk>": True, "<s>": True, "</s>": True, "<tool>": False}
 
 
-def test_merges_of_gemma_follow_its_tokens_and_runs_of_spaces_are_respelled():
+def test_runs_of_spaces_are_respelled_for_gemma():
     metadata = dict(SENTENCEPIECE[False])
     by_score = SENTENCEPIECE_BUILT[False]
     spelled = [" " * len(t) if set(t) == {"▁"} and len(t) > 1 else t for t in metadata[_TOKENS]]
     assert spelled != metadata[_TOKENS]
     metadata[_TOKENS] = spelled
-    metadata["tokenizer.ggml.scores"] = np.zeros(len(spelled), np.float32)
     metadata["general.architecture"] = "gemma2"
     built = Tokenizer.from_str(tokenizer_json(metadata, "x.gguf"))
     assert ids(built, TEXT) == ids(by_score, TEXT)
