@@ -40,8 +40,8 @@ def flops_per_token(
     """Model FLOPs of one training token: 6 N + 12 L T M, M channels of all heads.
 
     N counts the parameters that multiply (all matrices, the table only where it is the head), two
-    FLOPs forward and four backward. What is frozen has no gradient of its own and takes four in all:
-    a head of codes, and parameters that `trainable` rules out.
+    FLOPs forward and four backward. What is frozen, a head of codes or parameters that `trainable`
+    rules out, has no gradient of its own and takes four in all.
     Attention's two products take 12 T M a layer, not halved for causality, as is the custom (arXiv
     2204.02311, appendix B). Recomputation does not count.
     """

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import InputError
-from lm.pretrained.gguf_file import GGUF
+from lm.pretrained.gguf_file import GGUFFile, llama_rows
 from lm.pretrained.safetensors_file import Stored
 
 # general.architecture -> model_type. The files of Llama, Mistral and SmolLM 1 and 2 are "llama".
@@ -48,7 +48,7 @@ LAYER = {
 }
 
 
-def settings(file: GGUF, where: str) -> dict[str, Any]:
+def settings(file: GGUFFile, where: str) -> dict[str, Any]:
     """The content of a config.json.
 
     Raises:
@@ -64,7 +64,7 @@ def settings(file: GGUF, where: str) -> dict[str, Any]:
     known = {f"{name}.{key}": ours for ours, key in _SETTINGS.items()}
     for key, value in metadata.items():
         if key in known:
-            found[known[key]] = value
+            found[known[key]] = _shortest(value)
         elif key == f"{name}.rope.scaling.type" and value == "none":
             continue
         elif key.startswith(f"{name}.") and key.removeprefix(f"{name}.") not in _IRRELEVANT:
@@ -87,7 +87,12 @@ def settings(file: GGUF, where: str) -> dict[str, Any]:
     return found
 
 
-def _scaling(file: GGUF, found: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _shortest(value: Any) -> Any:
+    """Of a float32 the shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _scaling(file: GGUFFile, found: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Llama 3.1's scaling, of which a file keeps the factor of each frequency only."""
     factors = np.asarray(file.tensors["rope_freqs.weight"].read(), np.float64)
     if np.all(factors == 1):
@@ -110,14 +115,15 @@ def _scaling(file: GGUF, found: Mapping[str, Any], where: str) -> dict[str, Any]
     raise InputError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1 or 3.2")
 
 
-def tensors(file: GGUF, found: Mapping[str, Any], where: str) -> dict[str, Stored]:
+def tensors(file: GGUFFile, found: Mapping[str, Any], where: str) -> dict[str, Stored]:
     """The tensors by the names of Hugging Face, rows of queries and keys in its order.
 
     Raises:
       InputError: a name that is not known.
     """
     named = {}
-    for name, stored in file.tensors.items():
+    for name, tensor in file.tensors.items():
+        stored = Stored(tensor.shape, tensor.type, tensor.read)
         if name == "rope_freqs.weight":
             continue
         theirs = _OUTER.get(name) or _layer_name(name)
@@ -143,14 +149,4 @@ def _layer_name(name: str) -> str | None:
 def _in_order(stored: Stored, heads: int, where: str) -> Stored:
     if not isinstance(heads, int) or heads < 1 or stored.shape[0] % (2 * heads):
         raise InputError(f"{where}: {stored.shape[0]:,} rows of queries or keys for {heads} heads")
-    return stored._replace(read=lambda: huggingface_rows(stored.read(), heads))
-
-
-def huggingface_rows(w: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys in the order of Hugging Face, from that of GGUF for Llama."""
-    return w.reshape(heads, -1, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
-
-
-def gguf_rows(w: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of `huggingface_rows`."""
-    return w.reshape(heads, 2, -1, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+    return stored._replace(read=lambda: llama_rows(stored.read(), heads))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm import strict_json
+from lm.data import declared
 from lm.data.corpora import cache_directory
 from lm.data.tokenizers import Subwords
 from lm.errors import InputError
@@ -92,10 +93,20 @@ def _open_gguf(path: Path) -> Pretrained:
     values = gguf_names.settings(file, str(path))
     section, vocabulary = read_model(FAMILIES[values["model_type"]], values, str(path))
     tensors = gguf_names.tensors(file, values, str(path))
-    folder = cached_files(gguf_tokenizer.tokenizer_files(file.metadata, str(path)))
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(cached_files(_tokenizer_files(file.metadata, str(path))))
     check_vocabulary(tokenizer, vocabulary, str(path))
     return Pretrained(str(path), values["model_type"], section, vocabulary, tensors, tokenizer)
+
+
+def _tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, str]:
+    """The files of a Hugging Face folder that say what a GGUF file says of its tokenizer."""
+    ends = gguf_tokenizer.special_tokens(metadata, where)
+    files = {
+        "tokenizer.json": gguf_tokenizer.tokenizer_json(metadata, where),
+        "tokenizer_config.json": strict_json.dumps({f"{k}_token": v for k, v in ends.items()}),
+    }
+    template = gguf_tokenizer.chat_template(metadata, where)
+    return files | ({declared.CHAT_TEMPLATE: template} if template else {})
 
 
 def check_vocabulary(tokenizer: Subwords, vocabulary: int, where: str) -> None:
