@@ -18,7 +18,10 @@ _BASE = ("lm/errors", "lm/flat", "lm/strict_json")
 _GROUND = (*_BASE, "lm/model", "lm/data", "objectives")
 _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/references/sources")
 _RUN = (*_STEP, "lm/pretrained", "lm/training", "lm/runs")
-_AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise")
+_AROUND = (
+    *_RUN,
+    *("lm/references", "lm/evaluation", "lm/runs/initialise", "lm/runs/parameters_from"),
+)
 BELOW = {
     "objectives": (),
     "lm/errors": (),
@@ -30,6 +33,7 @@ BELOW = {
     "lm/planning/flops": ("lm/model",),
     "lm/references/sources": _BASE,
     "lm/pretrained": (*_BASE, "lm/model", "lm/data", "lm/parallel"),
+    "lm/runs/parameters_from": _RUN,
     "lm/runs/initialise": (*_RUN, "lm/references"),
     "lm/training/resume": _RUN,
     "lm/training/events": (*_AROUND, "lm/training/loop"),
