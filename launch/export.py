@@ -4,6 +4,7 @@ python -m launch.export --model=runs/tuned --format=huggingface --output=tuned
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -11,11 +12,11 @@ from launch import command, workdir
 from lm.data.tokenizers import Subwords
 from lm.errors import InputError
 
-_FORMATS = ("huggingface", "peft")
+_FORMATS = ("huggingface", "peft", "compressed_tensors", "gguf")
 _FORMAT = flags.DEFINE_string("format", None, f"What to write: {' | '.join(_FORMATS)}.")
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _DTYPE = flags.DEFINE_string(
-    "dtype", "float32", f"Type of the numbers that are written: {' | '.join(_DTYPES)}."
+    "dtype", "float32", f"Type of floats, and of scales: {' | '.join(_DTYPES)}."
 )
 
 
@@ -26,42 +27,54 @@ def main() -> None:
             raise InputError(f"--{flag.name}={flag.value} is not one of: {', '.join(valid)}")
     output = command.OUTPUT.value
     if not output:
-        raise InputError("--output=PATH is missing: the folder to make")
+        raise InputError("--output=PATH is missing: the folder or file to make")
     command.use_compilation_cache()
-    from lm.pretrained import huggingface
-
-    huggingface.check_output(Path(output))
-    write = {"huggingface": _write_folder, "peft": _write_adapters}[_FORMAT.value]
-    family, size = write(workdir.load_chosen(), output)
-    print(f"{output}: {_FORMAT.value}, {family}, {size:,} bytes of weights")
-
-
-def _write_folder(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
-    """The family and the bytes of a Hugging Face folder, with adapters merged."""
     import jax
 
-    loaded = workdir.merged(loaded)
+    from lm.pretrained import huggingface
 
-    from lm.pretrained import huggingface, start
+    huggingface.check_output(Path(output), folder=_FORMAT.value != "gguf")
+    write = {
+        "huggingface": _write_folder,
+        "peft": _write_adapters,
+        "compressed_tensors": _write_compressed,
+        "gguf": _write_gguf,
+    }[_FORMAT.value]
+    loaded = workdir.load_chosen()
+    if _FORMAT.value != "peft":
+        loaded = workdir.merged(loaded)
+        if not isinstance(loaded.tokenizer, Subwords):
+            raise InputError(f"a model of bytes has no tokenizer.json: no --format={_FORMAT.value}")
+    with jax.set_mesh(loaded.run.mesh):
+        family, size = write(loaded, output)
+    print(f"{output}: {_FORMAT.value}, {family}, {size:,} bytes")
 
-    if not isinstance(loaded.tokenizer, Subwords):
-        raise InputError("a model of bytes has no tokenizer.json, which --format=huggingface needs")
+
+def _settings(loaded: workdir.Loaded) -> tuple[str, dict[str, Any]]:
+    """The model_type and the content of config.json."""
+    from lm.pretrained import huggingface
+
     config, dtype = loaded.run.model.config, _DTYPES[_DTYPE.value]
     family, settings = huggingface.settings_of(config, dtype, loaded.config.initialise.family)
     tokenizer = loaded.tokenizer
-    settings |= {
-        "bos_token_id": tokenizer.beginning_of_text,
-        "eos_token_id": tokenizer.end_of_text,
-    }
-    with jax.set_mesh(loaded.run.mesh):
-        params = loaded.run.plain(loaded.state).params
-        tensors = list(huggingface.entries(family, config, params, dtype))
-        files = start.tokenizer_files(tokenizer) | huggingface.generation_config(settings)
-        return family, huggingface.write_folder(output, settings, tensors, files)
+    ends = {"bos_token_id": tokenizer.beginning_of_text, "eos_token_id": tokenizer.end_of_text}
+    return family, settings | ends
+
+
+def _write_folder(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
+    """A Hugging Face folder; adapters are merged, quantized weights are written as floats."""
+    from lm.pretrained import huggingface, start
+
+    family, settings = _settings(loaded)
+    params = loaded.run.plain(loaded.state).params
+    model = loaded.run.model.config
+    tensors = list(huggingface.entries(family, model, params, _DTYPES[_DTYPE.value]))
+    files = start.tokenizer_files(loaded.tokenizer) | huggingface.generation_config(settings)
+    return family, huggingface.write_folder(output, settings, tensors, files)
 
 
 def _write_adapters(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
-    """The family and the bytes of a folder of adapters."""
+    """A folder of adapters for the `peft` library."""
     import jax
 
     from lm.pretrained import huggingface, peft
@@ -79,6 +92,48 @@ def _write_adapters(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
         weights_name="adapter_model.safetensors",
     )
     return f"adapters of {c['from'] or 'its base'}", size
+
+
+def _grids(loaded: workdir.Loaded) -> dict[str, Any]:
+    """The integer grids of the layers' matrices; embedding and head are written as floats."""
+    from lm.compression.integer_grids import integer_grid
+    from lm.model.parameters import parameter_kind
+
+    coded = workdir.on_grids(loaded)
+    return {p: integer_grid(p, c) for p, c in coded.items() if parameter_kind(p) == "matrix"}
+
+
+def _write_compressed(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
+    """A Hugging Face folder with packed integer weights."""
+    from lm.pretrained import compressed_tensors, huggingface, start
+
+    grids, dtype = _grids(loaded), _DTYPES[_DTYPE.value]
+    if not grids:
+        raise InputError(
+            "--format=compressed_tensors is for quantized models: give a file of launch.quantize, "
+            "or a run that was trained with quantization"
+        )
+    path = next(iter(grids))
+    bits = workdir.on_grids(loaded)[path].quantizer.bits
+    compressed_tensors.check(bits, grids, dtype)
+    family, settings = _settings(loaded)
+    inputs = grids[path].codes_LIO.shape[-2]
+    quantization = compressed_tensors.quantization_config(int(bits), grids, inputs)
+    settings["quantization_config"] = quantization
+    params, model = loaded.run.plain(loaded.state).params, loaded.run.model.config
+    tensors = compressed_tensors.packed_entries(family, model, params, grids, dtype, int(bits))
+    files = start.tokenizer_files(loaded.tokenizer) | huggingface.generation_config(settings)
+    return family, huggingface.write_folder(output, settings, tensors, files)
+
+
+def _write_gguf(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
+    """A GGUF file, of floats or with the model's own codes."""
+    from lm.pretrained.gguf_writer import write_gguf
+
+    family, _ = _settings(loaded)
+    params, config = loaded.run.plain(loaded.state).params, loaded.run.model.config
+    dtype, tokenizer = _DTYPES[_DTYPE.value], loaded.tokenizer
+    return family, write_gguf(output, family, config, params, tokenizer, dtype, _grids(loaded))
 
 
 if __name__ == "__main__":

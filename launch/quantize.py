@@ -25,6 +25,12 @@ _QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/qu
 _GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
 _GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of granularity group.")
 _BATCHES = flags.DEFINE_integer("calibration_batches", 8, "Training batches for gptq and rsq.")
+_SCALES = flags.DEFINE_string(
+    "scales",
+    "float32",
+    "float32 | float16 | bfloat16: type that scales are rounded to before the last evaluation; "
+    "launch.export needs that of its format.",
+)
 _METRICS = flags.DEFINE_string(
     "metrics", None, "Folder with the metrics.jsonl that gets the losses, too."
 )
@@ -38,7 +44,7 @@ def main() -> None:
     command.use_compilation_cache()
     import jax
 
-    from lm.compression import packed
+    from lm.compression import after_training, packed
     from lm.data import corpora
     from lm.evaluation import perplexity
     from lm.model.trained import Trained
@@ -74,7 +80,7 @@ def main() -> None:
             )
         if rules is None and not quantized:
             raise InputError("--bits=WIDTH is missing: this run was not trained with quantization")
-        result = _put_on_grids(run, trained, rules, data)
+        result = after_training.with_scales(_put_on_grids(run, trained, rules, data), _SCALES.value)
         before = evaluate(run.eval_step(), trained, quantized)
         plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.objective.loss))
         after = evaluate(plain, Trained(result.params), False)
@@ -84,6 +90,7 @@ def main() -> None:
         config=c.to_dict(),
         vocab_size=run.model.config.vocab_size,
         tokenizer=getattr(data.tokenizer, "definition", ""),
+        chat_template=data.tokenizer.chat_template or "",
         step=loaded.step,
     )
     if _METRICS.value:
@@ -159,6 +166,8 @@ def _check() -> None:
         raise InputError(f"--output={command.OUTPUT.value}: there is no folder {folder}")
     if _METHOD.value not in _METHODS:
         raise InputError(f"--method={_METHOD.value} is not one of: {', '.join(_METHODS)}")
+    if _SCALES.value not in ("float32", "float16", "bfloat16"):
+        raise InputError(f"--scales={_SCALES.value} is not one of: float32, float16, bfloat16")
     if _BATCHES.value < 1:
         raise InputError(f"--calibration_batches={_BATCHES.value} must be at least 1")
 

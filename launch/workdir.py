@@ -2,8 +2,9 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import finetune
 from launch import command
-from lm.compression import packed
+from lm.compression import after_training, packed
 from lm.data import tokenizers
 from lm.errors import InputError
 from lm.model import adapters
@@ -34,6 +35,7 @@ class Loaded(NamedTuple):
       state: what was read of it, other fields are None; see `Experiment.usable` and
         `Experiment.plain`.
       step: of the checkpoint.
+      coded: path -> codes and grid of what a packed file holds quantized.
     """
 
     config: ConfigDict
@@ -41,6 +43,7 @@ class Loaded(NamedTuple):
     tokenizer: tokenizers.Tokenizer
     state: TrainState
     step: int
+    coded: Mapping[str, packed.Coded] = MappingProxyType({})
 
 
 def load_chosen(fields: Sequence[str] = ()) -> Loaded:
@@ -99,6 +102,7 @@ def load_packed(path: str) -> Loaded:
     config = ConfigDict(compatibility.upgrade_config(found.config))
     if found.tokenizer:
         tokenizer = tokenizers.Subwords(found.tokenizer, path, *_ends(config))
+        tokenizer.chat_template = found.chat_template or tokenizer.chat_template
     else:
         tokenizer = tokenizers.load("bytes", 0, (), directory="")
     # The weights are on their grids already; activations are not.
@@ -111,7 +115,7 @@ def load_packed(path: str) -> Loaded:
     scales = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract.scales)
     trained = Trained(found.params, scales)
     state = TrainState(found.step, trained, (), trained, (), 0, 0, 0.0)
-    return Loaded(config, run, tokenizer, state, found.step)
+    return Loaded(config, run, tokenizer, state, found.step, found.coded)
 
 
 def load(
@@ -156,6 +160,15 @@ def merged(loaded: Loaded) -> Loaded:
     return loaded._replace(
         config=config, run=run, state=state._replace(trained=trained, ema=trained)
     )
+
+
+def on_grids(loaded: Loaded) -> Mapping[str, packed.Coded]:
+    """Codes and grids of the quantized parameters; {} for a model in full precision."""
+    trained, quantized = loaded.run.usable(loaded.state)
+    if loaded.coded or not quantized:
+        return loaded.coded
+    rules = loaded.run.quantized.rules
+    return after_training.put_on_grids(trained.params, trained.scales, rules).coded
 
 
 def _ends(config: ConfigDict) -> tuple[str, str]:

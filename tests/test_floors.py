@@ -32,7 +32,7 @@ BELOW = {
     "lm/parallel": (*_BASE, "objectives"),
     "lm/planning/flops": ("lm/model",),
     "lm/references/sources": _BASE,
-    "lm/pretrained": (*_BASE, "lm/model", "lm/data", "lm/parallel"),
+    "lm/pretrained": (*_GROUND, "lm/parallel", "lm/compression"),
     "lm/runs/parameters_from": _RUN,
     "lm/runs/initialise": (*_RUN, "lm/references"),
     "lm/training/resume": _RUN,

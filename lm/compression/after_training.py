@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.compression.integer_grids import round_scales
 from lm.compression.packed import Coded, code_leaves
 from lm.errors import InputError
 from lm.model.interface import Model
@@ -61,6 +62,14 @@ def put_on_grids(params: Any, scales: Any, rules: Rules) -> PostTrained:
     """
     coded = {n: c for n, c in code_leaves(params, scales, rules) if isinstance(c, Coded)}
     return PostTrained(_replace(params, coded), coded, {})
+
+
+def with_scales(result: PostTrained, dtype: str) -> PostTrained:
+    """The same codes with scales of another type, see `integer_grids.round_scales`."""
+    if dtype == "float32":
+        return result
+    coded = {path: round_scales(one, dtype) for path, one in result.coded.items()}
+    return PostTrained(_replace(result.params, coded), coded, result.losses)
 
 
 def round_to_nearest_model(params: Any, rules: Rules) -> PostTrained:

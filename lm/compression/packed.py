@@ -8,10 +8,10 @@ Tensors of a quantized leaf at PATH, "layers/mlp/up" for instance; other leaves 
     PATH.exact_zeros   int64, positions of weights that are exactly 0 on a grid that has no code
                        for 0 (elastic_binary with zero_sign=0), if there are any
 
-The header's metadata (strings, JSON but for the first and the tokenizer): `format`, `version`,
-`config`, `vocab_size`, `tokenizer` (a tokenizer.json, or "" for bytes), `step`, `quantizers`,
-`leaves` (path -> shape, dtype and index of its quantizer or null), `checksums` (CRC-32 of each
-tensor) and `checksum` (that of the other metadata).
+The header's metadata (strings, JSON but for the first, the tokenizer and its template): `format`,
+`version`, `config`, `vocab_size`, `tokenizer` (a tokenizer.json, or "" for bytes), `chat_template`,
+`step`, `quantizers`, `leaves` (path -> shape, dtype and index of its quantizer or null),
+`checksums` (CRC-32 of each tensor) and `checksum` (that of the other metadata).
 """
 
 import contextlib
@@ -72,17 +72,21 @@ class Packed(NamedTuple):
       config: of the run, as plain dictionaries.
       vocab_size: of the model.
       tokenizer: the content of its tokenizer.json, or "" for bytes.
+      chat_template: of the tokenizer, "" for none.
       step: of the checkpoint.
       params: the parameters, quantized leaves on their grids.
       quantizers: path -> the quantizer of each quantized leaf.
+      coded: path -> codes and grid of each quantized leaf.
     """
 
     config: dict[str, Any]
     vocab_size: int
     tokenizer: str
+    chat_template: str
     step: int
     params: Any
     quantizers: dict[str, Quantizer]
+    coded: dict[str, Coded]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -132,6 +136,7 @@ def write_packed(
     config: dict[str, Any],
     vocab_size: int,
     tokenizer: str,
+    chat_template: str = "",
     step: int,
 ) -> int:
     """Writes the file, under a temporary name until it is whole; returns its size in bytes.
@@ -144,6 +149,7 @@ def write_packed(
       config: see `Packed`, as the rest.
       vocab_size: see there.
       tokenizer: see there.
+      chat_template: see there.
       step: see there.
 
     Raises:
@@ -174,6 +180,7 @@ def write_packed(
         "config": strict_json.dumps(config),
         "vocab_size": str(vocab_size),
         "tokenizer": tokenizer,
+        "chat_template": chat_template,
         "step": str(step),
         "quantizers": strict_json.dumps(quantizers),
         "leaves": strict_json.dumps(described),
@@ -231,7 +238,7 @@ def _read(file, path) -> Packed:
     quantizers = [
         QUANTIZERS[rule.pop("name")](**rule) for rule in strict_json.loads(metadata["quantizers"])
     ]
-    params, of_leaf = {}, {}
+    params, of_leaf, coded = {}, {}, {}
     for name, leaf in strict_json.loads(metadata["leaves"]).items():
         shape, dtype = tuple(leaf["shape"]), _DTYPES[leaf["dtype"]]
         if leaf["quantizer"] is None:
@@ -245,7 +252,8 @@ def _read(file, path) -> Packed:
             }
             grid = Grid(tensor(f"{name}.scale"), optional.pop("zero", None))
             codes = unpack(tensor(f"{name}.codes"), quantizer.bits, shape)
-            array = Coded(quantizer, codes, grid, dtype, **optional).decode()
+            coded[name] = Coded(quantizer, codes, grid, dtype, **optional)
+            array = coded[name].decode()
         if (array.shape, array.dtype) != (shape, dtype):
             raise ValueError(f"{name} is {array.dtype}{array.shape}, not {leaf}")
         *parents, last = name.split("/")
@@ -255,9 +263,11 @@ def _read(file, path) -> Packed:
         strict_json.loads(metadata["config"]),
         int(metadata["vocab_size"]),
         metadata["tokenizer"],
+        metadata.get("chat_template", ""),
         int(metadata["step"]),
         params,
         of_leaf,
+        coded,
     )
 
 

@@ -7,7 +7,6 @@ makes is measured.
 
 import datetime
 import functools
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from jinja2.ext import Extension
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from lm import strict_json
 from lm.errors import InputError
 
 CHATML = (
@@ -296,7 +296,7 @@ def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
     valid = {"ensure_ascii", "separators", "sort_keys"}
     if options.keys() - valid or (indent or 0) > 16:
         raise ValueError("tojson has other options than it may have")
-    return json.dumps(value, indent=indent, **({"ensure_ascii": False} | options))
+    return strict_json.dumps(value, indent=indent, **({"ensure_ascii": False} | options))
 
 
 def _refuse(message: str) -> None:

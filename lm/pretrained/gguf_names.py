@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import InputError
+from lm.model.config import ModelConfig
 from lm.pretrained.gguf_file import GGUFFile, llama_rows
 from lm.pretrained.safetensors_file import Stored
 
@@ -150,3 +151,23 @@ def _in_order(stored: Stored, heads: int, where: str) -> Stored:
     if not isinstance(heads, int) or heads < 1 or stored.shape[0] % (2 * heads):
         raise InputError(f"{where}: {stored.shape[0]:,} rows of queries or keys for {heads} heads")
     return stored._replace(read=lambda: llama_rows(stored.read(), heads))
+
+
+def gguf_name(theirs: str) -> str:
+    """model.layers.N.self_attn.q_proj.weight -> blk.N.attn_q.weight."""
+    outer = {theirs: name for name, theirs in _OUTER.items()}
+    if theirs in outer:
+        return outer[theirs]
+    _, _, layer, *middle, end = theirs.split(".")
+    of_layer = {theirs: name for name, theirs in LAYER.items()}
+    return f"blk.{layer}.{of_layer['.'.join(middle)]}.{end}"
+
+
+def rope_factors(c: ModelConfig) -> np.ndarray:
+    """What each rotary frequency is divided by in the scaling of Llama 3.1, float32 [H / 2]."""
+    half = c.rotary_width // 2
+    waves = 2 * np.pi * c.rope_base ** (np.arange(half) / half)
+    turns = c.rope_original_length / waves
+    share = (turns - c.rope_low_frequency) / (c.rope_high_frequency - c.rope_low_frequency)
+    share = np.clip(share, 0, 1)
+    return (1 / ((1 - share) / c.rope_factor + share)).astype(np.float32)

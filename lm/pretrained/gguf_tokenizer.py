@@ -14,6 +14,7 @@ a first or last token to a text by itself. The metadata are untrusted.
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ def chat_template(metadata: Mapping[str, Any], where: str = "GGUF metadata") -> 
 
 
 def _byte_level(metadata: Mapping[str, Any], vocabulary: _Vocabulary, where: str) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     name = _get(metadata, "pre", str, where, optional=True) or "default"
     if name not in _SPLITS:
@@ -145,13 +146,49 @@ def _byte_level(metadata: Mapping[str, Any], vocabulary: _Vocabulary, where: str
     tokenizer = Tokenizer(model)
     if split.composed:
         tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _pre_tokenizer(split)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _pre_tokenizer(split: _Split) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
     steps = [pre_tokenizers.Digits(individual_digits=True)] if split.digits else []
     if split.pattern:
         steps.append(pre_tokenizers.Split(Regex(split.pattern), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split.pattern))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    return pre_tokenizers.Sequence(steps)
+
+
+def pre_of(definition: Mapping[str, Any]) -> str | None:
+    """The tokenizer.ggml.pre of a byte-level tokenizer.json; None where none splits text so.
+
+    Args:
+      definition: the content of a tokenizer.json.
+    """
+    from tokenizers import Tokenizer, models
+
+    model = definition["model"]
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        return None
+    normal = (definition.get("normalizer") or {}).get("type")
+    for name, split in _SPLITS.items():
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = _pre_tokenizer(split)
+        its = json.loads(made.to_str())["pre_tokenizer"]
+        same = _steps(definition["pre_tokenizer"]) == _steps(its)
+        merges = bool(model.get("ignore_merges")) == split.ignore_merges
+        if same and merges and normal == ("NFC" if split.composed else None):
+            return name
+    return None
+
+
+def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer without what does not change ids."""
+    found = pre_tokenizer or {}
+    steps = found.get("pretokenizers", [found])
+    return [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
 
 
 def _sentencepiece(metadata: Mapping[str, Any], vocabulary: _Vocabulary, where: str) -> Any:

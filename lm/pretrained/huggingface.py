@@ -4,7 +4,6 @@ D width, V vocabulary.
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -27,6 +26,9 @@ from lm.pretrained.safetensors_file import DTYPES
 _MOST_BYTES = 5_000_000_000
 
 
+WRITTEN = {**DTYPES, "I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
+
+
 class Entry(NamedTuple):
     """A tensor that is written: its values are computed when its turn comes."""
 
@@ -39,12 +41,12 @@ class Entry(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes in the file."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * WRITTEN[self.dtype].itemsize
 
     def values(self) -> np.ndarray:
         """The tensor, in its type."""
         parts = [np.asarray(jax.device_get(part())) for part in self.parts]
-        return np.ascontiguousarray(self.join(parts)).astype(DTYPES[self.dtype])
+        return np.ascontiguousarray(self.join(parts)).astype(WRITTEN[self.dtype])
 
 
 def settings_of(config: ModelConfig, dtype: str, first: str = "") -> tuple[str, dict[str, Any]]:
@@ -137,12 +139,14 @@ def write_folder(
     return sum(tensor.size for tensor in tensors)
 
 
-def check_output(folder: Path) -> None:
-    """Raises InputError unless a folder can be made there."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--output={folder} is there already and not an empty folder")
-    if not folder.absolute().parent.is_dir():
-        raise InputError(f"--output={folder}: there is no folder {folder.absolute().parent}")
+def check_output(path: Path, *, folder: bool = True) -> None:
+    """Raises InputError unless a folder, or else a file, can be made there."""
+    if not folder and path.is_dir():
+        raise InputError(f"--output={path} is a folder; give the name of a file")
+    if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--output={path} is there already and not an empty folder")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--output={path}: there is no folder {path.absolute().parent}")
 
 
 def _write_weights(folder: Path, tensors: Sequence[Entry], only_name: str) -> None:
@@ -179,7 +183,7 @@ def write_safetensors(path: Path, tensors: Sequence[Entry]) -> None:
             "data_offsets": offsets,
         }
         end += tensor.size
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = strict_json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

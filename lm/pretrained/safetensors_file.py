@@ -14,6 +14,7 @@ from lm.errors import InputError
 # Bytes of a header; larger ones are refused, as by the safetensors library.
 _MOST_HEADER = 100_000_000
 
+# Name of a type of numbers -> its NumPy type. Parameters are read from floats alone.
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),

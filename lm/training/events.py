@@ -225,6 +225,7 @@ def pack(loop: "Loop") -> None:
             config=c.to_dict(),
             vocab_size=loop.built.model.config.vocab_size,
             tokenizer=getattr(loop.data.tokenizer, "definition", ""),
+            chat_template=loop.data.tokenizer.chat_template or "",
             step=loop.step,
         )
     loop.say(f"packed weights: {path}, {size:,} bytes")

@@ -73,8 +73,10 @@ def make_optimizer(
         "embedding": decayed,
         "head": decayed,
         "vector": plain,
-        "adapter": decayed,
     }
+    # The state of a run without adapters has no entry for them.
+    if "adapter" in jax.tree.leaves(groups.params):
+        transforms["adapter"] = decayed
     if loss_learning_rate:
         rates["learning_rate"] = make_phase_schedule(config, phases, loss_learning_rate)
         transforms["loss"] = rule(**rates, weight_decay=0.0)

@@ -108,7 +108,11 @@ def test_a_run_with_quantization_is_written_as_it_was_trained(run, tmp_path):
         ),
         ("evaluate", ["--packed=/nowhere.safetensors"], "/nowhere.safetensors: no such file"),
         ("evaluate", ["--packed=README.md"], "README.md: not a whole safetensors file"),
-        ("evaluate", ["--packed=README.md", "--workdir=RUN"], "leave --workdir and --step out"),
+        (
+            "evaluate",
+            ["--packed=README.md", "--workdir=RUN"],
+            "several models",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(run, name, arguments, expected, tmp_path):
