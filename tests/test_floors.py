@@ -18,7 +18,7 @@ _BASE = ("lm/errors", "lm/flat", "lm/strict_json")
 _GROUND = (*_BASE, "lm/model", "lm/data", "objectives")
 _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/references/sources")
 _RUN = (*_STEP, "lm/pretrained", "lm/training", "lm/runs")
-_AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise")
+_AROUND = (*_RUN, "lm/references", "lm/evaluation", "lm/runs/initialise", "lm/runs/parameters_from")
 BELOW = {
     "objectives": (),
     "lm/errors": (),
@@ -31,6 +31,7 @@ BELOW = {
     "lm/references/sources": _BASE,
     "lm/pretrained": (*_BASE, "lm/model", "lm/data", "lm/parallel"),
     "lm/runs/initialise": (*_RUN, "lm/references"),
+    "lm/runs/parameters_from": _RUN,
     "lm/training/resume": _RUN,
     "lm/training/events": (*_AROUND, "lm/training/loop"),
     "lm/training/loop": (*_AROUND, "lm/training/events", "lm/training/resume"),

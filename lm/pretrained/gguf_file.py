@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from lm.errors import InputError
+from lm.errors import InputError, shown
 from lm.pretrained.safetensors_file import Stored
 
 _MAGIC = b"GGUF"
@@ -69,7 +69,10 @@ def read_gguf(path: Path) -> GGUF:
       InputError: no such file, cut short, damaged, or of a version or type that is not known.
     """
     try:
-        content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        size = path.stat().st_size
+        if not path.is_file():
+            raise InputError(f"{path}: not a file")
+        content = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     reader = _Reader(path, content)
@@ -78,6 +81,8 @@ def read_gguf(path: Path) -> GGUF:
     reader.at = 4
     version = reader.scalar(4)
     if version not in (2, 3):
+        if version in (2 << 24, 3 << 24):
+            raise InputError(f"{path}: a big-endian GGUF file; valid: little-endian ones")
         raise InputError(f"{path}: version {version} of GGUF is not known; valid: 2 and 3")
     count, keys = reader.scalar(10), reader.scalar(10)
     # A tensor takes at least 32 bytes and a key 13.
@@ -86,7 +91,7 @@ def read_gguf(path: Path) -> GGUF:
     for _ in range(keys):
         name = reader.string()
         if name in metadata:
-            raise InputError(f"{path}: the key {name:.80} is there twice")
+            raise InputError(f"{path}: the key {shown(name)} is there twice")
         metadata[name] = reader.value(reader.scalar(4))
     described = [_describe(reader) for _ in range(count)]
     return GGUF(metadata, _tensors(reader, metadata, described))
@@ -95,33 +100,35 @@ def read_gguf(path: Path) -> GGUF:
 def _describe(reader: "_Reader"):
     name, rank = reader.string(), reader.scalar(4)
     if not 1 <= rank <= _MOST_DIMENSIONS:
-        raise InputError(f"{reader.path}: tensor {name:.80} has {rank:,} dimensions")
+        raise InputError(f"{reader.path}: tensor {shown(name)} has {rank:,} dimensions")
     dims = [reader.scalar(10) for _ in range(rank)]
+    if not all(dims):
+        raise InputError(f"{reader.path}: tensor {shown(name)} has a dimension of 0")
     kind, offset = reader.scalar(4), reader.scalar(10)
     return name, tuple(reversed(dims)), kind, offset
 
 
 def _tensors(reader: "_Reader", metadata, described) -> dict[str, Stored]:
     path, alignment = reader.path, metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise InputError(f"{path}: general.alignment={alignment!r:.40} must be a power of two")
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise InputError(f"{path}: general.alignment={shown(alignment, 40)} must be a power of two")
     start = -(-reader.at // alignment) * alignment
     tensors: dict[str, Stored] = {}
     end, room = 0, len(reader.content) - start
     for name, shape, kind, offset in sorted(described, key=lambda one: one[3]):
         if kind not in TENSOR_TYPES:
             valid = ", ".join(known for known, *_ in TENSOR_TYPES.values())
-            raise InputError(f"{path}: {name:.80} is of type {kind}; valid: {valid}")
+            raise InputError(f"{path}: {shown(name)} is of type {kind}; valid: {valid}")
         type_name, weights, size = TENSOR_TYPES[kind]
         if name in tensors or shape[-1] % weights or offset % alignment or offset < end:
             raise InputError(
-                f"{path}: tensor {name:.80} of shape {list(shape)} and type {type_name} at "
+                f"{path}: tensor {shown(name)} of shape {list(shape)} and type {type_name} at "
                 f"{offset:,} is there twice, overlaps another or does not fill its blocks"
             )
         end = offset + math.prod(shape) // weights * size
         if end > room:
             raise InputError(
-                f"{path}: tensor {name:.80} ends at byte {start + end:,} of "
+                f"{path}: tensor {shown(name)} ends at byte {start + end:,} of "
                 f"{len(reader.content):,}: the file is cut short or damaged"
             )
         raw = reader.content[start + offset : start + end]
@@ -135,7 +142,8 @@ def _decoder(raw: np.ndarray, name: str, shape: tuple[int, ...]):
             return raw.view(_FLOATS[name]).reshape(shape)
         quants = _gguf()
         kind = quants.GGMLQuantizationType[name]
-        return quants.dequantize(raw.reshape(*shape[:-1], -1), kind).reshape(shape)
+        with np.errstate(all="ignore"):  # Who loads a tensor refuses what is not finite.
+            return quants.dequantize(raw.reshape(*shape[:-1], -1), kind).reshape(shape)
 
     return read
 
@@ -208,20 +216,19 @@ class _Reader:
             raise InputError(f"{self.path}: a value of type {kind} before byte {self.at:,}")
 
     def _strings(self, count: int) -> list[str]:
-        # One copy: a vocabulary has many small texts.
-        content, at, found = self.content[self.at :].tobytes(), 0, []
+        # A view, as a NumPy array is slow for many small texts. Nothing else of the file is read.
+        content, at, found = memoryview(self.content), self.at, []
         try:
             for _ in range(count):
                 (size,) = struct.unpack_from("<Q", content, at)
                 if size > len(content) - at - 8:
                     raise struct.error
-                found.append(content[at + 8 : at + 8 + size].decode())
+                found.append(str(content[at + 8 : at + 8 + size], "utf-8"))
                 at += 8 + size
         except (struct.error, UnicodeDecodeError):
-            place = self.at + at
             raise InputError(
-                f"{self.path}: text {len(found):,} of {count:,} at byte {place:,} is cut short or "
+                f"{self.path}: text {len(found):,} of {count:,} at byte {at:,} is cut short or "
                 "damaged"
             ) from None
-        self.at += at
+        self.at = at
         return found

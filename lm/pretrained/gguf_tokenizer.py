@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from lm import strict_json
 from lm.data import declared
-from lm.errors import InputError
+from lm.errors import InputError, shown
 
 # How text is cut before byte pairs are merged, by tokenizer.ggml.pre. Regular expressions as in the
 # tokenizer.json of GPT-2, Llama 3 and Qwen2; SmolLM cuts digits apart and then as GPT-2.
@@ -50,26 +52,29 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, str]:
     model = get("model", str)
     if model != "gpt2":
         raise InputError(
-            f"{where}: tokenizer.ggml.model={model!r:.40} is not known; valid: 'gpt2' (byte-level "
-            "byte pairs); take the model's Hugging Face folder"
+            f"{where}: tokenizer.ggml.model={shown(repr(model), 40)} is not known; valid: "
+            "'gpt2' (byte-level byte pairs); take the model's Hugging Face folder"
         )
     pre = get("pre", str, "default")
     if pre not in _PRE:
         raise InputError(
-            f"{where}: tokenizer.ggml.pre={pre!r:.40} is not known; valid: {', '.join(_PRE)}; take "
-            "the model's Hugging Face folder"
+            f"{where}: tokenizer.ggml.pre={shown(repr(pre), 40)} is not known; valid: "
+            f"{', '.join(_PRE)}; take the model's Hugging Face folder"
         )
     tokens, merges = get("tokens", list), get("merges", list)
-    kinds = [int(kind) for kind in metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))]
+    kinds = get("token_type", np.ndarray, np.ones(len(tokens), np.int32))
+    if kinds.dtype.kind not in "iu":
+        raise InputError(f"{where}: tokenizer.ggml.token_type must be whole numbers")
+    kinds = kinds.tolist()
     _check(tokens, kinds, merges, where)
     ends = {}
     for name, short in (("eos_token", "eos"), ("bos_token", "bos")):
         index = metadata.get(f"tokenizer.ggml.{short}_token_id")
         if index is not None:
-            if not isinstance(index, int) or not 0 <= index < len(tokens):
+            if type(index) is not int or not 0 <= index < len(tokens):
                 raise InputError(
-                    f"{where}: tokenizer.ggml.{short}_token_id={index!r:.40} is not the id of one "
-                    f"of {len(tokens):,} tokens"
+                    f"{where}: tokenizer.ggml.{short}_token_id={shown(repr(index), 40)} is not "
+                    f"the id of one of {len(tokens):,} tokens"
                 )
             ends[name] = tokens[index]
     files = {
@@ -91,8 +96,8 @@ def _check(tokens: list, kinds: list[int], merges: list, where: str) -> None:
         )
     for merge in merges:
         left, _, right = merge.partition(" ")
-        if not {left, right, left + right} <= known:
-            raise InputError(f"{where}: tokenizer.ggml.merges: {merge!r:.60} has no token")
+        if not left or not right or not {left, right, left + right} <= known:
+            raise InputError(f"{where}: tokenizer.ggml.merges: {shown(merge)!r} has no token")
 
 
 def _definition(tokens: list[str], kinds: list[int], merges: list[str], pre: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.errors import InputError
+from lm.errors import InputError, shown
 from lm.model.interface import Model
 from lm.model.parameters import LAYERS, is_table, path_of
 from lm.parallel.mesh import parameter_shardings
@@ -41,6 +41,11 @@ def load_params(source: Pretrained, model: Model, mesh: Mesh) -> Any:
       InputError: tensors that are missing, not known, of another shape or not finite.
     """
     config, family = model.config, FAMILIES[source.model_type]
+    if config.vocab_size < source.vocab_size:
+        raise InputError(
+            f"{source.where}: its table has {source.vocab_size:,} rows, more than the "
+            f"{config.vocab_size:,} of this model; give data.vocab_size={source.vocab_size}"
+        )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shardings = parameter_shardings(mesh, shapes, model.axes())
     placed = {
@@ -119,7 +124,7 @@ def _list(what: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{what}: {', '.join(name[:80] for name in names[:_SHOWN])}{more}"
+    return f"{what}: {', '.join(map(shown, names[:_SHOWN]))}{more}"
 
 
 def _read(source, tensor: Tensor, layer: int, placed: Mapping[str, Any], vocabulary: int):
@@ -130,8 +135,9 @@ def _read(source, tensor: Tensor, layer: int, placed: Mapping[str, Any], vocabul
         shapes = [shape[1:] for shape in shapes]
     stored = source.tensors[name]
     grown = tensor.ours[0] in ("embedding/table", "head/kernel")
+    axis = 0 if is_table(tensor.ours[0]) else 1
     if grown:
-        shapes = [tuple(source.vocab_size if n == vocabulary else n for n in s) for s in shapes]
+        shapes = [(*s[:axis], source.vocab_size, *s[axis + 1 :]) for s in shapes]
     if stored.shape != tensor.shape(shapes):
         raise InputError(
             f"{source.where}: {name} has the shape {list(stored.shape)}, and its config.json says "
@@ -141,11 +147,7 @@ def _read(source, tensor: Tensor, layer: int, placed: Mapping[str, Any], vocabul
     if not np.isfinite(whole).all():
         raise InputError(f"{source.where}: {name} has values that are not finite")
     parts = tensor.split(whole, shapes)
-    return (
-        [_grow(part, vocabulary, 0 if is_table(tensor.ours[0]) else 1) for part in parts]
-        if grown
-        else parts
-    )
+    return [_grow(part, vocabulary, axis) for part in parts] if grown else parts
 
 
 def _grow(part: np.ndarray, vocabulary: int, axis: int) -> np.ndarray:
