@@ -84,6 +84,8 @@ def settings(file: GGUF, where: str) -> dict[str, Any]:
     biases = "blk.0.attn_output.bias" in file.tensors
     if name == "llama" and biases:
         found["attention_bias"] = True
+    if name == "llama" and "blk.0.ffn_down.bias" in file.tensors:
+        found["mlp_bias"] = True
     return found
 
 

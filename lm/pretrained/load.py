@@ -161,7 +161,7 @@ def _grow(part: np.ndarray, vocabulary: int, axis: int) -> np.ndarray:
 def _place(part: np.ndarray, leaf: Any, sharding: NamedSharding) -> jax.Array:
     """One array on the mesh; every process gives its devices their parts."""
     return jax.make_array_from_callback(
-        part.shape, sharding, lambda index: np.ascontiguousarray(part[index]).astype(leaf.dtype)
+        part.shape, sharding, lambda index: np.array(part[index], leaf.dtype, order="C")
     )
 
 

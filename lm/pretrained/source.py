@@ -140,6 +140,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = strict_json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {' '.join(str(error).split()):.100}") from None
     if not isinstance(content, dict):
