@@ -41,11 +41,7 @@ def load_params(source: Pretrained, model: Model, mesh: Mesh) -> Any:
       InputError: tensors that are missing, not known, of another shape or not finite.
     """
     config, family = model.config, FAMILIES[source.model_type]
-    if config.vocab_size < source.vocab_size:
-        raise InputError(
-            f"{source.where}: its table has {source.vocab_size:,} rows, more than the "
-            f"{config.vocab_size:,} of this model; give data.vocab_size={source.vocab_size}"
-        )
+    check_rows(source, model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shardings = parameter_shardings(mesh, shapes, model.axes())
     placed = {
@@ -72,6 +68,16 @@ def load_params(source: Pretrained, model: Model, mesh: Mesh) -> Any:
                 leaves[path] = _put(sharding)(leaves[path], one, layer)
     names = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     return jax.tree.unflatten(jax.tree.structure(shapes), [leaves[name] for name in names])
+
+
+def check_rows(source: Pretrained, model: Model) -> None:
+    """Raises InputError where the files have more rows of the table than the model."""
+    rows = model.config.vocab_size
+    if rows < source.vocab_size:
+        raise InputError(
+            f"{source.where}: its table has {source.vocab_size:,} rows, more than the {rows:,} of "
+            f"this model; give data.vocab_size={source.vocab_size}"
+        )
 
 
 def grown_vocabulary(params: Any, model: Model, mesh: Mesh) -> Any:

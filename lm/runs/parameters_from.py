@@ -8,7 +8,7 @@ from etils import epath
 
 from lm.data.tokenizers import Subwords, Tokenizer
 from lm.errors import InputError
-from lm.pretrained.load import grown_vocabulary, load_params
+from lm.pretrained.load import check_rows, grown_vocabulary, load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
 from lm.runs import run_record
 from lm.training import experiment
@@ -42,6 +42,7 @@ def open_parameters(run: experiment.Experiment, tokenizer: Tokenizer) -> Beginni
     found = open_pretrained(path)
     _check_section(run, found.section, path)
     _check_tokenizer(tokenizer, found.tokenizer, path)
+    check_rows(found, run.model)
     return Beginning(path, lambda say: load_params(found, run.model, run.mesh))
 
 
