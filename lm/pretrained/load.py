@@ -65,7 +65,8 @@ def load_params(source: Pretrained, model: Model, mesh: Mesh) -> Any:
                     leaves[path] = _empty(leaf.shape, leaf.dtype, sharding)
                 spec = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
                 one = _place(part, leaf, spec)
-                leaves[path] = _put(sharding)(leaves[path], one, layer)
+                # Otherwise layers that are read faster than they are put pile up in host memory.
+                leaves[path] = _put(sharding)(leaves[path], one, layer).block_until_ready()
     names = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     return jax.tree.unflatten(jax.tree.structure(shapes), [leaves[name] for name in names])
 

@@ -27,8 +27,8 @@ _IRRELEVANT = """
 """
 
 
-# No number of a model is as large: neither a size nor a base nor a scale.
-_MOST = 2**40
+# No size of a model is as large, and no base or scale. Indices are int32.
+_MOST_SIZE, _MOST = 2**31, 2**40
 
 
 class Settings:
@@ -54,7 +54,8 @@ class Settings:
         if value is None:
             value = default
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and not (0 if kind is int else -_MOST) <= value < _MOST:
+        least, most = (0, _MOST_SIZE) if kind is int else (-_MOST, _MOST)
+        if number and not least <= value < most:
             raise InputError(f"{self.where}: {key}={shown(value, 40)} is out of range")
         if kind is float and number:
             value = float(value)

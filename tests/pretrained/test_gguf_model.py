@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-from hostile import refused
+from hostile import flipped, refused
 from loading import load
 from random_weights import golden, tensor, write_folder
 from tokenizers import decoders, models, pre_tokenizers
@@ -167,3 +167,19 @@ def test_no_copy_in_the_cache_is_named_for_a_bad_tokenizer(llama, tmp_path, monk
     (tmp_path / "x.gguf").write_bytes(content.replace(b"</s>", b"<xx>"))
     with pytest.raises(InputError, match=r"^.*x\.gguf: .*declares no end of text"):
         open_pretrained(str(tmp_path / "x.gguf"))
+
+
+def test_random_damage_to_a_model_is_refused_in_one_line_or_harmless(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "x.gguf", *llama)
+    whole, read = (tmp_path / "x.gguf").read_bytes(), 0
+    tensors = sum(4 * int(np.prod(shape)) for shape in llama[1].values())
+    for seed in range(300):
+        most = 700 if seed % 2 else len(whole) - tensors
+        (tmp_path / "x.gguf").write_bytes(flipped(whole, seed, most))
+        try:
+            open_pretrained(str(tmp_path / "x.gguf"))
+            read += 1
+        except InputError:
+            refused(open_pretrained, str(tmp_path / "x.gguf"))
+    assert 0 < read < 150

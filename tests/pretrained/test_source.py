@@ -13,6 +13,7 @@ from hostile import peak_bytes, refused
 from loading import load
 from random_weights import golden, tensor, write_folder
 
+from configs import finetune
 from lm.errors import InputError
 from lm.pretrained.source import is_pretrained, open_pretrained
 from lm.pretrained.start import describe
@@ -60,7 +61,8 @@ def test_a_config_that_is_none_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"num_hidden_layers": 10**12}, "must be at most 1,000"),
+        ({"num_hidden_layers": 2**30}, "must be at most 1,000"),
+        ({"head_dim": 2**39}, "head_dim=549755813888 is out of range"),
         ({"num_hidden_layers": -1}, "num_hidden_layers=-1 is out of range"),
         ({"hidden_size": 10**400}, "hidden_size"),
         ({"hidden_size": True}, "hidden_size=True must be of type int"),
@@ -74,7 +76,7 @@ def test_a_config_that_is_none_is_refused(folder, tmp_path):
         ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
         ({"model_type": "gemma2", "query_pre_attn_scalar": -4.0}, "query_pre_attn_scalar"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_numbers_and_keys_out_of_range_are_refused_in_one_short_line(changes, expected, folder):
     if "gemma2" in changes.values() or "smollm3" in changes.values():
@@ -207,6 +209,12 @@ def test_models_of_others_and_runs_are_told_apart(folder, tmp_path):
     refused(open_pretrained, str(tmp_path / "nothing.gguf"), "no such file")
     with pytest.raises(InputError, match="neither that of a run nor of a model"):
         describe(str(run))
+    ends = {"tokenizer": "bytes", "end_of_text": "", "beginning_of_text": ""}
+    for model in ({"bogus": 1}, {"layers": "4"}, {"width": 2.5}):
+        record = {"config": {"model": model, "data": ends}, "vocab_size": 257}
+        (run / "config.json").write_text(json.dumps(record))
+        describe.cache_clear()
+        refused(finetune.get_config, str(run), next(iter(model)))
     with pytest.raises(InputError, match="neither a Hugging Face folder, nor a"):
         describe(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="needs a source"):
