@@ -14,6 +14,12 @@ class InputError(ValueError):
     """
 
 
+def shown(value: Any, most: int = 80) -> str:
+    """The beginning of a value from a file for a message: one line, no control characters."""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return " ".join(text[: 2 * most].split())[:most]
+
+
 class StorageError(RuntimeError):
     """What a run has to keep cannot be written: a full disk, a quota, a read-only folder.
 

@@ -45,7 +45,7 @@ BELOW = {
     "lm/references": _RUN,
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),
-    "configs": ("objectives", "lm/pretrained"),
+    "configs": ("objectives", "lm/errors", "lm/pretrained"),
     "launch": ("configs", *_AROUND, "lm/planning", "lm/studies", "lm/training/loop"),
 }
 FOREIGN = {

@@ -21,10 +21,14 @@ from lm.data import chats, cuts, declared
 from lm.data.corpora import cache_directory
 from lm.data.documents import Corpus
 from lm.data.hashing import fingerprint
-from lm.errors import InputError
+from lm.errors import InputError, shown
 
 # Bytes of text that a byte-pair encoding is trained on; a larger corpus is sampled.
 _TRAINING_BYTES = 100_000_000
+
+# Arrays are as long as the largest id of a tokenizer.json, which one entry can make as large as it
+# likes.
+_MOST_IDS = 2**24
 
 
 class Tokenizer(abc.ABC):
@@ -183,7 +187,11 @@ class Subwords(Tokenizer):
         try:
             vocabulary = self._tokenizer().get_vocab(with_added_tokens=True)
         except Exception as error:  # The library raises Exception itself.
-            raise InputError(f"data.tokenizer {where!r}: not a tokenizer.json: {error}") from error
+            raise InputError(
+                f"data.tokenizer {where!r}: not a tokenizer.json: {shown(str(error), 200)}"
+            ) from error
+        if max(vocabulary.values(), default=0) >= _MOST_IDS:
+            raise InputError(f"data.tokenizer {where!r}: an id is not below {_MOST_IDS:,}")
         special = [
             token.content
             for token in self._tokenizer().get_added_tokens_decoder().values()

@@ -44,6 +44,9 @@ _ONLY_WITH = {
 }
 
 
+_MOST_LAYERS = 1000
+
+
 class Family(NamedTuple):
     """Models that share a `model_type`.
 
@@ -76,6 +79,13 @@ def read_model(family: Family, values: Mapping[str, Any], where: str) -> tuple[d
             f"{where}: quantization_config: quantized weights cannot be read from this format; "
             "valid: the float model, or a .gguf file"
         )
+    for key in (
+        "num_hidden_layers",
+        "n_layer",
+    ):  # Lists are as long, before a tensor is looked for.
+        if (layers := settings.get(key, int, 1)) > _MOST_LAYERS:
+            raise InputError(f"{where}: {key}={layers:,} must be at most {_MOST_LAYERS:,}")
+    settings = Settings(values, where)
     section = {**_defaults(), **_PLAIN, **family.read(settings)}
     vocabulary = settings.get("vocab_size", int)
     settings.check_all_read()

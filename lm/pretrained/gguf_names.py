@@ -1,11 +1,12 @@
 """The settings and tensors of a GGUF file by the names of a Hugging Face folder."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from lm.errors import InputError
+from lm.errors import InputError, shown
 from lm.model.config import ModelConfig
 from lm.pretrained.gguf_file import GGUFFile, llama_rows
 from lm.pretrained.safetensors_file import Stored
@@ -57,34 +58,35 @@ def settings(file: GGUFFile, where: str) -> dict[str, Any]:
     """
     metadata = file.metadata
     name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise InputError(
-            f"{where}: general.architecture={name!r:.40} is not one of: {', '.join(ARCHITECTURES)}"
+            f"{where}: general.architecture={shown(repr(name), 40)} is not one of: "
+            f"{', '.join(ARCHITECTURES)}"
         )
     found: dict[str, Any] = {"model_type": ARCHITECTURES[name]}
     known = {f"{name}.{key}": ours for ours, key in _SETTINGS.items()}
     for key, value in metadata.items():
         if key in known:
             found[known[key]] = _shortest(value)
-        elif key == f"{name}.rope.scaling.type" and value == "none":
+        elif key == f"{name}.rope.scaling.type" and isinstance(value, str) and value == "none":
             continue
         elif key.startswith(f"{name}.") and key.removeprefix(f"{name}.") not in _IRRELEVANT:
-            raise InputError(f"{where}: {key}={value!r:.60} is not known")
-    heads, width = found.get("num_attention_heads"), found.get("hidden_size")
-    rotated = metadata.get(f"{name}.rope.dimension_count")
-    head = found.get("head_dim") or (isinstance(heads, int) and heads and width // heads)
-    if rotated is not None and rotated != head:
-        raise InputError(f"{where}: {name}.rope.dimension_count={rotated} must be {head}")
+            raise InputError(f"{where}: {shown(key)}={shown(repr(value), 60)} is not known")
+    head = _head_width(name, metadata, found, where)
+    if name == "qwen3":  # Whose config.json has another default.
+        found["head_dim"] = head
     if "rope_freqs.weight" in file.tensors:
-        found["rope_parameters"] = _scaling(file, found, where)
+        found["rope_parameters"] = _scaling(file, found, head, where)
     table = file.tensors.get("token_embd.weight")
-    if table is None:
-        raise InputError(f"{where}: tensors missing: token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise InputError(f"{where}: tensors missing: token_embd.weight, of [V, D]")
     found["vocab_size"] = table.shape[0]
     found["tie_word_embeddings"] = "output.weight" not in file.tensors
     biases = "blk.0.attn_output.bias" in file.tensors
     if name == "llama" and biases:
         found["attention_bias"] = True
+    if name == "llama" and "blk.0.ffn_down.bias" in file.tensors:
+        found["mlp_bias"] = True
     return found
 
 
@@ -93,12 +95,31 @@ def _shortest(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _scaling(file: GGUFFile, found: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _head_width(name: str, metadata: Mapping[str, Any], found: dict[str, Any], where: str) -> int:
+    """Channels of a head, all of which must be rotated."""
+    sizes = {key: found.get(key) for key in ("num_attention_heads", "hidden_size", "head_dim")}
+    names = {key: f"{name}.{_SETTINGS[key]}" for key in sizes}
+    for key, value in sizes.items():
+        if (key != "head_dim" or value is not None) and (type(value) is not int or value < 1):
+            raise InputError(f"{where}: {names[key]}={shown(repr(value), 40)} must be 1 or more")
+    head = sizes["head_dim"] or sizes["hidden_size"] // sizes["num_attention_heads"]
+    for key in ("rope.dimension_count", "attention.value_length"):
+        size = metadata.get(f"{name}.{key}", head)
+        if type(size) is not int or size != head:
+            raise InputError(f"{where}: {name}.{key}={shown(repr(size), 40)} must be {head}")
+    return head
+
+
+def _scaling(file: GGUFFile, found: Mapping[str, Any], head: int, where: str) -> dict[str, Any]:
     """Llama 3.1's scaling, of which a file keeps the factor of each frequency only."""
+    base = found.get("rope_theta", 10_000.0)
+    if type(base) not in (int, float) or not 0 < base < math.inf:
+        raise InputError(f"{where}: rope.freq_base={shown(repr(base), 40)} must be above 0")
+    if file.tensors["rope_freqs.weight"].shape != (head // 2,):
+        raise InputError(f"{where}: rope_freqs.weight must be of shape [{head // 2}]")
     factors = np.asarray(file.tensors["rope_freqs.weight"].read(), np.float64)
     if np.all(factors == 1):
-        return {"rope_theta": found.get("rope_theta", 10_000.0), "rope_type": "default"}
-    base = found.get("rope_theta", 10_000.0)
+        return {"rope_theta": base, "rope_type": "default"}
     half = len(factors)
     waves = 2 * np.pi * base ** (np.arange(half) / half)
     for factor in (8.0, 32.0):
@@ -129,7 +150,7 @@ def tensors(file: GGUFFile, found: Mapping[str, Any], where: str) -> dict[str, S
             continue
         theirs = _OUTER.get(name) or _layer_name(name)
         if theirs is None:
-            raise InputError(f"{where}: tensors not known: {name:.80}")
+            raise InputError(f"{where}: tensors not known: {shown(name)}")
         heads = found["num_attention_heads"]
         if found["model_type"] == "llama" and ".attn_q." in name:
             stored = _in_order(stored, heads, where)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.errors import InputError
+from lm.errors import InputError, shown
 from lm.model.interface import Model
 from lm.model.parameters import LAYERS, is_table, path_of
 from lm.parallel.mesh import parameter_shardings
@@ -41,6 +41,7 @@ def load_params(source: Pretrained, model: Model, mesh: Mesh) -> Any:
       InputError: tensors that are missing, not known, of another shape or not finite.
     """
     config, family = model.config, FAMILIES[source.model_type]
+    check_rows(source, model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shardings = parameter_shardings(mesh, shapes, model.axes())
     placed = {
@@ -64,9 +65,20 @@ def load_params(source: Pretrained, model: Model, mesh: Mesh) -> Any:
                     leaves[path] = _empty(leaf.shape, leaf.dtype, sharding)
                 spec = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
                 one = _place(part, leaf, spec)
-                leaves[path] = _put(sharding)(leaves[path], one, layer)
+                # Otherwise layers that are read faster than they are put pile up in host memory.
+                leaves[path] = _put(sharding)(leaves[path], one, layer).block_until_ready()
     names = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     return jax.tree.unflatten(jax.tree.structure(shapes), [leaves[name] for name in names])
+
+
+def check_rows(source: Pretrained, model: Model) -> None:
+    """Raises InputError where the files have more rows of the table than the model."""
+    rows = model.config.vocab_size
+    if rows < source.vocab_size:
+        raise InputError(
+            f"{source.where}: its table has {source.vocab_size:,} rows, more than the {rows:,} of "
+            f"this model; give data.vocab_size={source.vocab_size}"
+        )
 
 
 def grown_vocabulary(params: Any, model: Model, mesh: Mesh) -> Any:
@@ -119,7 +131,7 @@ def _list(what: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{what}: {', '.join(name[:80] for name in names[:_SHOWN])}{more}"
+    return f"{what}: {', '.join(map(shown, names[:_SHOWN]))}{more}"
 
 
 def _read(source, tensor: Tensor, layer: int, placed: Mapping[str, Any], vocabulary: int):
@@ -130,8 +142,9 @@ def _read(source, tensor: Tensor, layer: int, placed: Mapping[str, Any], vocabul
         shapes = [shape[1:] for shape in shapes]
     stored = source.tensors[name]
     grown = tensor.ours[0] in ("embedding/table", "head/kernel")
+    axis = 0 if is_table(tensor.ours[0]) else 1
     if grown:
-        shapes = [tuple(source.vocab_size if n == vocabulary else n for n in s) for s in shapes]
+        shapes = [(*s[:axis], source.vocab_size, *s[axis + 1 :]) for s in shapes]
     if stored.shape != tensor.shape(shapes):
         raise InputError(
             f"{source.where}: {name} has the shape {list(stored.shape)}, and its config.json says "
@@ -141,11 +154,7 @@ def _read(source, tensor: Tensor, layer: int, placed: Mapping[str, Any], vocabul
     if not np.isfinite(whole).all():
         raise InputError(f"{source.where}: {name} has values that are not finite")
     parts = tensor.split(whole, shapes)
-    return (
-        [_grow(part, vocabulary, 0 if is_table(tensor.ours[0]) else 1) for part in parts]
-        if grown
-        else parts
-    )
+    return [_grow(part, vocabulary, axis) for part in parts] if grown else parts
 
 
 def _grow(part: np.ndarray, vocabulary: int, axis: int) -> np.ndarray:
@@ -159,7 +168,7 @@ def _grow(part: np.ndarray, vocabulary: int, axis: int) -> np.ndarray:
 def _place(part: np.ndarray, leaf: Any, sharding: NamedSharding) -> jax.Array:
     """One array on the mesh; every process gives its devices their parts."""
     return jax.make_array_from_callback(
-        part.shape, sharding, lambda index: np.ascontiguousarray(part[index]).astype(leaf.dtype)
+        part.shape, sharding, lambda index: np.array(part[index], leaf.dtype, order="C")
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lm.errors import InputError
+from lm.errors import InputError, shown
 
 # Keys that say nothing of the function that the model computes when it is not trained.
 _IRRELEVANT = """
@@ -25,6 +25,10 @@ _IRRELEVANT = """
     torchscript transformers.js_config transformers_version typical_p unsloth_fixed
     unsloth_version use_bfloat16 use_cache vocab_size
 """
+
+
+# No size of a model is as large, and no base or scale. Indices are int32.
+_MOST_SIZE, _MOST = 2**31, 2**40
 
 
 class Settings:
@@ -49,7 +53,11 @@ class Settings:
         value = self.values.get(key)
         if value is None:
             value = default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        least, most = (0, _MOST_SIZE) if kind is int else (-_MOST, _MOST)
+        if number and not least <= value < most:
+            raise InputError(f"{self.where}: {key}={shown(value, 40)} is out of range")
+        if kind is float and number:
             value = float(value)
         if value is None and kind in (int, float):
             raise InputError(f"{self.where}: {key} is missing")
@@ -57,7 +65,7 @@ class Settings:
             not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
         ):
             names = getattr(kind, "__name__", "a known type")
-            raise InputError(f"{self.where}: {key}={value!r:.80} must be of type {names}")
+            raise InputError(f"{self.where}: {key}={shown(repr(value))} must be of type {names}")
         return value
 
     def has(self, key: str) -> bool:
@@ -76,7 +84,7 @@ class Settings:
             return valid[0]
         if value not in valid or isinstance(value, bool) != isinstance(valid[0], bool):
             raise InputError(
-                f"{self.where}: {key}={value!r:.80} is not known; valid: "
+                f"{self.where}: {key}={shown(repr(value))} is not known; valid: "
                 f"{', '.join(map(repr, valid))}"
             )
         return value
@@ -89,5 +97,7 @@ class Settings:
         """Raises InputError with the keys that nobody has read."""
         left = sorted(self.values.keys() - self._read - set(_IRRELEVANT.split()))
         if left:
-            shown = ", ".join(f"{key}={self.values[key]!r:.40}" for key in left[:10])
-            raise InputError(f"{self.where}: keys that are not known for its model_type: {shown}")
+            listed = [f"{shown(key, 40)}={shown(repr(self.values[key]), 40)}" for key in left[:10]]
+            raise InputError(
+                f"{self.where}: keys that are not known for its model_type: {', '.join(listed)}"
+            )

@@ -12,7 +12,7 @@ from lm import strict_json
 from lm.data import declared
 from lm.data.corpora import cache_directory
 from lm.data.tokenizers import Subwords
-from lm.errors import InputError
+from lm.errors import InputError, shown
 from lm.model.config import check_choice
 from lm.pretrained import gguf_names, gguf_tokenizer
 from lm.pretrained.families import FAMILIES
@@ -22,7 +22,8 @@ from lm.pretrained.safetensors_file import Stored, open_safetensors
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 
-# Bytes of a JSON file that is no vocabulary.
+# Bytes of a tokenizer.json, and of a JSON file that is no vocabulary.
+_MOST_TOKENIZER = 256 * 2**20
 _MOST_JSON = 64 * 2**20
 
 
@@ -48,7 +49,7 @@ class Pretrained(NamedTuple):
 
 def is_pretrained(path: str) -> bool:
     """Whether a path is that of a Hugging Face folder or a .gguf file."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.is_dir():
         config = folder / "config.json"
         # That of a run has sections.
@@ -66,8 +67,8 @@ def open_pretrained(path: str) -> Pretrained:
       InputError: missing, damaged or unknown; one line that names the file.
     """
     if path.endswith(".gguf"):
-        return _open_gguf(Path(path))
-    return _open_folder(Path(path))
+        return _open_gguf(Path(path).expanduser())
+    return _open_folder(Path(path).expanduser())
 
 
 def _open_folder(folder: Path) -> Pretrained:
@@ -78,7 +79,7 @@ def _open_folder(folder: Path) -> Pretrained:
         raise InputError(f"{folder}: there is no config.json in it")
     values = read_json(config)
     model_type = values.get("model_type")
-    check_choice(f"{config}: model_type", str(model_type), tuple(FAMILIES))
+    check_choice(f"{config}: model_type", shown(model_type, 40), tuple(FAMILIES))
     section, vocabulary = read_model(FAMILIES[model_type], values, str(config))
     tensors = _tensors(folder)
     tokenizer = read_tokenizer(folder)
@@ -93,7 +94,11 @@ def _open_gguf(path: Path) -> Pretrained:
     values = gguf_names.settings(file, str(path))
     section, vocabulary = read_model(FAMILIES[values["model_type"]], values, str(path))
     tensors = gguf_names.tensors(file, values, str(path))
-    tokenizer = read_tokenizer(cached_files(_tokenizer_files(file.metadata, str(path))))
+    files = _tokenizer_files(file.metadata, str(path))
+    try:
+        tokenizer = read_tokenizer(cached_files(files))
+    except InputError as error:  # It names the copy in the cache.
+        raise InputError(f"{path}: {error}") from None
     check_vocabulary(tokenizer, vocabulary, str(path))
     return Pretrained(str(path), values["model_type"], section, vocabulary, tensors, tokenizer)
 
@@ -120,13 +125,14 @@ def check_vocabulary(tokenizer: Subwords, vocabulary: int, where: str) -> None:
 
 def cached_files(files: Mapping[str, str]) -> Path:
     """A folder of the cache with these files, made once."""
-    digest = hashlib.sha256(strict_json.dumps(dict(files)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(strict_json.dumps(dict(files)).encode()).hexdigest()
     folder = cache_directory("") / "tokenizers" / digest
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
         for name, content in files.items():
-            (scratch / name).write_text(content)
+            # As it is: no line end may change.
+            (scratch / name).write_bytes(content.encode())
         try:
             os.replace(scratch, folder)
         except OSError:  # Another process was faster.
@@ -143,9 +149,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > _MOST_JSON:
             raise InputError(f"{path}: {size:,} bytes are too many; valid: up to {_MOST_JSON:,}")
-        content = strict_json.loads(path.read_text())
+        content = strict_json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {' '.join(str(error).split()):.100}") from None
     if not isinstance(content, dict):
@@ -167,8 +175,10 @@ def read_tokenizer(folder: Path) -> Subwords:
         hint = f"; {other} alone is not read: save the tokenizer with transformers" if other else ""
         raise InputError(f"{folder}: there is no tokenizer.json in it{hint}")
     try:
-        definition = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        if (size := path.stat().st_size) > _MOST_TOKENIZER:
+            raise ValueError(f"{size:,} bytes are too many; valid: up to {_MOST_TOKENIZER:,}")
+        definition = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     return Subwords(definition, str(path))
 
@@ -195,14 +205,15 @@ def _indexed(folder: Path, index: Path) -> dict[str, Stored]:
         raise InputError(f"{index}: weight_map must map names of tensors to names of files")
     files = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        # A link is followed, wherever it leads: the cache of Hugging Face is made of links.
+        if Path(name).name != name or not name.endswith(".safetensors") or len(name) > 120:
             raise InputError(
-                f"{index}: {name!r:.80} is not the name of a .safetensors file beside it"
+                f"{index}: {shown(name)!r} is not the name of a .safetensors file beside it"
             )
         if not (folder / name).is_file():
-            raise InputError(f"{index}: {name} is missing")
+            raise InputError(f"{index}: {shown(name, 120)} is missing")
         files[name] = open_safetensors(folder / name)
     missing = [name for name, place in places.items() if name not in files[place]]
     if missing:
-        raise InputError(f"{index}: {places[missing[0]]} has no tensor {missing[0]:.80}")
+        raise InputError(f"{index}: {places[missing[0]]} has no tensor {shown(missing[0])}")
     return {name: files[place][name] for name, place in places.items()}

@@ -77,6 +77,7 @@ def _of_run(path: Path) -> Description:
         section = {k: v for k, v in config["model"].items() if k not in OF_THE_MACHINE}
         data = config["data"]
         ends = data["end_of_text"], data["beginning_of_text"]
+        family = config.get("initialise", {}).get("family", "")
     except (KeyError, TypeError, AttributeError):
         raise InputError(
             f"{path}: neither that of a run nor of a model with a model_type"
@@ -84,7 +85,6 @@ def _of_run(path: Path) -> Description:
     definition = path.with_name("tokenizer.json")
     if not definition.is_file():
         return Description(section, data["tokenizer"], *ends, 0, "")
-    family = config.get("initialise", {}).get("family", "")
     return Description(section, str(definition), *ends, vocabulary, family)
 
 

@@ -12,7 +12,7 @@ from lm.errors import InputError
 from lm.model.adapters import merge, merged_config
 from lm.model.transformer import make_model
 from lm.parallel.mesh import RULES
-from lm.pretrained.load import grown_vocabulary, load_params
+from lm.pretrained.load import check_rows, grown_vocabulary, load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
 from lm.pretrained.start import OF_THE_MACHINE
 from lm.runs import run_record
@@ -51,6 +51,7 @@ def open_parameters(run: experiment.Experiment, tokenizer: Tokenizer) -> Beginni
     _check_section(run, found.section, path)
     _check_tokenizer(tokenizer, found.tokenizer, path)
     base = make_model(merged_config(run.model.config), RULES)
+    check_rows(found, base)
     return Beginning(path, lambda say: load_params(found, base, run.mesh))
 
 

@@ -19,6 +19,9 @@ def _read(s, default):
     s.only("hidden_act", "gelu_pytorch_tanh", "gelu")
     s.only("attention_bias", False)
     s.only("use_bidirectional_attention", False)
+    scalar = s.get("query_pre_attn_scalar", float, 256.0)
+    if scalar <= 0:
+        raise InputError(f"{s.where}: query_pre_attn_scalar={scalar} must be above 0")
     keys = common.read_sizes(s)
     pattern = common.read_pattern(s, keys["layers"], default)
     return keys | {
@@ -28,7 +31,7 @@ def _read(s, default):
         "norm_offset": 1.0,
         "norm_placement": "both",
         "embedding_scale": 0.0,
-        "attention_scale": s.get("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        "attention_scale": scalar**-0.5,
         "attention_softcap": s.get("attn_logit_softcapping", float, 0.0),
         "logit_softcap": s.get("final_logit_softcapping", float, 0.0),
         "tied_head": s.get("tie_word_embeddings", bool, True),

@@ -54,6 +54,8 @@ def _read_smollm3(s):
     if common.read_pattern(s, keys["layers"]) != "G":
         raise InputError(f"{s.where}: layer_types of SmolLM3 must all be full_attention")
     interval = s.get("no_rope_layer_interval", int, 4)
+    if not interval:
+        raise InputError(f"{s.where}: no_rope_layer_interval=0 must be at least 1")
     default = [int((i + 1) % interval != 0) for i in range(keys["layers"])]
     rotary = s.get("no_rope_layers", list, default)
     if len(rotary) != keys["layers"]:
