@@ -1,6 +1,6 @@
 """Writes the logits of tiny models of transformers, one .npz a model; needs torch and transformers.
 
-python tests/pretrained/goldens/make_goldens.py
+python tests/pretrained/goldens/make_goldens.py [FOLDER]
 
 The weights are `random_weights.tensor` of their names, so that a file holds the logits, the tokens,
 and config.json and the shapes of all tensors as JSON.
@@ -100,13 +100,14 @@ def logits(config, tokens):
 
 
 def main():
-    """Writes all of them."""
+    """Writes all of them, beside this file or into the folder that is given."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     tokens = np.random.default_rng(1).integers(0, 67, (2, 24)).astype(np.int32)
     for name, config in CONFIGS.items():
         found, shapes = logits(config, tokens)
         description = json.dumps({"config": config.to_dict(), "shapes": shapes})
         np.savez_compressed(
-            FOLDER / f"{name}.npz", tokens=tokens, logits=found, description=description
+            folder / f"{name}.npz", tokens=tokens, logits=found, description=description
         )
 
 
