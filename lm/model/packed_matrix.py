@@ -31,12 +31,12 @@ class PackedMatrix(NamedTuple):
     Attributes:
       codes: int8 [..., I, O], or uint8 [..., I / 2, O] with the even input in the low four bits.
       scale: float32 [..., G, O].
-      table: value of each of the 16 codes, [..., 16]; of 4 bits only, otherwise [..., 0].
+      table: value of each of the 16 codes, [..., 16]; None for 8 bits.
     """
 
     codes: jax.Array
     scale: jax.Array
-    table: jax.Array
+    table: jax.Array | None = None
 
     def unpack(self, dtype: Any = jnp.float32) -> jax.Array:
         """The weights, [..., I, O]."""
@@ -79,7 +79,7 @@ def pack(w: jax.Array, kind: str) -> PackedMatrix:
     x_IO = (w_GKO / scale_GO[..., None, :]).reshape(w.shape)
     if kind == "int8":
         codes = jnp.clip(jnp.round(x_IO), -127, 127).astype(jnp.int8)
-        return PackedMatrix(codes, scale_GO, jnp.zeros((*w.shape[:-2], 0), jnp.float32))
+        return PackedMatrix(codes, scale_GO)
     middles = (values[1:] + values[:-1]) / 2
     codes_IO = jnp.searchsorted(jnp.asarray(middles), x_IO).astype(jnp.uint8)
     low, high = codes_IO[..., 0::2, :], codes_IO[..., 1::2, :]

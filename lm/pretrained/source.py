@@ -48,10 +48,19 @@ class Pretrained(NamedTuple):
 
 
 def is_pretrained(path: str) -> bool:
-    """Whether a path is that of a Hugging Face folder or a .gguf file."""
+    """Whether a path is that of a Hugging Face folder or a .gguf file.
+
+    Raises:
+      InputError: it is a folder of adapters without the model below them.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         config = folder / "config.json"
+        if not config.is_file() and (folder / "adapter_config.json").is_file():
+            raise InputError(
+                f"{path}: adapters without their model, which are not read; valid: the folder of a "
+                "model that peft's merge_and_unload has put them into"
+            )
         # That of a run has sections.
         return config.is_file() and "model_type" in read_json(config)
     return path.endswith(".gguf")

@@ -10,6 +10,7 @@ from etils import epath
 from lm.data.tokenizers import Subwords, Tokenizer
 from lm.errors import InputError
 from lm.model.adapters import merge, merged_config
+from lm.model.packed_matrix import unpack_all
 from lm.model.transformer import make_model
 from lm.parallel.mesh import RULES
 from lm.pretrained.load import check_rows, grown_vocabulary, load_params
@@ -96,7 +97,7 @@ def _from_run(run, tokenizer, path) -> Beginning:
         averaged = config.train.ema_decay > 0
         params = (average_as_model(other.model, old.ema) if averaged else old.trained).params
         if same_adapters:
-            return grown_vocabulary(params, run.model, run.mesh)
+            return grown_vocabulary(jax.jit(unpack_all)(params), run.model, run.mesh)
         merged = jax.jit(functools.partial(merge, other.model.config))(params)
         return grown_vocabulary(merged, make_model(base, RULES), run.mesh)
 

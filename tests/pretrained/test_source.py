@@ -205,6 +205,8 @@ def test_models_of_others_and_runs_are_told_apart(folder, tmp_path):
     assert not is_pretrained(str(run))
     assert not is_pretrained(str(tmp_path))
     assert not is_pretrained(str(tmp_path / "nothing"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(is_pretrained, str(tmp_path), "adapters without their model")
     assert is_pretrained(str(tmp_path / "nothing.gguf"))
     refused(open_pretrained, str(tmp_path / "nothing.gguf"), "no such file")
     with pytest.raises(InputError, match="neither that of a run nor of a model"):

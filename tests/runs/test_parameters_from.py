@@ -206,3 +206,28 @@ def test_the_config_of_a_fine_tuning_takes_a_run_too(root, source):
     assert (c.model.mlp_width, c.data.vocab_size, c.initialise.family) == (64, 257, "")
     assert c.data.tokenizer == str(folder / "tokenizer.json")
     assert c.data.end_of_text == "</s>"
+
+
+def test_adapters_on_codes_go_on_as_they_are_or_are_merged(root, source):
+    """A run with adapters on a packed base, and two that begin with it: with and without them."""
+    folder, old = source
+    c = config(
+        root,
+        initialise__from=str(folder),
+        model__adapter_rank=2,
+        optimizer__peak_learning_rate=0.05,
+    )
+    c.train.frozen = "int8"
+    _, said = train(c, root / "adapted")
+    assert any("of them trained" in line for line in said)
+    adapted = workdir.load(str(root / "adapted"))
+    merged = jax.device_get(workdir.merged(adapted).state.trained.params)
+    up, before = merged["layers"]["mlp"]["up"], old["layers"]["mlp"]["up"]
+    assert 1e-3 < np.abs(up - before).max()
+    start = {"initialise__from": str(root / "adapted")}
+    plain, _ = untrained(config(root, **start), root / "merged")
+    np.testing.assert_allclose(plain["layers"]["mlp"]["up"], up, atol=1e-6)
+    further, _ = untrained(config(root, **start, model__adapter_rank=2), root / "further")
+    for name in ("up_adapter_in", "up_adapter_out"):
+        expected = adapted.state.trained.params["layers"]["mlp"][name]
+        np.testing.assert_array_equal(further["layers"]["mlp"][name], expected)
