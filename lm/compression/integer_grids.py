@@ -17,15 +17,17 @@ SCALES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 
 
 class IntegerGrid(NamedTuple):
-    """Weights scale * codes.
+    """Weights scale * codes, or scale * codes + minimum.
 
     Attributes:
-      codes_LIO: int8, symmetric about 0 or with one more below it.
+      codes_LIO: int8, symmetric about 0 or with one more below it; uint8 with a minimum.
       scale_LGO: float32; G is 1 where an output channel has one scale.
+      minimum_LGO: float32, of asymmetric grids; None for symmetric ones.
     """
 
     codes_LIO: np.ndarray
     scale_LGO: np.ndarray
+    minimum_LGO: np.ndarray | None = None
 
 
 def integer_grid(path: str, coded: Coded) -> IntegerGrid:
@@ -35,14 +37,17 @@ def integer_grid(path: str, coded: Coded) -> IntegerGrid:
       InputError: its values are not a scale times the integers around 0.
     """
     levels, q = _levels(coded), coded.quantizer
-    step = _step(levels)
+    step, zero = _step(levels), coded.grid.zero
     whole = np.round(levels / step)
-    symmetric = np.array_equal(whole, np.arange(whole.min(), whole.max() + 1))
-    if not symmetric or coded.grid.zero is not None or len(coded.exact_zeros) or whole.min() > -1:
+    integers = np.array_equal(whole, np.arange(whole.min(), whole.max() + 1))
+    if not integers or len(coded.exact_zeros) or (zero is None and whole.min() > -1):
         raise InputError(
             f"{path} is on the grid of {q.name} with {q.bits:g} bits, which is not a scale times "
-            "the integers around 0; valid: --quantizer=absmax, or ternary with 1.58 bits"
+            "the integers around 0; valid: --quantizer=absmax, minmax, or ternary with 1.58 bits"
         )
+    if zero is not None:
+        scale = np.asarray(coded.grid.scale, np.float32)
+        return IntegerGrid(np.asarray(coded.codes), scale, -scale * np.asarray(zero, np.float32))
     codes = whole.astype(np.int8)[np.asarray(coded.codes)]
     scale = np.asarray(coded.grid.scale, np.float32)
     one = np.float32(step) * scale if step != 1 else scale
@@ -54,8 +59,11 @@ def integer_grid(path: str, coded: Coded) -> IntegerGrid:
 def round_scales(coded: Coded, dtype: str) -> Coded:
     """The same codes with scales of which the value of one step is a number of `dtype`.
 
-    What is decoded is then exactly what a file with scales of that type holds.
+    What is decoded is then exactly what a file with scales of that type holds. Of an asymmetric
+    grid the minimum, -scale * zero, is such a number, too: the scale loses the bits of the zero.
     """
+    if coded.grid.zero is not None:
+        return coded._replace(grid=coded.grid._replace(scale=_asymmetric(coded.grid, dtype)))
     kind, step = SCALES[dtype], np.float32(_step(_levels(coded)))
     scale = np.asarray(coded.grid.scale, np.float32)
     wanted = (scale * step).astype(kind).astype(np.float32)
@@ -64,6 +72,15 @@ def round_scales(coded: Coded, dtype: str) -> Coded:
     for neighbour in (np.nextafter(rounded, 0), np.nextafter(rounded, np.float32(np.inf))):
         rounded = np.where(rounded * step == wanted, rounded, neighbour.astype(np.float32))
     return coded._replace(grid=coded.grid._replace(scale=jnp.asarray(rounded)))
+
+
+def _asymmetric(grid: Grid, dtype: str) -> jnp.ndarray:
+    """Scales that are numbers of `dtype` with their products with the zeros, which are integers."""
+    bits_of_zero = np.ceil(np.log2(np.abs(np.asarray(grid.zero)) + 1))
+    bits = ml_dtypes.finfo(SCALES[dtype]).nmant + 1 - bits_of_zero
+    mantissa, exponent = np.frexp(np.asarray(grid.scale, np.float32))
+    rounded = np.ldexp(np.round(np.ldexp(mantissa, bits.astype(int))), exponent - bits.astype(int))
+    return jnp.asarray(rounded.astype(np.float32))
 
 
 def _levels(coded: Coded) -> np.ndarray:

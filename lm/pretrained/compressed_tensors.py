@@ -44,6 +44,11 @@ def check(bits: float, grids: Mapping[str, IntegerGrid], dtype: str) -> None:
             "--bits=4 or --bits=8 of launch.quantize"
         )
     for path, grid in grids.items():
+        if grid.minimum_LGO is not None:
+            raise InputError(
+                f"--format=compressed_tensors is written for symmetric grids, and {path} has "
+                "minima; valid: --quantizer=absmax of launch.quantize"
+            )
         check_scales(path, grid.scale_LGO, dtype)
 
 

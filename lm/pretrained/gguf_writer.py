@@ -1,6 +1,7 @@
 """A model as a GGUF file for llama.cpp: floats, or quantized with the model's own codes.
 
-O outputs, I inputs. Blocks are of 32 weights of a row (Q4_0, Q8_0) or of 256 (TQ2_0).
+O outputs, I inputs. Blocks are of 32 weights of a row (Q4_0, Q4_1, Q8_0) or of 256
+(TQ2_0).
 """
 
 import contextlib
@@ -105,6 +106,11 @@ def block_type(path: str, grid: IntegerGrid) -> str:
     size = 256 if kind == "TQ2_0" else 32
     if kind == "TQ2_0" and inputs % size:
         kind, size = "Q4_0", 32
+    if grid.minimum_LGO is not None:
+        kind, size = "Q4_1", 32
+        check_scales(path, grid.minimum_LGO, "F16")
+        if high > 15:
+            raise InputError(f"{path}: --format=gguf has grids with a minimum up to 4 bits")
     if inputs % size or (groups > 1 and (inputs // groups) % size):
         raise InputError(
             f"{path}: {inputs} inputs in {groups} groups do not fill blocks of {size} weights "
@@ -114,23 +120,33 @@ def block_type(path: str, grid: IntegerGrid) -> str:
     return kind
 
 
-def blocks_of(codes_OI: np.ndarray, scale_OG: np.ndarray, kind: str) -> np.ndarray:
+def blocks_of(
+    codes_OI: np.ndarray,
+    scale_OG: np.ndarray,
+    kind: str,
+    minimum_OG: np.ndarray | None = None,
+) -> np.ndarray:
     """The bytes of a tensor, uint8 [O, bytes of a row].
 
     Q8_0: float16 scale, 32 int8. Q4_0: float16 scale, 16 bytes with weights 0-15 in the low four
-    bits and 16-31 in the high ones, as code + 8. TQ2_0: 64 bytes with code + 1 of weights 32 apart
+    bits and 16-31 in the high ones, as code + 8. Q4_1: the same, a float16 minimum after the scale,
+    the code itself. TQ2_0: 64 bytes with code + 1 of weights 32 apart
     in two bits each, for each half of the block, then the scale.
     """
     size = 256 if kind == "TQ2_0" else 32
     rows, inputs = codes_OI.shape
-    scale = np.repeat(scale_OG, inputs // size // scale_OG.shape[1], axis=1)
-    scale = scale.astype(np.float16)[..., None].view(np.uint8)
+    times = inputs // size // scale_OG.shape[1]
+    scale, *least = (
+        np.repeat(x, times, axis=1).astype(np.float16)[..., None].view(np.uint8)
+        for x in (scale_OG, minimum_OG)
+        if x is not None
+    )
     codes = codes_OI.reshape(rows, inputs // size, size)
     if kind == "Q8_0":
         parts = [scale, codes.view(np.uint8)]
-    elif kind == "Q4_0":
-        stored = (codes + 8).astype(np.uint8)
-        parts = [scale, stored[..., :16] | (stored[..., 16:] << 4)]
+    elif kind in ("Q4_0", "Q4_1"):
+        stored = (codes + 8 * (kind == "Q4_0")).astype(np.uint8)
+        parts = [scale, *least, stored[..., :16] | (stored[..., 16:] << 4)]
     else:
         stored = (codes + 1).astype(np.uint8).reshape(rows, -1, 2, 4, 32)
         shifts = (np.arange(4) * 2).astype(np.uint8)[:, None]
@@ -199,10 +215,11 @@ def _write_tensors(writer, gguf, family, config, params, dtype, grids, blocks) -
         permuted = heads.get(module) if _FAMILIES[family] == "llama" else None
         name = gguf_names.gguf_name(entry.name)
         if path in grids:
-            parts = [grids[path].codes_LIO[layer].T, grids[path].scale_LGO[layer].T]
+            parts = [np.ascontiguousarray(x[layer].T) for x in grids[path] if x is not None]
             if permuted:
-                parts = [gguf_rows(np.ascontiguousarray(part), permuted) for part in parts]
-            raw = blocks_of(np.ascontiguousarray(parts[0]), parts[1], blocks[path])
+                parts = [gguf_rows(part, permuted) for part in parts]
+            codes, scale, *minimum = parts
+            raw = blocks_of(codes, scale, blocks[path], *minimum)
             kind = gguf.GGMLQuantizationType[blocks[path]]
             writer.add_tensor(name, raw, raw_dtype=kind)
             continue

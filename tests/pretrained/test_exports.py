@@ -80,7 +80,13 @@ def test_packed_words_hold_the_weights_that_were_evaluated(qwen, bits, layout, t
 
 @pytest.mark.parametrize(
     ("bits", "name", "kind", "size"),
-    [(8, "absmax", "Q8_0", 32), (4, "absmax", "Q4_0", 32), (3, "lsq", "Q4_0", 32)],
+    [
+        (8, "absmax", "Q8_0", 32),
+        (4, "absmax", "Q4_0", 32),
+        (3, "lsq", "Q4_0", 32),
+        (4, "minmax", "Q4_1", 32),
+        (2, "minmax", "Q4_1", 64),
+    ],
 )
 def test_blocks_decode_to_the_weights_that_were_evaluated(bits, name, kind, size):
     rng = np.random.default_rng(0)
@@ -88,7 +94,8 @@ def test_blocks_decode_to_the_weights_that_were_evaluated(bits, name, kind, size
     result = quantized(params, bits, name, granularity="group", group_size=size)
     (grid,) = grids_of(result).values()
     assert gguf_writer.block_type("layers/mlp/up", grid) == kind
-    raw = gguf_writer.blocks_of(grid.codes_LIO[1].T, grid.scale_LGO[1].T, kind)
+    codes, scale, *minimum = (x[1].T for x in grid if x is not None)
+    raw = gguf_writer.blocks_of(codes, scale, kind, *minimum)
     found = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
     np.testing.assert_array_equal(found, np.asarray(result.params["layers"]["mlp"]["up"][1]).T)
 
@@ -116,7 +123,7 @@ def test_scales_are_rounded_before_they_are_used(qwen):
     assert not np.array_equal(rounded.decode(), coded.decode())
 
 
-@pytest.mark.parametrize(("name", "bits"), [("minmax", 4), ("seq", 2), ("elastic_binary", 1)])
+@pytest.mark.parametrize(("name", "bits"), [("seq", 2), ("elastic_binary", 1), ("dense_shift", 3)])
 def test_a_grid_that_no_format_holds_is_refused_with_what_fits(qwen, name, bits):
     _, _, params = qwen
     result = quantized(params, bits, name, scales="float32")
@@ -130,6 +137,9 @@ def test_groups_that_do_not_fill_blocks_are_refused(qwen):
     grids = grids_of(quantized(params, 4, **GROUP))
     with pytest.raises(InputError, match=r"valid: --granularity=group --group_size=32"):
         gguf_writer.block_type("layers/mlp/down", grids["layers/mlp/down"])
+    asymmetric = grids_of(quantized(params, 4, "minmax", **GROUP))
+    with pytest.raises(InputError, match="written for symmetric grids"):
+        compressed_tensors.check(4, asymmetric, "F32")
     with pytest.raises(InputError, match="has 4 and 8 bits, and the model 3"):
         compressed_tensors.check(3, grids, "F32")
 
