@@ -10,6 +10,7 @@ from random_weights import GOLDENS, golden, write_folder
 from safetensors.numpy import load_file
 
 from lm.errors import InputError
+from lm.model import decoding
 from lm.model.config import ModelConfig
 from lm.model.interface import Tokens
 from lm.model.transformer import make_model
@@ -213,3 +214,43 @@ def test_an_architecture_that_no_family_has_is_refused_with_what_would_fit():
     made = ModelConfig(vocab_size=11, **RUNTIME, **base, **plain, **rest)
     with pytest.raises(InputError, match=r"would need .*model\.activation="):
         find(FAMILIES, made)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt2", "smollm3"])
+def test_decoding_with_a_cache_gives_the_same_logits(name, tmp_path):
+    """Windows, layers without rotary positions and learned positions, one token after the other."""
+    config, shapes, tokens, expected = golden(name)
+    source = open_pretrained(str(write_folder(tmp_path, config, shapes)))
+    params, model = load(source), make_model(config_of(source))
+
+    @jax.jit
+    def advance(tokens, positions, cache):
+        return decoding.next_logits(
+            model, params, tokens, positions, np.ones(tokens.shape, np.int32), cache
+        )
+
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    start = 16
+    cache = decoding.init_cache(model, len(tokens), tokens.shape[1])
+    found, cache = advance(tokens[:, :start], positions[:, :start], cache)
+    for t in range(start, tokens.shape[1]):
+        np.testing.assert_allclose(found, expected[:, t - 1], atol=1e-4)
+        found, cache = advance(tokens[:, t : t + 1], positions[:, t : t + 1], cache)
+
+
+def test_layer_by_layer_is_the_whole_pass(tmp_path):
+    """As quantization after training goes through a model whose layers are of two kinds."""
+    config, shapes, tokens, _ = golden("gemma3_text")
+    source = open_pretrained(str(write_folder(tmp_path, config, shapes)))
+    params, model = load(source), make_model(config_of(source))
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    segments = np.ones_like(positions)
+    block = jax.jit(lambda layer, x, index: model.block(layer, x, positions, segments, layer=index))
+    x, kinds = model.embed(params, tokens, positions), []
+    for index in range(model.config.layers):
+        layer = jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"])
+        kinds.append(np.abs(block(layer, x, index) - block(layer, x, 5)).max() < 1e-6)
+        x = block(layer, x, index)
+    expected = model.apply(params, Tokens(tokens, positions, segments)).hidden
+    np.testing.assert_allclose(model.finish(params, x), expected, atol=1e-5)
+    assert kinds == [False] * 5 + [True, False]  # LLLLLG: only layer 5 sees everything.
