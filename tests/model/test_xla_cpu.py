@@ -123,6 +123,7 @@ def losses(plain: bool):
     return loss, params, jax.tree.unflatten(tree, drawn)
 
 
+@pytest.mark.slow
 def test_forward_mode_and_hessian_products_of_a_model():
     loss, params, direction = losses(True)
 

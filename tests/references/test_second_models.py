@@ -224,6 +224,7 @@ def test_stored_references_cost_nothing_and_a_second_model_one_forward_pass(
     assert flops(both) - flops(second) < 200 * tokens
 
 
+@pytest.mark.slow
 def test_a_nan_among_the_scores_is_a_skipped_step(corpus, stored):
     one = Prepared(corpus, "prior_nll", stored["prior_nll"], **PRIOR)
     live = tuple(np.argwhere(one.batch["weights"])[0])

@@ -163,6 +163,7 @@ def fine_tuning(root, folder):
     return c
 
 
+@pytest.mark.slow
 def test_a_run_from_a_folder_resumes_bit_identically_when_the_folder_is_gone(
     root, folder, tmp_path
 ):

@@ -116,6 +116,7 @@ def test_adapters_are_only_where_the_rule_says():
     assert run.model.config.adapter_rank == 3
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_seed_and_step_and_is_off_in_evaluation(tuned):
     _, _, plain = tuned
     options = {**RANK, **RATE, "model__adapter_dropout": 0.5}
@@ -216,6 +217,7 @@ def test_packed_base_takes_the_steps_of_its_own_weights():
     assert all(ok for path, ok in by_path(same).items() if "_adapter_" not in path)
 
 
+@pytest.mark.slow
 def test_packed_base_on_a_mesh_is_sharded_and_takes_the_same_steps():
     options = {**RANK, **RATE, "train__frozen": "int8", "model__width": 64}
     _, _, one = steps(**options)
