@@ -72,21 +72,21 @@ class Packed(NamedTuple):
       config: of the run, as plain dictionaries.
       vocab_size: of the model.
       tokenizer: the content of its tokenizer.json, or "" for bytes.
-      chat_template: of the tokenizer, "" for none.
       step: of the checkpoint.
       params: the parameters, quantized leaves on their grids.
       quantizers: path -> the quantizer of each quantized leaf.
       coded: path -> codes and grid of each quantized leaf.
+      chat_template: of the tokenizer, "" for none.
     """
 
     config: dict[str, Any]
     vocab_size: int
     tokenizer: str
-    chat_template: str
     step: int
     params: Any
     quantizers: dict[str, Quantizer]
     coded: dict[str, Coded]
+    chat_template: str = ""
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -263,11 +263,11 @@ def _read(file, path) -> Packed:
         strict_json.loads(metadata["config"]),
         int(metadata["vocab_size"]),
         metadata["tokenizer"],
-        metadata.get("chat_template", ""),
         int(metadata["step"]),
         params,
         of_leaf,
         coded,
+        metadata.get("chat_template", ""),
     )
 
 
