@@ -160,9 +160,9 @@ class Block(nn.Module):
 
     def norm(self, name, x_BTD):
         """The norm in front of a sub-block, where there is one."""
-        return (
-            x_BTD if self.config.norm_placement == "after" else Norm(self.config, name=name)(x_BTD)
-        )
+        if self.config.norm_placement == "after":
+            return x_BTD
+        return Norm(self.config, name=name)(x_BTD)
 
     def norm_after(self, name, x_BTD):
         """The norm behind a sub-block, where there is one."""
