@@ -1,7 +1,7 @@
 """Loss, perplexity and bits per byte of a trained run on a split of its corpus, or on other text.
 
-python -m launch.evaluate --workdir=runs/quickstart
-python -m launch.evaluate --packed=runs/quickstart/int4.safetensors
+python -m launch.evaluate --model=runs/quickstart
+python -m launch.evaluate --model=runs/quickstart/int4.safetensors
 """
 
 from launch import command, workdir

@@ -1,6 +1,6 @@
 """Writes a self-contained HTML page of a text, with tokens coloured by weight and by loss.
 
-python -m launch.inspect --workdir=runs/quickstart --text=FILE [--output=inspect.html]
+python -m launch.inspect --model=runs/quickstart --text=FILE [--output=inspect.html]
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Puts a trained run on grids and writes it as one packed file, with its config.
 
-python -m launch.quantize --workdir=runs/quickstart --bits=4 --output=int4.safetensors
+python -m launch.quantize --model=runs/quickstart --bits=4 --output=int4.safetensors
 
 A run that was trained with quantization is written with its own grids if --bits is left out.
 """
@@ -105,7 +105,7 @@ def _show(leaves: Any, before: Any, after: Any, size: int) -> None:
         print(f"validation {name}: {s.loss:.4f} nats/token, {s.bits_per_byte:.4f} bits/byte")
     print(f"parameters: {count:,}, {whole:,} bytes")
     print(f"file: {size:,} bytes, {8 * size / count:.2f} bits a weight with scales and header")
-    print(f"next: python -m launch.evaluate --packed={command.OUTPUT.value}")
+    print(f"next: python -m launch.evaluate --model={command.OUTPUT.value}")
 
 
 def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None:

@@ -1,6 +1,6 @@
 """Stores per-token losses of a trained run beside a corpus, as a reference for training.
 
-python -m launch.score --workdir=runs/reference --output=runs/reference_scores
+python -m launch.score --model=runs/reference --output=runs/reference_scores
 python -m launch.train ... --config.objective.references.reference_nll=runs/reference_scores
 """
 

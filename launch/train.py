@@ -53,7 +53,7 @@ def _train() -> None:
         print(f"byte {order}-gram, Witten-Bell: {result.baseline:.4f} bits/byte")
     print(f"checkpoint: {result.checkpoint}")
     print(f"curves: {command.WORKDIR.value}/curves.png")
-    print(f'next: python -m launch.generate --workdir={command.WORKDIR.value} --prompt="def "')
+    print(f'next: python -m launch.generate --model={command.WORKDIR.value} --prompt="def "')
 
 
 if __name__ == "__main__":

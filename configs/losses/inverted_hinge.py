@@ -4,7 +4,7 @@ Before:  the data of configs/answers.py, and
          python -m launch.train --config=configs/answers.py --workdir=runs/inverted_hinge
 Command: python -m launch.train --config=configs/losses/inverted_hinge.py
          --workdir=runs/inverted_hinge
-         python -m launch.evaluate --workdir=runs/inverted_hinge --split=train
+         python -m launch.evaluate --model=runs/inverted_hinge --split=train
 Against: configs/weightings/sat_imp.py:ga, gradient ascent over the same steps
 Cost:    2 minutes on 2 CPU cores, most of it before.
 

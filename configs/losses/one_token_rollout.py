@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and 200 steps of plain training to begi
          --config.train.steps=200
 Command: python -m launch.train --config=configs/losses/one_token_rollout.py
          --workdir=runs/one_token_rollout
-         python -m launch.evaluate --workdir=runs/one_token_rollout --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/one_token_rollout --corpus=runs/right.jsonl
 Against: configs/weightings/dft.py, whose gradient is its expectation at temperature 1, divided by
          1 - beta
 Cost:    5 minutes on 2 CPU cores: the head is passed over twice, and 64 draws a token are sorted.

@@ -4,11 +4,11 @@ Before:  the data of configs/answers.py, and
          python -m launch.train --config=configs/answers.py --workdir=runs/answers
          python -m launch.train --config=configs/answers.py --workdir=runs/wrong
          --config.data.corpus=runs/wrong.jsonl
-         python -m launch.score --workdir=runs/answers --against=runs/wrong
+         python -m launch.score --model=runs/answers --against=runs/wrong
          --corpus=runs/wrong.jsonl --output=runs/contrast
 Command: python -m launch.train --config=configs/weightings/critical_token.py --workdir=runs/wrong
-         python -m launch.evaluate --workdir=runs/wrong --corpus=runs/right.jsonl
-Against: python -m launch.evaluate --workdir=runs/wrong --corpus=runs/right.jsonl --step=600
+         python -m launch.evaluate --model=runs/wrong --corpus=runs/right.jsonl
+Against: python -m launch.evaluate --model=runs/wrong --corpus=runs/right.jsonl --step=600
 Cost:    4 minutes on 2 CPU cores, most of it before.
 
 Claim: in a wrong solution a few tokens decide; a contrast of a model of right solutions with one of

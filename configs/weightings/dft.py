@@ -4,10 +4,10 @@ Before:  the data of configs/answers.py, and 200 steps of plain training to begi
          python -m launch.train --config=configs/weightings/dft.py --workdir=runs/dft
          --config.objective.weighting=uniform --config.train.steps=200
 Command: python -m launch.train --config=configs/weightings/dft.py --workdir=runs/dft
-         python -m launch.evaluate --workdir=runs/dft --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/dft --corpus=runs/right.jsonl
 Against: python -m launch.train --config=configs/weightings/dft.py --workdir=runs/noisy
          --config.objective.weighting=uniform
-         python -m launch.evaluate --workdir=runs/noisy --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
 Cost:    2 minutes a run on 2 CPU cores.
 
 Claim: fine-tuning with the loss times p generalises better than with the loss, on mathematics; the

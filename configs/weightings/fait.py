@@ -2,7 +2,7 @@
 
 Before:  the data of configs/answers.py, and
          python -m launch.train --config=configs/answers.py --workdir=runs/answers
-         python -m launch.score --workdir=runs/answers --faulty=runs/wrong.jsonl
+         python -m launch.score --model=runs/answers --faulty=runs/wrong.jsonl
          --output=runs/faults
 Command: python -m launch.train --config=configs/weightings/fait.py --workdir=runs/fait
 Against: configs/answers.py, at the same number of steps

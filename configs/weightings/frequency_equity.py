@@ -1,7 +1,7 @@
 """DatasetEquity (arXiv 2308.09878): what is frequent in the data counts less.
 
 Before:  python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
-         python -m launch.score --workdir=runs/quickstart --name=likelihood
+         python -m launch.score --model=runs/quickstart --name=likelihood
          --output=runs/quickstart_likelihood
 Command: python -m launch.train --config=configs/weightings/frequency_equity.py
          --workdir=runs/frequency_equity

@@ -2,10 +2,10 @@
 
 Before:  the data of configs/answers.py
 Command: python -m launch.train --config=configs/weightings/glow.py --workdir=runs/glow
-         python -m launch.evaluate --workdir=runs/glow --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/glow --corpus=runs/right.jsonl
 Against: python -m launch.train --config=configs/weightings/glow.py --workdir=runs/noisy
          --config.objective.weighting=uniform
-         python -m launch.evaluate --workdir=runs/noisy --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
 Cost:    2 minutes a run on 2 CPU cores.
 
 Claim: on unfiltered agent trajectories, 5.51% more out of distribution than tuning on the positive

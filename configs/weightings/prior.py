@@ -2,7 +2,7 @@
 
 Before:  the data of configs/answers.py, and
          python -m launch.train --config=configs/answers.py --workdir=runs/answers
-         python -m launch.score --workdir=runs/answers --without_context --output=runs/blind
+         python -m launch.score --model=runs/answers --without_context --output=runs/blind
 Command: python -m launch.train --config=configs/weightings/prior.py --workdir=runs/prior
 Against: configs/answers.py, at the same number of steps
 Cost:    2 minutes a run on 2 CPU cores; the stored reference costs nothing.

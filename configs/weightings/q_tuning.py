@@ -2,10 +2,10 @@
 
 Before:  the data of configs/answers.py
 Command: python -m launch.train --config=configs/weightings/q_tuning.py --workdir=runs/q_tuning
-         python -m launch.evaluate --workdir=runs/q_tuning --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/q_tuning --corpus=runs/right.jsonl
 Against: python -m launch.train --config=configs/weightings/q_tuning.py --workdir=runs/noisy_rows
          --config.objective.weighting=uniform
-         python -m launch.evaluate --workdir=runs/noisy_rows --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/noisy_rows --corpus=runs/right.jsonl
 Cost:    2 minutes a run on 2 CPU cores.
 
 Claim: an eighth of the samples and half of the tokens of some beat all of them. LLaMA2-7B on

@@ -2,13 +2,13 @@
 
 Before:  the data of configs/answers.py, and
          python -m launch.train --config=configs/answers.py --workdir=runs/answers
-         python -m launch.score --workdir=runs/answers --corpus=runs/noisy.jsonl
+         python -m launch.score --model=runs/answers --corpus=runs/noisy.jsonl
          --output=runs/answers_on_noisy
 Command: python -m launch.train --config=configs/weightings/rho1.py --workdir=runs/rho1
-         python -m launch.evaluate --workdir=runs/rho1 --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/rho1 --corpus=runs/right.jsonl
 Against: python -m launch.train --config=configs/weightings/rho1.py --workdir=runs/noisy
          --config.objective.weighting=uniform
-         python -m launch.evaluate --workdir=runs/noisy --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
 Cost:    2 minutes a run on 2 CPU cores; the stored reference costs nothing.
 
 Claim: the tokens whose loss exceeds that of a reference on curated data are those worth learning.

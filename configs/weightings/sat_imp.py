@@ -3,8 +3,8 @@
 Before:  the data of configs/answers.py, and
          python -m launch.train --config=configs/answers.py --workdir=runs/sat_imp
 Command: python -m launch.train --config=configs/weightings/sat_imp.py --workdir=runs/sat_imp
-         python -m launch.evaluate --workdir=runs/sat_imp --split=train
-Against: python -m launch.evaluate --workdir=runs/sat_imp --split=train --step=600
+         python -m launch.evaluate --model=runs/sat_imp --split=train
+Against: python -m launch.evaluate --model=runs/sat_imp --split=train --step=600
 Cost:    2 minutes on 2 CPU cores, most of it before.
 
 The argument is `sat_imp`, `sim_sat`, `sim_imp`, `wga` or `ga` (gradient ascent, all weights -1).

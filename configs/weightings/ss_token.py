@@ -2,10 +2,10 @@
 
 Before:  the data of configs/answers.py
 Command: python -m launch.train --config=configs/weightings/ss_token.py --workdir=runs/ss_token
-         python -m launch.evaluate --workdir=runs/ss_token --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/ss_token --corpus=runs/right.jsonl
 Against: python -m launch.train --config=configs/weightings/ss_token.py --workdir=runs/noisy_ema
          --config.objective.weighting=uniform
-         python -m launch.evaluate --workdir=runs/noisy_ema --corpus=runs/right.jsonl
+         python -m launch.evaluate --model=runs/noisy_ema --corpus=runs/right.jsonl
 Cost:    3 minutes on 2 CPU cores: the average's forward pass is a third of a step.
 
 Claim: a history model of one's own and the last layer's attention select better than an outside

@@ -99,7 +99,7 @@ def test_train_ends_with_its_figures_and_the_next_command(trained):
     last = [line for line in lines(workdir) if line["kind"] == "validation"][-1]
     assert f"{last['bits_per_byte']:.4f} bits/byte" in out
     assert f"{workdir}/checkpoints/6" in out
-    assert f"next: python -m launch.generate --workdir={workdir}" in out
+    assert f"next: python -m launch.generate --model={workdir}" in out
 
 
 def test_evaluate_gives_the_loss_of_the_run(trained):
