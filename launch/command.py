@@ -93,7 +93,7 @@ def run(
             _drop_output()
 
     if huge_pages:
-        _use_huge_pages()
+        use_huge_pages()
     # Orbax logs an error with its traceback, and then raises it.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _unraisable
@@ -171,7 +171,7 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _use_huge_pages() -> None:
+def use_huge_pages() -> None:
     """Starts this process anew with huge pages for malloc, where the kernel leaves that to us.
 
     XLA on CPU takes the temporary memory of a step from malloc and gives it back after the step; in

@@ -113,13 +113,12 @@ def _write_compressed(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
             "--format=compressed_tensors is for quantized models: give a file of launch.quantize, "
             "or a run that was trained with quantization"
         )
-    path = next(iter(grids))
-    bits = workdir.on_grids(loaded)[path].quantizer.bits
+    quantizer = workdir.on_grids(loaded)[next(iter(grids))].quantizer
+    bits = quantizer.bits
     compressed_tensors.check(bits, grids, dtype)
     family, settings = _settings(loaded)
-    inputs = grids[path].codes_LIO.shape[-2]
-    quantization = compressed_tensors.quantization_config(int(bits), grids, inputs)
-    settings["quantization_config"] = quantization
+    group_size = quantizer.group_size
+    settings["quantization_config"] = compressed_tensors.quantization_config(int(bits), group_size)
     params, model = loaded.run.plain(loaded.state).params, loaded.run.model.config
     tensors = compressed_tensors.packed_entries(family, model, params, grids, dtype, int(bits))
     files = start.tokenizer_files(loaded.tokenizer) | huggingface.generation_config(settings)

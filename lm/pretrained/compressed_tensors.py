@@ -19,14 +19,13 @@ from lm.pretrained.safetensors_file import DTYPES
 _WIDTHS = (4, 8)
 
 
-def quantization_config(bits: int, grids: Mapping[str, IntegerGrid], inputs: int) -> dict[str, Any]:
-    """What config.json says of the weights; `inputs` is of any matrix of the first of `grids`."""
-    groups = next(iter(grids.values())).scale_LGO.shape[-2]
+def quantization_config(bits: int, group_size: int) -> dict[str, Any]:
+    """What config.json says of the weights; a group size of 0 is one scale a channel."""
     weights = {"num_bits": bits, "type": "int", "symmetric": True}
-    if groups == 1:
-        weights["strategy"] = "channel"
+    if group_size:
+        weights |= {"strategy": "group", "group_size": group_size}
     else:
-        weights |= {"strategy": "group", "group_size": inputs // groups}
+        weights["strategy"] = "channel"
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",

@@ -30,6 +30,11 @@ _SETTINGS = {
 # Keys that follow from others, or that say nothing of what is computed.
 _IRRELEVANT = ("vocab_size", "rope.dimension_count", "attention.value_length")
 
+# The scalings of Llama 3.1 (8) and 3.2 (32), which a file keeps as one factor for each frequency.
+_LLAMA3_NAMES = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_LLAMA3 = (1.0, 4.0, 8192)
+_LLAMA3_FACTORS = (8.0, 32.0)
+
 _OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -120,20 +125,11 @@ def _scaling(file: GGUFFile, found: Mapping[str, Any], head: int, where: str) ->
     factors = np.asarray(file.tensors["rope_freqs.weight"].read(), np.float64)
     if np.all(factors == 1):
         return {"rope_theta": base, "rope_type": "default"}
-    half = len(factors)
-    waves = 2 * np.pi * base ** (np.arange(half) / half)
-    for factor in (8.0, 32.0):
-        turns = 8192 / waves
-        share = np.clip((turns - 1) / (4 - 1), 0, 1)
-        if np.allclose(factors, 1 / ((1 - share) / factor + share), rtol=1e-3):
-            return {
-                "rope_theta": base,
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-            }
+    for factor in _LLAMA3_FACTORS:
+        if np.allclose(factors, _llama3_factors(base, head, factor, *_LLAMA3), rtol=1e-3):
+            return {"rope_theta": base, "rope_type": "llama3", "factor": factor} | dict(
+                zip(_LLAMA3_NAMES, _LLAMA3, strict=True)
+            )
     raise InputError(f"{where}: rope_freqs.weight is not the scaling of Llama 3.1 or 3.2")
 
 
@@ -184,11 +180,23 @@ def gguf_name(theirs: str) -> str:
     return f"blk.{layer}.{of_layer['.'.join(middle)]}.{end}"
 
 
+def is_known_scaling(c: ModelConfig) -> bool:
+    """Whether `_scaling` finds the settings of a llama3 scaling from its factors again."""
+    settings = (c.rope_low_frequency, c.rope_high_frequency, c.rope_original_length)
+    return settings == _LLAMA3 and c.rope_factor in _LLAMA3_FACTORS
+
+
 def rope_factors(c: ModelConfig) -> np.ndarray:
     """What each rotary frequency is divided by in the scaling of Llama 3.1, float32 [H / 2]."""
-    half = c.rotary_width // 2
-    waves = 2 * np.pi * c.rope_base ** (np.arange(half) / half)
-    turns = c.rope_original_length / waves
-    share = (turns - c.rope_low_frequency) / (c.rope_high_frequency - c.rope_low_frequency)
-    share = np.clip(share, 0, 1)
-    return (1 / ((1 - share) / c.rope_factor + share)).astype(np.float32)
+    settings = (c.rope_low_frequency, c.rope_high_frequency, c.rope_original_length)
+    factors = _llama3_factors(c.rope_base, c.rotary_width, c.rope_factor, *settings)
+    return factors.astype(np.float32)
+
+
+def _llama3_factors(
+    base: float, width: int, factor: float, low: float, high: float, length: int
+) -> np.ndarray:
+    half = width // 2
+    turns = length / (2 * np.pi * base ** (np.arange(half) / half))
+    share = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / ((1 - share) / factor + share)

@@ -25,7 +25,11 @@ from lm.pretrained.gguf_tokenizer import pre_of
 from lm.pretrained.huggingface import entries
 
 _FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-_FLOATS = {"F32": 0, "F16": 1, "BF16": 32}
+# What general.file_type says of the type of most tensors.
+_FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "BF16": 32},
+    **{"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "TQ2_0": 37},
+}
 _CONTROL, _NORMAL, _USER = 3, 1, 4
 
 
@@ -70,12 +74,20 @@ def write_gguf(
         raise InputError(
             f"--format=gguf has no model.layer_pattern={config.layer_pattern}; valid: G"
         )
+    if config.rope_scaling == "linear" or (
+        config.rope_scaling == "llama3" and not gguf_names.is_known_scaling(config)
+    ):
+        raise InputError(
+            f"--format=gguf has no model.rope_scaling={config.rope_scaling} of this kind; valid: "
+            "none, or llama3 as in Llama 3.1 and 3.2"
+        )
     blocks = {path: block_type(path, grid) for path, grid in grids.items()}
     arch = _FAMILIES[family]
     scratch = Path(output).with_name(f".{Path(output).name}.{os.getpid()}.tmp")
     try:
         writer = gguf.GGUFWriter(scratch, arch)
-        _write_settings(writer, config, arch, tokenizer, _FLOATS[dtype])
+        kinds = sorted(set(blocks.values()))
+        _write_settings(writer, config, _FILE_TYPES[kinds[0] if kinds else dtype])
         _write_tokenizer(writer, tokenizer)
         _write_tensors(writer, gguf, family, config, params, dtype, grids, blocks)
         writer.write_header_to_file()
@@ -154,7 +166,7 @@ def blocks_of(
     return np.concatenate(parts, axis=-1).reshape(rows, -1)
 
 
-def _write_settings(writer, c: ModelConfig, arch: str, tokenizer: Subwords, file_type: int) -> None:
+def _write_settings(writer, c: ModelConfig, file_type: int) -> None:
     writer.add_context_length(c.max_positions)
     writer.add_embedding_length(c.width)
     writer.add_block_count(c.layers)

@@ -18,7 +18,7 @@ def test_only_what_trains_asks_for_it():
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_command_restarts_only_when_asked(asked, monkeypatch):
     calls = []
-    monkeypatch.setattr(command, "_use_huge_pages", lambda: calls.append("restart"))
+    monkeypatch.setattr(command, "use_huge_pages", lambda: calls.append("restart"))
     monkeypatch.setattr(command.app, "run", lambda *_, **__: calls.append("run"))
     monkeypatch.setattr(command.logging, "set_verbosity", lambda _: None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)

@@ -7,9 +7,11 @@ import gguf
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from loading import load
 from random_weights import golden, write_folder
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 from configs import finetune
 from lm.compression.after_training import round_to_nearest_model, with_scales
@@ -17,7 +19,7 @@ from lm.compression.integer_grids import integer_grid, round_scales
 from lm.errors import InputError
 from lm.model import adapters
 from lm.model.config import ModelConfig
-from lm.model.parameters import parameter_kind
+from lm.model.parameters import parameter_kind, path_of
 from lm.model.transformer import make_model
 from lm.pretrained import compressed_tensors, gguf_writer, huggingface, peft
 from lm.pretrained.source import open_pretrained
@@ -73,7 +75,8 @@ def test_packed_words_hold_the_weights_that_were_evaluated(qwen, bits, layout, t
         spread = np.repeat(scale.astype(np.float32), inputs // scale.shape[1], axis=1)
         expected = np.asarray(result.params["layers"]["mlp"]["down"][layer]).T
         np.testing.assert_array_equal(spread * codes.astype(np.float32), expected)
-    described = compressed_tensors.quantization_config(bits, grids, 32)["config_groups"]["group_0"]
+    described = compressed_tensors.quantization_config(bits, layout.get("group_size", 0))
+    described = described["config_groups"]["group_0"]
     strategy = "channel" if layout is CHANNEL else "group"
     assert (described["weights"]["strategy"], described["weights"]["num_bits"]) == (strategy, bits)
 
@@ -169,3 +172,63 @@ def test_adapters_are_named_as_peft_names_them(qwen, tmp_path):
         np.testing.assert_allclose(dense, np.asarray(merged[layer]).T, atol=1e-5)
     with pytest.raises(InputError, match="has no adapters"):
         peft.adapter_settings(base, "qwen3", "")
+
+
+def gguf_folder(folder, name):
+    """A tiny Hugging Face folder with a byte-level tokenizer, which GGUF has a name for."""
+    config, shapes, _, _ = golden(name)
+    config = {**config, "vocab_size": 300}
+    for tensor in ("model.embed_tokens.weight", "lm_head.weight"):
+        if tensor in shapes:
+            shapes[tensor] = [300, shapes[tensor][1]]
+    write_folder(folder, config, shapes)
+    made = Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["</s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(
+        ["the quick brown fox and the lazy dog " * 3, "one two three"] * 9, trainer
+    )
+    made.save(str(folder / "tokenizer.json"))
+    return open_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("grids", ["floats", "codes"])
+def test_a_whole_gguf_is_read_back_as_it_was(grids, tmp_path):
+    source = gguf_folder(tmp_path / "in", "qwen3")
+    section = finetune.get_config(source.where, source).model.to_dict()
+    config = ModelConfig(vocab_size=source.vocab_size, **section)
+    params, held = load(source.where), {}
+    if grids == "codes":
+        # Of the matrices those with 32 or 64 inputs.
+        result = quantized(params, 8, granularity="channel")
+        held = {p: g for p, g in grids_of(result).items() if g.codes_LIO.shape[1] % 32 == 0}
+        kept = {path: path in held for path in result.coded}
+        params = jax.tree_util.tree_map_with_path(
+            lambda keys, new, old: new if kept.get(path_of(keys)) else old, result.params, params
+        )
+    path = str(tmp_path / "out.gguf")
+    gguf_writer.write_gguf(path, "qwen3", config, params, source.tokenizer, "F32", held)
+    again = open_pretrained(path)
+    assert {k: again.section[k] for k in source.section} == source.section
+    jax.tree.map(np.testing.assert_array_equal, load(path), params)
+    text = "the lazy dog, 12 quick!"
+    np.testing.assert_array_equal(again.tokenizer.encode(text)[0], source.tokenizer.encode(text)[0])
+    assert bool(held) == (grids == "codes")
+
+
+def test_a_scaling_that_gguf_lacks_is_refused(tmp_path):
+    source = gguf_folder(tmp_path / "in", "llama_linear")
+    section = finetune.get_config(source.where, source).model.to_dict()
+    config = ModelConfig(vocab_size=source.vocab_size, **section)
+    path = str(tmp_path / "out.gguf")
+    with pytest.raises(InputError, match=r"no model\.rope_scaling=linear"):
+        gguf_writer.write_gguf(path, "llama", config, {}, source.tokenizer, "F32", {})
+    assert not (tmp_path / "out.gguf").exists()
