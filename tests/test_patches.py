@@ -50,6 +50,7 @@ def test_a_patch_touches_at_most_four_files(name):
     assert 1 < len(re.findall(r"^diff --git", text, flags=re.MULTILINE)) <= 4
 
 
+@pytest.mark.slow
 def test_a_second_head_learns_the_token_after_next(tmp_path):
     """At first it is the first head, trained from zero on top of it: both are near log V."""
     corpus = tmp_path / "corpus"
@@ -67,6 +68,7 @@ def test_a_second_head_learns_the_token_after_next(tmp_path):
     assert lines[0]["second_head"] != lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_dpo_begins_at_log_two_and_widens_the_margin(tmp_path):
     """Its reference is the moving average, which at first is the model; in two micro-batches."""
     for name, end in (("chosen", ""), ("rejected", "!")):

@@ -40,6 +40,7 @@ def test_the_table_has_the_figures_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_training_refuses_is_planned_with_and_said():
     out, err = command("plan", *TINY, "--devices=1", "--config.data.vocab_size=65536")
     assert "vocabulary 65,536" in out

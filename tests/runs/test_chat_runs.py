@@ -47,6 +47,7 @@ def run(tmp_path_factory):
     return config, root / "run", root
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_template_and_needs_no_other_file(run):
     _, folder, root = run
     assert (folder / "chat_template.jinja").read_text() == SOURCE

@@ -111,6 +111,7 @@ def test_every_bit_and_the_rest_of_the_data(corpus, saved, other, tmp_path):
     iterator.close()
 
 
+@pytest.mark.slow
 def test_the_meshes_place_it_differently_and_one_bit_is_seen(corpus, saved):
     """Negative controls of the test above."""
     _, state, following = saved

@@ -196,6 +196,7 @@ def test_packed_matrices_round_to_the_nearest_value(kind, inputs):
     assert (table == 0).any()
 
 
+@pytest.mark.slow
 def test_packed_base_takes_the_steps_of_its_own_weights():
     """Training on codes is training on the weights that they stand for."""
     options = {**RANK, **RATE, "model__width": 64}

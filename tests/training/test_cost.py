@@ -70,6 +70,7 @@ def check(found, plain, selections):
     assert plain_size < size <= BOUND * plain_size
 
 
+@pytest.mark.slow
 def test_weights_from_losses_cost_next_to_nothing(plain):
     """All weightings that read nothing but the losses of the step, multiplied."""
     names = [
