@@ -30,9 +30,6 @@ from lm.training import experiment
 
 ROWS, LENGTH, PROMPT, TOKENS, ROUNDS = 4, 256, 512, 64, 5
 
-# Seconds after which no thread of the other side waits busily any more.
-_REST = 1.0
-
 
 def training(source, rank):
     """() -> after one step."""
@@ -77,46 +74,49 @@ def reading(source):
     return greedy, prefill
 
 
-def main(folder, python):
-    """Prints the table."""
-    command.use_huge_pages()
+def measure(folder, name):
+    """Prints the median of seconds of one thing, after it was compiled."""
     source = open_pretrained(folder)
-    greedy, prefill = reading(source)
-    ours = {"step": training(source, 0), "lora": training(source, 8)}
-    ours |= {"greedy": greedy, "prefill": prefill}
-    worker = subprocess.Popen(
-        [python, Path(__file__).with_name("torch_worker.py"), folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"},
-    )
+    if name in ("greedy", "prefill"):
+        one = dict(zip(("greedy", "prefill"), reading(source), strict=True))[name]
+    else:
+        one = training(source, rank=8 if name == "lora" else 0)
+    print(_median(one))
 
-    def theirs(name):
-        time.sleep(_REST)
-        worker.stdin.write(name + "\n")
-        worker.stdin.flush()
-        return float(worker.stdout.readline())
 
-    seconds = {}
-    for turn in range(ROUNDS + 1):
-        for name, one in ours.items():
-            time.sleep(_REST)
-            begin = time.perf_counter()
-            one()
-            found = {f"ours {name}": time.perf_counter() - begin}
-            if name != "lora":
-                found[f"transformers {name}"] = theirs(name)
-            if turn:  # The first compiles.
-                for what, value in found.items():
-                    seconds.setdefault(what, []).append(value)
-    worker.stdin.close()
-    median = {what: statistics.median(values) for what, values in seconds.items()}
-    for name in ("step", "greedy", "prefill"):
-        mine, other = median[f"ours {name}"], median[f"transformers {name}"]
-        print(f"{name}: {mine:.3f} s, transformers {other:.3f} s: {other / mine:.2f} x")
-    lora = median["ours lora"]
-    print(f"adapters: {lora:.3f} s: {median['ours step'] / lora:.2f} x the speed of the full step")
+def _median(one):
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        begin = time.perf_counter()
+        one()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])
+
+
+def main(folder, python, name=""):
+    """Prints the table, or measures one thing; each is measured in a process of its own."""
+    command.use_huge_pages()
+    if name:
+        return measure(folder, name)
+    plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+
+    def run(*arguments, environment):
+        ended = subprocess.run(
+            arguments, stdout=subprocess.PIPE, text=True, env=environment, check=True
+        )
+        return float(ended.stdout.split()[-1])
+
+    worker = Path(__file__).with_name("torch_worker.py")
+    full = None
+    for name in ("step", "lora", "greedy", "prefill"):
+        ours = run(sys.executable, __file__, folder, python, name, environment=os.environ)
+        if name == "lora":
+            print(f"adapters: {ours:.3f} s: {full / ours:.2f} x the speed of the full step")
+            continue
+        full = full or ours
+        theirs = run(python, worker, folder, name, environment=plain)
+        print(f"{name}: {ours:.3f} s, transformers {theirs:.3f} s: {theirs / ours:.2f} x")
+    return None
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""Times transformers and torch on a model: one line of standard input is one thing to time.
+"""Times one thing of transformers and torch on a model; started by compare_speed.py.
 
-ORACLE_PYTHON torch_worker.py FOLDER, started by compare_speed.py.
+ORACLE_PYTHON torch_worker.py FOLDER step|greedy|prefill
 """
 
+import statistics
 import sys
 import time
 
 import torch
 from transformers import AutoModelForCausalLM
 
-ROWS, LENGTH, PROMPT, TOKENS = 4, 256, 512, 64
+ROWS, LENGTH, PROMPT, TOKENS, ROUNDS = 4, 256, 512, 64, 5
 
 
-def main(folder):
-    """Answers each of step, lora, greedy and prefill with its seconds."""
+def main(folder, name):
+    """Prints the median of seconds, after one that is not counted."""
     torch.set_num_threads(2)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
@@ -42,12 +43,13 @@ def main(folder):
         model.eval()
         model(prompt, use_cache=True, logits_to_keep=1)
 
-    things = {"step": step, "greedy": greedy, "prefill": prefill}
-    for line in sys.stdin:
+    one, seconds = {"step": step, "greedy": greedy, "prefill": prefill}[name], []
+    for _ in range(ROUNDS + 1):
         begin = time.perf_counter()
-        things[line.strip()]()
-        print(time.perf_counter() - begin, flush=True)
+        one()
+        seconds.append(time.perf_counter() - begin)
+    print(statistics.median(seconds[1:]))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
