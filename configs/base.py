@@ -225,7 +225,7 @@ QUANTIZATION = {
     "gptq_batches": (8, "at the switch, calibration of GPTQ to compare; 0 is off"),
 }
 
-# A model whose parameters are the first of this run.
+# The model that a run begins with.
 INITIALISE = {
     "from": ("", "a work directory, a Hugging Face folder or a .gguf; '' is fresh parameters"),
     "family": ("", "its model_type, which launch.export writes again; '' is any that fits"),

@@ -3,6 +3,7 @@
 python -m launch.export --model=runs/tuned --format=huggingface --output=tuned
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,11 @@ def _write_folder(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
 
 def _write_adapters(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
     """A folder of adapters for the `peft` library."""
-    import jax
-
     from lm.pretrained import huggingface, peft
 
     config, c = loaded.run.model.config, loaded.config.initialise
     settings = peft.adapter_settings(config, c.family, c["from"])
-    params = jax.device_get(loaded.run.plain(loaded.state).params)
+    params = loaded.run.plain(loaded.state).params
     tensors = peft.adapter_entries(config, c.family, params, _DTYPES[_DTYPE.value])
     size = huggingface.write_folder(
         output,
@@ -94,12 +93,11 @@ def _write_adapters(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
     return f"adapters of {c['from'] or 'its base'}", size
 
 
-def _grids(loaded: workdir.Loaded) -> dict[str, Any]:
+def _grids(coded: Mapping[str, Any]) -> dict[str, Any]:
     """The integer grids of the layers' matrices; embedding and head are written as floats."""
     from lm.compression.integer_grids import integer_grid
     from lm.model.parameters import parameter_kind
 
-    coded = workdir.on_grids(loaded)
     return {p: integer_grid(p, c) for p, c in coded.items() if parameter_kind(p) == "matrix"}
 
 
@@ -107,13 +105,14 @@ def _write_compressed(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
     """A Hugging Face folder with packed integer weights."""
     from lm.pretrained import compressed_tensors, huggingface, start
 
-    grids, dtype = _grids(loaded), _DTYPES[_DTYPE.value]
+    coded, dtype = workdir.on_grids(loaded), _DTYPES[_DTYPE.value]
+    grids = _grids(coded)
     if not grids:
         raise InputError(
             "--format=compressed_tensors is for quantized models: give a file of launch.quantize, "
             "or a run that was trained with quantization"
         )
-    quantizer = workdir.on_grids(loaded)[next(iter(grids))].quantizer
+    quantizer = coded[next(iter(grids))].quantizer
     bits = quantizer.bits
     compressed_tensors.check(bits, grids, dtype)
     family, settings = _settings(loaded)
@@ -132,7 +131,8 @@ def _write_gguf(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
     family, _ = _settings(loaded)
     params, config = loaded.run.plain(loaded.state).params, loaded.run.model.config
     dtype, tokenizer = _DTYPES[_DTYPE.value], loaded.tokenizer
-    return family, write_gguf(output, family, config, params, tokenizer, dtype, _grids(loaded))
+    grids = _grids(workdir.on_grids(loaded))
+    return family, write_gguf(output, family, config, params, tokenizer, dtype, grids)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 L layers, I inputs, O outputs, G groups of inputs.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -104,8 +104,3 @@ def _step(levels: np.ndarray) -> float:
     """The smallest distance between 0 and another level."""
     sizes = np.abs(levels[np.isfinite(levels) & (levels != 0)])
     return float(sizes.min()) if sizes.size else 1.0
-
-
-def decoded(leaf: Any) -> np.ndarray:
-    """A leaf as weights, whether it is quantized or not."""
-    return np.asarray(leaf.decode() if isinstance(leaf, Coded) else leaf)

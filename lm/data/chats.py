@@ -29,7 +29,7 @@ def read_messages(messages: Any, where: str) -> tuple[tuple[str, ...], tuple[str
 
     Args:
       messages: the field of a record: objects with a role and a content, which is a string, or a
-        list of {"type": "text", "text": ...}, whose texts are joined.
+        list of parts {"type": "text", "text": ...}, which are joined.
       where: the file and line, which errors open with.
 
     Raises:

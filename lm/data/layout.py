@@ -1,9 +1,9 @@
 """From a document to the arrays of a row.
 
 A document of tokens t1..tn has the inputs [beginning, t1..tn] and the targets [t1..tn, end]: every
-target lies inside the document, and so does all that it is predicted from. A chat whose template
-writes special tokens is those of the template: t1..tn has the inputs [t1..tn-1] and the targets
-[t2..tn].
+target lies inside the document, and so does all that it is predicted from. A chat has
+its beginning and end from the template, where that writes special tokens: the inputs are then
+[t1..tn-1] and the targets [t2..tn].
 """
 
 from collections.abc import Iterator, Sequence
@@ -98,7 +98,7 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
     end of text, as all text does.
 
     Raises:
-      InputError: the template cannot render the chat, or does not show which part is whose.
+      InputError: the template cannot render the chat, or the answers cannot be told from the rest.
     """
     if not document.roles:
         return document

@@ -175,7 +175,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         return ""
 
     def measure(self, value: Any) -> Any:
-        """Returns a value whose size is within the bounds."""
+        """Returns the value, if its size is within the bounds."""
         too_long = isinstance(value, str) and len(value) > self._most()
         if too_long or (isinstance(value, _Containers) and not _is_small(value)):
             raise ValueError("it makes too much text")

@@ -26,7 +26,7 @@ FORMATS = ("int8", "int4", "nf4")
 
 
 class PackedMatrix(NamedTuple):
-    """[..., I, O] as codes; a pytree whose two arrays are stacked and sharded like the weights.
+    """A matrix [..., I, O] as codes; its arrays are stacked and sharded like the weights.
 
     Attributes:
       codes: int8 [..., I, O], or uint8 [..., I / 2, O] with the even input in the low four bits.

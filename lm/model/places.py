@@ -35,7 +35,7 @@ class Places(NamedTuple):
     """For all layers: the places of the kinds that occur, and the kind of each layer.
 
     Attributes:
-      of_kind: a Place for each letter that occurs, in the order of `letters`.
+      of_kind: a Place for each letter that occurs, in alphabetical order.
       kind_L: index into `of_kind` of each layer; None where there is one kind.
     """
 
@@ -50,7 +50,11 @@ class Places(NamedTuple):
 
     def at(self, layer: Any) -> Place:
         """The place of a layer, from its number."""
-        return self.of_layer(None if self.kind_L is None else self.kind_L[layer])
+        return self.of_layer(self.kind(layer))
+
+    def kind(self, layer: Any) -> Any:
+        """The kind of a layer, from its number; None where there is one kind."""
+        return None if self.kind_L is None else self.kind_L[layer]
 
 
 def make_places(config: ModelConfig, positions_BT: jax.Array) -> Places:

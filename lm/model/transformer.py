@@ -95,9 +95,8 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
     def block(params, x, positions, segment_ids, product=plain_product, layer=0):
         with scope():
             places = make_places(config, positions)
-            kind = None if places.kind_L is None else places.kind_L[layer]
             (x_BTD, _), _ = Block(config, product).apply(
-                {"params": params}, (x, None), None, kind, places, segment_ids, None
+                {"params": params}, (x, None), None, places.kind(layer), places, segment_ids, None
             )
         return x_BTD
 

@@ -85,7 +85,7 @@ def write_gguf(
     arch = _FAMILIES[family]
     scratch = Path(output).with_name(f".{Path(output).name}.{os.getpid()}.tmp")
     try:
-        writer = gguf.GGUFWriter(scratch, arch)
+        writer = gguf.GGUFWriter(scratch, arch, use_temp_file=True)  # not all tensors in memory
         kinds = sorted(set(blocks.values()))
         _write_settings(writer, config, _FILE_TYPES[kinds[0] if kinds else dtype])
         _write_tokenizer(writer, tokenizer)

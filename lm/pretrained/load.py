@@ -62,7 +62,7 @@ def load_params(source: Pretrained, model: Model, mesh: Mesh) -> Any:
                     leaves[path] = _place(part, leaf, sharding)
                     continue
                 if path not in leaves:
-                    leaves[path] = _empty(leaf.shape, leaf.dtype, sharding)
+                    leaves[path] = _zeros(leaf.shape, jnp.dtype(leaf.dtype), sharding)
                 spec = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
                 one = _place(part, leaf, spec)
                 # Otherwise layers that are read faster than they are put pile up in host memory.
@@ -175,10 +175,6 @@ def _place(part: np.ndarray, leaf: Any, sharding: NamedSharding) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _zeros(shape, dtype, sharding):
     return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
-
-
-def _empty(shape, dtype, sharding) -> jax.Array:
-    return _zeros(shape, jnp.dtype(dtype), sharding)
 
 
 @functools.cache

@@ -32,6 +32,8 @@ _FIXED = (
     "train.batch_size",
     "train.seed",
     "train.ema_decay",
+    "train.trainable",
+    "train.frozen",
     "optimizer.name",
     "quantization",
 )

@@ -4,6 +4,7 @@ B rows, T tokens.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,11 +65,7 @@ def make_train_step(
         if random:
             batch = {**batch, "keys": token_keys(c.seed, state.step, batch["targets"].shape)}
         live, held = split(state.trained, trainable)
-
-        def of_live(live, *arguments, **options):
-            return statistics(join(live, held), *arguments, **options)
-
-        gradients = make_gradients(of_live, objective, c.accumulation)
+        gradients = make_gradients(_of_live(statistics, held), objective, c.accumulation)
         grads, metrics, objective_state = gradients(
             live, batch, state.objective, state.step, models
         )
@@ -106,6 +103,11 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _of_live(statistics: Callable[..., Any], held: Any) -> Callable[..., Any]:
+    """`statistics` as a function of what is trained alone."""
+    return lambda live, *others, **options: statistics(join(live, held), *others, **options)
 
 
 def _reference_models(

@@ -260,6 +260,7 @@ def test_gives_up_after_too_many_skipped_steps(corpus, tmp_path):
     [
         ({"model__width": 64}, "model.width=32, not 64"),
         ({"train__seed": 3}, "train.seed=0, not 3"),
+        ({"train__trainable": "mlp"}, "train.trainable=, not mlp"),
         ({"data__tokenizer": "bpe", "data__vocab_size": 260}, "data.tokenizer"),
     ],
     ids=str,
