@@ -180,8 +180,9 @@ OBJECTIVE = {
 }
 
 # Where what an objective compares with comes from: ema (the average of the model's parameters, with
-# train.ema_decay above 0), a work directory (its newest checkpoint, as a second, frozen model) or a
-# folder of launch.score. Read where the objective needs it; "" is nowhere.
+# train.ema_decay above 0), a second, frozen model (the newest checkpoint of a work directory, a
+# Hugging Face folder or a .gguf file) or a folder of launch.score. Read where the objective needs
+# it; "" is nowhere.
 REFERENCES = {
     "reference_nll": ("", "rho1: losses that the excess is over"),
     "history_nll": ("", "ss_token: losses that progress is measured from"),
@@ -191,7 +192,7 @@ REFERENCES = {
     "contrast_probability": ("", "critical_token: scores only"),
     "error_mask": ("", "fait: scores only"),
     "faulty_log_probability": ("", "fait: scores only"),
-    "teacher": ("", "of a distillation: ema or a work directory"),
+    "teacher": ("", "of a distillation: ema, a work directory, a Hugging Face folder or a .gguf"),
 }
 
 QUANTIZATION = {
@@ -206,6 +207,7 @@ QUANTIZATION = {
         "tensor | channel | group: weights that share a scale; '' is the quantizer's own",
     ),
     "group_size": (0, "group only: inputs that share a scale; 0 is its own"),
+    "outer_bits": (4.0, "least width of the embedding and the head; 16 keeps them as they are"),
     "activations": (
         "none",
         "none | int4 to int8 | fp8_e4m3 | fp8_e5m2: inputs of the layers' products, one scale a "
@@ -222,7 +224,12 @@ QUANTIZATION = {
         "alone",
     ),
     "from": ("", "a full-precision run; its checkpoint is the first phase"),
-    "gptq_batches": (8, "at the switch, calibration of GPTQ to compare; 0 is off"),
+    "begin_with": (
+        "weights",
+        "weights (with the quantizer's first scales of them) | search (with the scales of least "
+        "error) | gptq (weights and scales of GPTQ): what the quantized phase begins with",
+    ),
+    "gptq_batches": (8, "at the switch, calibration of GPTQ, to compare or begin with; 0 is off"),
 }
 
 # The model that a run begins with.

@@ -165,8 +165,8 @@ class _Static(NamedTuple):
     axis: str | None
 
 
-class _Partial(NamedTuple):
-    """Statistics of a part of the vocabulary; `_merge` of two parts is that of their union.
+class Partial(NamedTuple):
+    """Statistics of a part of the vocabulary; `merge` of two parts is that of their union.
 
     Sums are taken relative to the part's own maximum m, so that neither large logits overflow nor
     nll and entropy lose digits to a large log-sum-exp.
@@ -178,11 +178,12 @@ class _Partial(NamedTuple):
     target_logit: jax.Array  # z_y, NaN where the target is not in this part
 
 
-def _merge(a: _Partial, b: _Partial) -> _Partial:
+def merge(a: Partial, b: Partial) -> Partial:
+    """The statistics of the union of two parts."""
     maximum = jnp.maximum(a.maximum, b.maximum)
     shift_a, shift_b = a.maximum - maximum, b.maximum - maximum
     scale_a, scale_b = jnp.exp(shift_a), jnp.exp(shift_b)
-    return _Partial(
+    return Partial(
         maximum,
         scale_a * a.sum_exp + scale_b * b.sum_exp,
         scale_a * (a.sum_exp_shifted + a.sum_exp * shift_a)
@@ -191,8 +192,8 @@ def _merge(a: _Partial, b: _Partial) -> _Partial:
     )
 
 
-def _merge_over(axis: str, part: _Partial) -> _Partial:
-    """`_merge` of the parts of all devices of a mapped axis."""
+def merge_over(axis: str, part: Partial) -> Partial:
+    """`merge` of the parts of all devices of a mapped axis."""
     maximum = lax.pmax(part.maximum, axis)
     shift = part.maximum - maximum
     scale = jnp.exp(shift)
@@ -206,10 +207,10 @@ def _merge_over(axis: str, part: _Partial) -> _Partial:
         ),
         axis,
     )
-    return _Partial(maximum, sum_exp, sum_exp_shifted, jnp.where(found > 0, target_logit, jnp.nan))
+    return Partial(maximum, sum_exp, sum_exp_shifted, jnp.where(found > 0, target_logit, jnp.nan))
 
 
-def _block_statistics(logits_BTK, targets_BT) -> _Partial:
+def block_statistics(logits_BTK, targets_BT) -> Partial:
     """Statistics of one block; targets count from the block's first column."""
     maximum_BT = lax.stop_gradient(logits_BTK.max(-1))
     shifted_BTK = logits_BTK - maximum_BT[..., None]
@@ -219,7 +220,7 @@ def _block_statistics(logits_BTK, targets_BT) -> _Partial:
     at_target_BT = jnp.take_along_axis(
         logits_BTK, jnp.clip(targets_BT, 0, last)[..., None], axis=-1
     )[..., 0]
-    return _Partial(
+    return Partial(
         maximum_BT,
         exp_BTK.sum(-1),
         (exp_BTK * shifted_BTK).sum(-1),
@@ -231,16 +232,16 @@ def _block_statistics(logits_BTK, targets_BT) -> _Partial:
 def _statistics(static, hidden_BTD, head_DV, targets_BT):
     def add_block(partial, head_DK, start):
         logits_BTK = static.scores.logits(hidden_BTD, head_DK)
-        block = _block_statistics(logits_BTK, targets_BT - start)
-        return block if partial is None else _merge(partial, block)
+        block = block_statistics(logits_BTK, targets_BT - start)
+        return block if partial is None else merge(partial, block)
 
     partial = for_each_block(head_DV, static.block_size, add_block, None)
     if static.axis:
-        partial = _merge_over(static.axis, partial)
-    return _finish(partial)
+        partial = merge_over(static.axis, partial)
+    return finish(partial)
 
 
-def _finish(partial: _Partial):
+def finish(partial: Partial):
     """nll, logsumexp and entropy from the sums over the whole vocabulary."""
     log_sum_BT = jnp.log(partial.sum_exp)
     nll_BT = log_sum_BT + (partial.maximum - partial.target_logit)
@@ -255,11 +256,11 @@ def _plain_statistics(scores, hidden_BTD, head_DV, targets_BT, axis) -> TokenSta
     # Both: the product has the gradient d logits @ head, and 0 * inf is NaN.
     logits_BTV = scores.logits(jnp.where(bad_BT[..., None], 0, hidden_BTD), head_DV)
     logits_BTV = jnp.where(bad_BT[..., None], 0, logits_BTV)
-    partial = _block_statistics(logits_BTV, targets_BT)
+    partial = block_statistics(logits_BTV, targets_BT)
     if axis:
-        partial = _merge_over(axis, partial)
+        partial = merge_over(axis, partial)
     nll_BT, logsumexp_BT, entropy_BT = (
-        jnp.where(bad_BT, jnp.nan, x_BT) for x_BT in _finish(partial)
+        jnp.where(bad_BT, jnp.nan, x_BT) for x_BT in finish(partial)
     )
     return TokenStatistics(nll_BT, logsumexp_BT, entropy_BT, -nll_BT)
 

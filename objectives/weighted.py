@@ -47,7 +47,7 @@ def weighted(
     def terms(statistics, aux, batch, prepared):
         weights_BT, totals = prepared.rows["weights"], prepared.totals
         found = {"loss": loss_term(loss, statistics, weights_BT, totals)}
-        if loss.losses is not None or weighting.report:
+        if not loss.is_nll or weighting.report:
             target_BT = (batch["weights"] != 0).astype(jnp.float32)
             found["nll"] = Term(masked_sum(target_BT, statistics.nll), totals["targets"], 0.0)
         if z_loss:
@@ -58,7 +58,7 @@ def weighted(
             found["z_loss"] = Term(square, totals["targets"], z_loss)
         return found
 
-    passed = ("nll" if loss.losses is None else "other_loss",) + ("logsumexp",) * bool(z_loss)
+    passed = ("nll" if loss.is_nll else "other_loss",) + ("logsumexp",) * bool(z_loss)
     return Objective(
         prepare,
         terms,

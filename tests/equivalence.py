@@ -57,6 +57,7 @@ LOSSES = {
     "tempnet": {"width": 5, "rho": 1.0},
     "harmonic": {"distance": "mahalanobis"},
     "block_distillation": {"block_length": 5},
+    "self_distillation": {"share": 0.7},
 }
 MODES = {
     "plain": {},
@@ -96,7 +97,7 @@ def cases(only: str = "") -> dict[str, dict[str, Any]]:
         for name, hyper in LOSSES.items():
             section = {f"objective.{name}.{key}": value for key, value in hyper.items()}
             average = {}
-            if name == "block_distillation":
+            if name in ("block_distillation", "self_distillation"):
                 average = {"train.ema_decay": 0.5, "objective.references.teacher": "ema"}
             found[f"{name} {mode}"] = {"objective.loss": name} | section | average | keys
         z_loss = {"objective.z_loss": 0.1, "objective.weighting": "focal*uskd"}

@@ -21,6 +21,7 @@ from lm.model.parameters import (
     HEAD,
     HEAD_MATRIX,
     LAYERS,
+    MATRICES_BY_INPUT,
     VALUE,
     layer_matrices,
     path_of,
@@ -30,6 +31,9 @@ from lm.parallel.in_turn import in_turn
 from objectives.quantization import calibration_hessian, gptq, init_scales
 from objectives.quantization.gptq import GPTQ
 from objectives.quantization.qat import Rules
+
+# How often the damping is added to a Hessian before GPTQ gives up.
+_MOST_DAMPINGS = 50
 
 
 class PostTrained(NamedTuple):
@@ -90,15 +94,22 @@ def gptq_model(
     importance: Callable[[jax.Array], jax.Array] | None = None,
     *,
     damping: float = 0.01,
+    act_order: bool = False,
+    static_groups: bool = False,
+    true_sequential: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> PostTrained:
     """GPTQ (arXiv 2210.17323) layer by layer, as in its official code.
 
     The Hessians of all matrices of a layer are those of its inputs under the layers before it as
     they are after quantization, and summed over the batches in float32; then its matrices are
-    quantized, and the batches go on through them. (The official option to do that after every
-    matrix, `true_sequential`, is left out.) The head is quantized with the hidden states at the
-    end. The embedding, of which a token reads one row without any sum, is rounded to nearest.
+    quantized, and the batches go on through them. With `true_sequential` (of the official code)
+    that holds inside of a layer, too: matrices of one input are quantized before the Hessians of
+    the next input are formed. The head is quantized with the hidden states at the end. The
+    embedding, of which a token reads one row without any sum, is rounded to nearest.
+
+    Where the damped Hessian has no Cholesky factor, the damping is added once more, up to 50 times
+    (RSQ's official code); after that the work ends.
 
     In memory are the hidden states of all batches, one layer and its Hessians, and the codes.
 
@@ -110,7 +121,8 @@ def gptq_model(
       importance: None, or a function from the attention that each token receives, [B, T], to the
         weight of the token in the Hessians, such as `rsq_importance` (RSQ, arXiv 2503.01820, in the
         form of its code). The attention is that of the layer before its own quantization.
-      damping: see `objectives.quantization.gptq`.
+      damping, act_order, static_groups: see `objectives.quantization.gptq`.
+      true_sequential: see above; four passes over a layer take the place of one.
       between: called before every matrix; an exception that it raises ends the work.
 
     Raises:
@@ -126,26 +138,32 @@ def gptq_model(
     if not (layer_names or head):
         return PostTrained(_replace(params, coded), coded, losses)
 
+    groups = [tuple(layer_names)] if layer_names else []
+    if true_sequential:
+        kept = (tuple(n for n in group if n in layer_names) for group in MATRICES_BY_INPUT)
+        groups = [group for group in kept if group]
     layer_hessians, forward, head_hessian = _passes(model, importance)
     again = itertools.repeat
 
     def quantize(name, weights, hessian):
         between()
-        result = _gptq(weights, hessian, rules(name), damping=damping)
-        if not jnp.isfinite(result.loss):
-            raise InputError(
-                f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no "
-                "Cholesky factor; take more batches"
-            )
-        return result
+        for times in range(1, _MOST_DAMPINGS + 1):
+            result = _gptq(weights, hessian, rules(name), times * damping, act_order, static_groups)
+            if jnp.isfinite(result.loss):
+                return result
+        raise InputError(
+            f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no Cholesky "
+            f"factor, damped by up to {_MOST_DAMPINGS * damping:g}; take more batches"
+        )
 
     states = list(in_turn(_embed(model, nearest.params, batch) for batch in batches))
     found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
     for index in range(model.config.layers):
         layer = _layer(params[LAYERS], index)
-        if layer_names:
-            hessians = _total(map(layer_hessians, again(layer), states, batches, again(index)))
-            for name in layer_names:
+        for group in groups:
+            of_group = functools.partial(layer_hessians, group)
+            hessians = _total(map(of_group, again(layer), states, batches, again(index)))
+            for name in group:
                 weights = _get(layer, name)
                 result = quantize(f"{LAYERS}/{name}", weights, hessians[name])
                 layer = _set(layer, name, result.weights.astype(weights.dtype))
@@ -170,8 +188,8 @@ def gptq_model(
 def _passes(model, importance):
     """Compiled: the Hessians of a layer's matrices, the layer itself, and the head's Hessian."""
 
-    @jax.jit
-    def layer_hessians(layer, x_BTD, batch, index):
+    @functools.partial(jax.jit, static_argnums=0)
+    def layer_hessians(names, layer, x_BTD, batch, index):
         found, valid_BT, r_BT = {}, batch["segment_ids"] > 0, None
         if importance is not None:
             s_BT = attention_received(model, layer, x_BTD, *_places(batch), index)
@@ -180,8 +198,10 @@ def _passes(model, importance):
 
         def product(path, inputs, weights, scale):
             del scale
-            inputs_BTI = jnp.where(valid_BT[..., None], inputs, 0)
-            found[path.removeprefix(f"{LAYERS}/")] = calibration_hessian(inputs_BTI, r_BT)
+            name = path.removeprefix(f"{LAYERS}/")
+            if name in names:
+                inputs_BTI = jnp.where(valid_BT[..., None], inputs, 0)
+                found[name] = calibration_hessian(inputs_BTI, r_BT)
             return _multiply(inputs, weights)
 
         model.block(layer, x_BTD, *_places(batch), product, index)
@@ -232,7 +252,16 @@ def attention_received(
     return jax.grad(output)(jnp.ones(x_BTD.shape[:2], jnp.float32))
 
 
-_gptq = jax.jit(gptq, static_argnames="quantizer")
+@functools.partial(jax.jit, static_argnums=(2, 4, 5))
+def _gptq(weights, hessian, quantizer, damping, act_order, static_groups):
+    return gptq(
+        weights,
+        hessian,
+        quantizer,
+        damping=damping,
+        act_order=act_order,
+        static_groups=static_groups,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

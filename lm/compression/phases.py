@@ -25,6 +25,7 @@ from objectives.quantization import (
     outside_clip_range,
     quantization_error,
     quantize_tree,
+    searched,
 )
 from objectives.quantization.qat import Rules
 
@@ -102,6 +103,16 @@ def default_rules(bits: float, *quantizer: Callable[..., Any], **layout: Any) ->
     return lambda path: by_kind[parameter_kind(path)]
 
 
+def with_search(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """The factory of a quantizer that searches its first scales, see `scale_search.searched`."""
+
+    def make(**options):
+        quantizer = factory(**options)
+        return quantizer and searched(quantizer)
+
+    return make
+
+
 # `quantization.activations` -> kind of `activation_quantizer`.
 ACTIVATIONS = {
     "none": FULL_PRECISION,
@@ -118,18 +129,28 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
     """
     check_choice("quantization.quantizer", c.quantizer, tuple(QUANTIZERS))
     check_choice("quantization.activations", c.activations, tuple(ACTIVATIONS))
+    check_choice("quantization.begin_with", c.begin_with, ("weights", "search", "gptq"))
     if not is_on(c):
         return None
+    if c.begin_with == "gptq" and (c.bits >= FULL_PRECISION or not c.gptq_batches):
+        raise InputError(
+            "quantization.begin_with='gptq' needs quantization.bits below 16 and "
+            "quantization.gptq_batches above 0"
+        )
     activation = activation_quantizer(ACTIVATIONS[c.activations])
     try:
         layout = {"granularity": c.granularity, "group_size": c.group_size}
         layout = {option: value for option, value in layout.items() if value}
-        rules = default_rules(c.bits, QUANTIZERS[c.quantizer], **layout)
+        factory = QUANTIZERS[c.quantizer]
+        if c.begin_with == "search":
+            factory = with_search(factory)
+        rules = default_rules(c.bits, factory, outer_bits=c.outer_bits, **layout)
         jax.eval_shape(lambda params: init_scales(params, rules), shapes)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"quantization.bits={c.bits:g}, quantizer={c.quantizer!r}, "
-            f"granularity={c.granularity!r}, group_size={c.group_size}: {error}"
+            f"quantization.bits={c.bits:g}, outer_bits={c.outer_bits:g}, "
+            f"quantizer={c.quantizer!r}, granularity={c.granularity!r}, "
+            f"group_size={c.group_size}: {error}"
         ) from None
     return Quantized(rules, make_product(rules, activation))
 

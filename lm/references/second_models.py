@@ -3,10 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from lm.data import scores
 from lm.data.documents import Corpus
 from lm.errors import InputError
 from lm.model.trained import Trained
+from lm.pretrained.load import load_params
+from lm.pretrained.source import is_pretrained, open_pretrained
 from lm.references.sources import EMA, SOURCES, valid_sources
 from lm.runs import run_record
 from lm.training.experiment import Experiment, build
@@ -14,11 +18,17 @@ from objectives.losses.base import softmax
 
 
 class SecondModel(NamedTuple):
-    """A run that gives a reference its model: the key that names it, and its parts."""
+    """A frozen model that a reference is computed with.
+
+    Attributes:
+      key: of the config, which names the model.
+      run: the functions of its config, on the mesh of the run that compares with it.
+      read: (say, step or None for the newest) -> (what was trained, its step).
+    """
 
     key: str
-    record: run_record.Record
     run: Experiment
+    read: Callable[[Callable[[str], None], int | None], tuple[Trained, int]]
 
 
 class References(NamedTuple):
@@ -55,16 +65,8 @@ class References(NamedTuple):
           InputError: there is no such checkpoint, or it cannot be read.
         """
         trained, found = {}, {}
-        for source, (key, record, run) in self.models.items():
-            state = run_record.restore(
-                record,
-                run.abstract_state(),
-                key,
-                say,
-                steps.get(source),
-                fields=run_record.parameters(run.config),
-            )
-            trained[source], found[source] = Trained(run.plain(state).params), int(state.step)
+        for source, one in self.models.items():
+            trained[source], found[source] = one.read(say, steps.get(source))
         return trained, found
 
     def stored(self, corpora: Sequence[Corpus], tokenizer: str) -> dict[str, list[scores.Stored]]:
@@ -102,8 +104,10 @@ def open_references(run: Experiment, tokenizer: str | None = None) -> References
                 stored[name] = scores.load(source)
             except InputError as error:
                 raise InputError(f"{key}: {error}") from None
-        elif "run" in SOURCES[name] and run_record.is_run(source):
-            models[source] = _open_model(run, key, source, tokenizer)
+        elif "model" in SOURCES[name] and is_pretrained(source):
+            models[source] = _open_pretrained(run, key, source, tokenizer)
+        elif "model" in SOURCES[name] and run_record.is_run(source):
+            models[source] = _open_run(run, key, source, tokenizer)
         else:
             raise InputError(f"{key}={source!r} is none of: {valid_sources(name)}")
     return References(models, stored)
@@ -127,7 +131,27 @@ def check_tokens(named: str, its: tuple[int, str], ours: tuple[int, str]) -> Non
             )
 
 
-def _open_model(run: Experiment, key: str, source: str, tokenizer: str | None) -> SecondModel:
+def _open_pretrained(run: Experiment, key: str, source: str, tokenizer: str | None) -> SecondModel:
+    found = open_pretrained(source)
+    its = (found.vocab_size, found.tokenizer.fingerprint)
+    ours = (run.model.config.vocab_size, tokenizer or found.tokenizer.fingerprint)
+    check_tokens(f"{key}={source}", its, ours)
+    config = ConfigDict(run.config.to_dict())
+    config.model.update(found.section | {"adapter_rank": 0})
+    config.objective.update(name="weighted", loss="cross_entropy", weighting="uniform")
+    config.quantization.update(bits=16.0, activations="none")
+    config.train.update(trainable="", frozen="as_is", ema_decay=0.0)
+    config.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
+    own = build(config, found.vocab_size, devices=1)._replace(mesh=run.mesh)
+
+    def read(say, step):
+        del say, step
+        return Trained(load_params(found, own.model, own.mesh)), 0
+
+    return SecondModel(key, own, read)
+
+
+def _open_run(run: Experiment, key: str, source: str, tokenizer: str | None) -> SecondModel:
     record = run_record.read(source, key)
     vocab_size = run.model.config.vocab_size
     its = (record.vocab_size, record.tokenizer)
@@ -143,4 +167,11 @@ def _open_model(run: Experiment, key: str, source: str, tokenizer: str | None) -
             f"{key}={source} was trained with objective.loss={record.config.objective.loss!r}, "
             "whose head is another: a reference needs a softmax of products"
         )
-    return SecondModel(key, record, own._replace(mesh=run.mesh))
+    own = own._replace(mesh=run.mesh)
+
+    def read(say, step):
+        fields = run_record.parameters(own.config)
+        state = run_record.restore(record, own.abstract_state(), key, say, step, fields=fields)
+        return Trained(own.plain(state).params), int(state.step)
+
+    return SecondModel(key, own, read)

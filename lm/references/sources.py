@@ -7,10 +7,10 @@ from lm.errors import InputError
 # The source that is the run's own moving average.
 EMA = "ema"
 
-_LOSSES = ("ema", "run", "scores")
+_LOSSES = ("ema", "model", "scores")
 _STORED = ("scores",)
 
-# Name of a reference -> what its source may be: the moving average, a run's work directory, or a
+# Name of a reference -> what its source may be: the moving average, a frozen second model, or a
 # folder of scores.
 SOURCES = {
     "reference_nll": _LOSSES,
@@ -21,7 +21,7 @@ SOURCES = {
     "contrast_probability": _STORED,
     "error_mask": _STORED,
     "faulty_log_probability": _STORED,
-    "teacher": ("ema", "run"),
+    "teacher": ("ema", "model"),
 }
 
 # Those that are losses of a model.
@@ -29,7 +29,7 @@ LOSSES = tuple(name for name, kinds in SOURCES.items() if kinds == _LOSSES)
 
 _KINDS = {
     "ema": "'ema' with train.ema_decay above 0",
-    "run": "a work directory",
+    "model": "a work directory, a Hugging Face folder, a .gguf file",
     "scores": "a folder of launch.score",
 }
 

@@ -49,6 +49,8 @@ ADDED = {
     "quantization.from": "",
     "quantization.gptq_batches": 8,
     "quantization.relative_scale_steps": False,
+    "quantization.outer_bits": 4.0,
+    "quantization.begin_with": "weights",
     "checkpoint.at_steps": (),
     "data.corrupted": 0.0,
     "data.streams": 0,

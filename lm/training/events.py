@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from lm.compression import packed
 from lm.compression.phases import FULL_PRECISION
 from lm.data import ngram
-from lm.errors import writing
+from lm.errors import InputError, writing
 from lm.evaluation import perplexity
+from lm.model.parameters import path_of
 from lm.parallel.cross_process import from_first_process
 from lm.parallel.mesh import put_batch
 from lm.training import experiment
@@ -135,21 +137,51 @@ def begin_quantized(loop: "Loop") -> None:
     """Sets the scales from the weights, and writes down what quantizing after training gives."""
     loop.report()
     before, bits = loop.watch.read(), loop.config.quantization.bits
-    event = {"event": "quantized", "bits": bits} | losses_after_training(loop)
+    results = after_training_now(loop)
+    event = {"event": "quantized", "bits": bits} | losses_after_training(loop, results)
     loop.state = loop.built.begin_quantized()(loop.state)
+    if loop.config.quantization.begin_with == "gptq":
+        loop.state = with_result(loop.state, results["gptq"])
     shown = "".join(f", {name} {event[name]:.4f}" for name in ("rtn", "gptq") if name in event)
     loop.say(f"step {loop.step}: the quantized phase begins, {bits:g} bits{shown}")
     loop.writer.write(loop.step, "event", event)
     loop.watch.exclude(before)
 
 
-def losses_after_training(loop: "Loop") -> dict[str, float]:
-    """Validation losses of quantizing now, without the quantized phase, for comparison.
+def with_result(state: Any, result: Any) -> Any:
+    """A state of the quantized phase with the weights and the scales of `result`, a `PostTrained`.
+
+    The moving average, where there is one, begins anew with both.
+    """
+
+    def replaced(trained):
+        def scale(keys, weights, old):
+            coded = result.coded.get(path_of(keys))
+            if coded is None or not jax.tree.leaves(old):
+                return old
+            return jax.device_put(jnp.asarray(coded.grid.scale, old.dtype), old.sharding)
+
+        scales = jax.tree_util.tree_map_with_path(scale, trained.params, trained.scales)
+        params = jax.tree.map(
+            lambda new, old: jax.device_put(new, old.sharding), result.params, trained.params
+        )
+        return trained._replace(params=params, scales=scales)
+
+    ema = replaced(state.ema) if jax.tree.leaves(state.ema) else state.ema
+    return state._replace(trained=replaced(state.trained), ema=ema)
+
+
+def after_training_now(loop: "Loop") -> dict[str, Any]:
+    """What quantizing the weights of now gives: `PostTrained` by method.
 
     Round to nearest and GPTQ at the same widths, calibrated with the first training batches.
     """
     c = loop.config.quantization
-    if not c.gptq_batches or c.bits >= FULL_PRECISION or jax.process_count() > 1:
+    if not c.gptq_batches or c.bits >= FULL_PRECISION:
+        return {}
+    if jax.process_count() > 1:
+        if c.begin_with == "gptq":
+            raise InputError("quantization.begin_with='gptq' runs in one process; valid: 'weights'")
         return {}
     from lm.compression import after_training
 
@@ -165,7 +197,17 @@ def losses_after_training(loop: "Loop") -> dict[str, float]:
             loop.built.model, trained.params, batches, rules, between=loop.check_interrupt
         )
     except ValueError as error:  # a format that GPTQ has no columns for, or a singular Hessian
+        if c.begin_with == "gptq":
+            raise InputError(f"quantization.begin_with='gptq': {error}") from None
         loop.say(f"no GPTQ to compare with: {error}")
+    return results
+
+
+def losses_after_training(loop: "Loop", results: dict[str, Any]) -> dict[str, float]:
+    """Validation losses of the results of `after_training_now`, to compare with."""
+    if not results:
+        return {}
+    trained, _ = loop.built.usable(loop.state)
     plain, losses = loop.built.eval_step(plain=True), {}
     limit = loop.config.evaluation.batches or None
     for name, result in results.items():

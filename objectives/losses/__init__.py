@@ -15,6 +15,7 @@ from objectives.losses.harmonic import harmonic
 from objectives.losses.inverted_hinge import inverted_hinge
 from objectives.losses.one_token_rollout import one_token_rollout
 from objectives.losses.overlap import dice, tversky
+from objectives.losses.self_distillation import self_distillation
 from objectives.losses.tempnet import tempnet
 
 LOSSES = {
@@ -26,6 +27,7 @@ LOSSES = {
     "tempnet": tempnet,
     "harmonic": harmonic,
     "block_distillation": block_distillation,
+    "self_distillation": self_distillation,
 }
 
 __all__ = [

@@ -76,6 +76,8 @@ class Loss(NamedTuple):
       losses: (inputs, statistics of the distribution) -> [B, T] float32, differentiable in both;
         None for the negative log-likelihood. Tokens of data weight 0 come with a hidden state of
         zeros and target 0.
+      statistics: (inputs) -> the statistics with `other_loss`, for a loss that computes both in one
+        pass over the vocabulary; in place of `losses`.
       reduce: None for the weighted mean, or ([B, T] of what `losses` gives, [B, T] weights whose
         sum is the number of targets) -> scalar, a function of the whole accumulated batch. Both
         are 0 where the weight is.
@@ -92,6 +94,7 @@ class Loss(NamedTuple):
     init: Callable[[jax.Array, int, int], Any] = no_parameters
     predict: Callable[[Inputs], Prediction] = softmax
     losses: Callable[[Inputs, TokenStatistics], jax.Array] | None = None
+    statistics: Callable[[Inputs], TokenStatistics] | None = None
     reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     random: bool = False
     teacher: str = ""
@@ -99,6 +102,11 @@ class Loss(NamedTuple):
     prediction: str = "softmax"
     softcapped: bool = True
     learning_rate: float = 0.0
+
+    @property
+    def is_nll(self) -> bool:
+        """Whether what is minimised of a token is its negative log-likelihood."""
+        return self.losses is None and self.statistics is None
 
 
 CROSS_ENTROPY = Loss()
@@ -128,6 +136,8 @@ def training_statistics(loss: Loss, inputs: Inputs, data_weights_BT: jax.Array) 
         hidden=jnp.where(live_BT[..., None], inputs.hidden, 0),
         targets=jnp.where(live_BT, inputs.targets, 0),
     )
+    if loss.statistics is not None:
+        return loss.statistics(inputs)
     found = prediction_statistics(loss, inputs)
     return found if loss.losses is None else found._replace(other_loss=loss.losses(inputs, found))
 

@@ -1,15 +1,14 @@
 """Distillation of a model with full attention into one with attention in blocks.
 
-B batch, T length, K one block of the vocabulary.
+B batch, T length.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from objectives.cross_entropy import token_statistics
-from objectives.losses.base import Loss, softmax
-from objectives.losses.expectation import expectation
+from objectives.losses.base import Loss
+from objectives.losses.taught import taught_statistics
 from objectives.weighting.base import check_number
 
 # The id of a last block, as `lm.model.attention` has it.
@@ -36,39 +35,14 @@ def block_distillation(block_length: int = 64) -> Loss:
     """
     check_number("block_length", block_length, least=1)
 
-    def losses(inputs, statistics):
-        hidden, head, scores = inputs.teacher
-        hidden, head = lax.stop_gradient((hidden, head))
-        of_teacher = token_statistics(
-            hidden,
-            head,
-            inputs.targets,
-            scores=scores,
-            block_size=inputs.block_size,
-            axis=inputs.axis,
-        )
-
-        def terms(carry, log_p_BTK, start, tokens, head_DK):
-            hidden_BTD, logsumexp_BT = tokens
-            log_q_BTK = scores.logits(hidden_BTD, head_DK) - logsumexp_BT[..., None]
-            q_BTK = jnp.exp(log_q_BTK)
-            return carry, q_BTK, jnp.sum(q_BTK * (log_q_BTK - log_p_BTK), axis=-1)
-
-        return expectation(
-            terms,
-            softmax(inputs),
-            statistics.logsumexp,
-            (),
-            (hidden, of_teacher.logsumexp),
-            head,
-            inputs.block_size,
-            inputs.axis,
-        )
+    def statistics(inputs):
+        found, divergence_BT = taught_statistics(inputs)
+        return found._replace(other_loss=divergence_BT)
 
     def attention_blocks(batch):
         return block_ids(batch["positions"], batch["segment_ids"], block_length)
 
-    return Loss(losses=losses, teacher="teacher", attention_blocks=attention_blocks)
+    return Loss(statistics=statistics, teacher="teacher", attention_blocks=attention_blocks)
 
 
 def block_ids(positions_BT: jax.Array, segment_ids_BT: jax.Array, length: int) -> jax.Array:

@@ -29,6 +29,7 @@ from objectives.quantization.qat import (
     quantization_error,
     quantize_tree,
 )
+from objectives.quantization.scale_search import searched
 
 QUANTIZERS = {
     "paretoq": paretoq,
@@ -79,6 +80,7 @@ __all__ = [
     "quantization_error",
     "quantize_tree",
     "round_to_nearest",
+    "searched",
     "seq",
     "ternary",
     "unpack",

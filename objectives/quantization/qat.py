@@ -24,21 +24,26 @@ from objectives.quantization.learned_scale import paretoq
 
 Rules = Callable[[str], Quantizer | None]
 
-# The embedding and the head are never narrower (arXiv 2509.22935, setup; from a summary).
-OUTER_BITS = 4
+# The embedding and the head are not narrower (arXiv 2509.22935, setup; from a summary).
+OUTER_BITS = 4.0
 
 
 def default_quantizers(
-    bits: float, quantizer: Callable[..., Quantizer | None] = paretoq, **layout
+    bits: float,
+    quantizer: Callable[..., Quantizer | None] = paretoq,
+    *,
+    outer_bits: float = OUTER_BITS,
+    **layout,
 ) -> dict[str, Quantizer | None]:
-    """Quantizers by kind of parameter: layers at `bits`, embedding and head at max(bits, 4).
+    """Quantizers by kind of parameter: layers at `bits`, the rest at max(bits, `outer_bits`).
 
     An embedding [V, D] has one scale per row, that is per token: a lookup reads a row, and a row is
     an output channel where the table is also the head. How the paper scales embeddings is
-    unconfirmed. From 16 bits on nothing is quantized, with any `quantizer`.
+    unconfirmed. What has 16 bits or more is not quantized, with any `quantizer`.
 
     Args:
       bits: width of the matrices in the layers.
+      outer_bits: least width of the embedding and of the head.
       quantizer: a factory that takes bits, granularity, group_size and contraction_axis.
       **layout: granularity and group_size, given to every quantizer.
 
@@ -54,7 +59,7 @@ def default_quantizers(
         width = int(width) if width == int(width) else width  # a config has 4.0
         return None if width >= 16 else quantizer(bits=width, **layout, **options)
 
-    outer = max(bits, OUTER_BITS)
+    outer = max(bits, outer_bits)
     return {
         "matrix": make(bits),
         "embedding": make(outer, contraction_axis=-1),

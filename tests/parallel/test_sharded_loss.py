@@ -25,6 +25,7 @@ METHODS = {
     "tempnet": {"width": 5, "rho": 1.0, "dropout": 0.0},
     "harmonic": {"distance": "bray_curtis"},
     "block_distillation": {},
+    "self_distillation": {"share": 0.7},
 }
 # Two tensor devices of which each has 20 of 40 tokens; a width and rows on fsdp.
 MESH = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}

@@ -40,6 +40,7 @@ METHODS = {
     "tempnet": {"width": 5, "rho": 1.0},
     "harmonic": {"distance": "mahalanobis"},
     "block_distillation": {},
+    "self_distillation": {"share": 0.7},
 }
 # A weighting that reads the statistics of the whole batch, and passes a gradient.
 BOTH = ("focal", "uskd")

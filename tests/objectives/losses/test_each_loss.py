@@ -127,6 +127,10 @@ def dense_distillation(x):
     return jnp.sum(jnp.exp(log_q) * (log_q - dense_log_p(x)), -1)
 
 
+def dense_mixture(x):
+    return 0.7 * dense_distillation(x) + 0.3 * dense_nll(x)
+
+
 PRECISION = {"log_precision": jnp.linspace(-1.0, 1.0, D)}
 NET = LOSSES["tempnet"](rho=2.0, width=7, dropout=0.0)
 CASES = {
@@ -147,6 +151,7 @@ CASES = {
     ),
     "tempnet": (NET, dense_tempnet, NET.init(jax.random.key(3), V, D)),
     "distillation": (LOSSES["block_distillation"](), dense_distillation, {}),
+    "self_distillation": (LOSSES["self_distillation"](share=0.7), dense_mixture, {}),
 } | {
     f"harmonic {name} {options}": (
         LOSSES["harmonic"](distance=name, exponent=2.5, epsilon=1e-3, **options),
@@ -367,6 +372,28 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     assert all(np.abs(g).max() < 1e-5 for g in jax.tree.leaves(gradients))
 
 
+def test_without_a_share_of_the_teacher_it_is_cross_entropy_bit_for_bit():
+    found = run(LOSSES["self_distillation"](share=0.0), inputs())
+    jax.tree.map(np.testing.assert_array_equal, found, run(LOSSES["cross_entropy"](), inputs()))
+
+
+def test_one_pass_gives_the_statistics_of_the_student_with_their_gradients():
+    x = inputs()
+
+    def total(hidden, head, statistics):
+        found = statistics(x._replace(hidden=hidden, head=head))[:4]
+        return sum((i + 1) * jnp.sum(field) for i, field in enumerate(found)), found
+
+    taught, plain = (
+        jax.value_and_grad(lambda *a, f=f: total(*a, f), (0, 1), has_aux=True)(x.hidden, x.head)
+        for f in (
+            LOSSES["self_distillation"](share=1.0).statistics,
+            lambda x: training_statistics(LOSSES["cross_entropy"](), x, jnp.ones((2, 5))),
+        )
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), taught, plain)
+
+
 LARGE = {
     "dice": LOSSES["dice"](),
     "inverted_hinge": LOSSES["inverted_hinge"](),
@@ -374,6 +401,7 @@ LARGE = {
     "tempnet": LOSSES["tempnet"](width=16),
     "bray_curtis": LOSSES["harmonic"](distance="bray_curtis"),
     "block_distillation": LOSSES["block_distillation"](),
+    "self_distillation": LOSSES["self_distillation"](share=0.5),
 }
 
 
