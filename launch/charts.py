@@ -79,9 +79,9 @@ def lines(shown: Sequence[Line], xlabel: str, ylabel: str) -> str:
         parts.append(_label(left - 6, y + 4, f"{tick:g}", "end", "quiet"))
     for tick in x_ticks:
         x = at(tick, y_ticks[0])[0]
-        parts.append(_label(x, top + height + 16, f"{tick:g}", "middle", "quiet"))
+        parts.append(_label(x, top + height + 19, f"{tick:g}", "middle", "quiet"))
     parts.append(_label(left - 6, top - 14, ylabel + ", logarithmic" * bool(log), "start"))
-    parts.append(_label((left + width - right) / 2, top + height + 36, xlabel, "middle"))
+    parts.append(_label((left + width - right) / 2, top + height + 38, xlabel, "middle"))
     for i, line in enumerate(shown):
         colour, mark = COLOURS[i % len(COLOURS)], _MARKS[i % len(_MARKS)]
         path = "L".join("{:.1f} {:.1f}".format(*at(*point)) for point in line.points)
@@ -96,7 +96,7 @@ def lines(shown: Sequence[Line], xlabel: str, ylabel: str) -> str:
         parts.append(f'<path d="M{left - 4} {y}h28" {stroke}/>')
         parts.append(f'<path transform="translate({left + 10} {y})" d="{mark}" fill="{colour}"/>')
         parts.append(_label(left + 32, y + 4, line.name))
-    return _svg(width, top + height + 46, f"{ylabel} by {xlabel}", parts, "plot wide")
+    return _svg(width, top + height + 48, f"{ylabel} by {xlabel}", parts, "plot wide")
 
 
 def heat_map(rows: Sequence[HeatRow], columns: int, xlabel: str, unit: str) -> str:
@@ -117,8 +117,10 @@ def heat_map(rows: Sequence[HeatRow], columns: int, xlabel: str, unit: str) -> s
     low, high = np.log10(found.min()), np.log10(found.max())
 
     def colour(value):
+        if not value > 0:
+            return "fill:none"
         share = (np.log10(value) - low) / (high - low) if high > low else 1.0
-        return f"fill:rgb(var(--heat) / {0.08 + 0.92 * share:.3f})" if value > 0 else "fill:none"
+        return f"fill:rgb(var(--heat) / {0.08 + 0.92 * share:.3f})"
 
     parts = []
     for number, row in enumerate(rows):
