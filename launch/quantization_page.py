@@ -95,8 +95,8 @@ def quantization_page(title: str, description: Description, runs: Sequence[Run])
 
 _HOW_TO_READ = (
     "Upwards, blue: the weights before quantization, in units of the root mean square (rms) of "
-    "their matrix. Downwards, orange: the codes at the mean of the weights that they stand for, "
-    "each as long as it is often used. Below: the scales as powers of two. All layers together."
+    "their matrix. Downwards, orange: each code at the mean of the values that it stands for; its "
+    "length says how often it is used. Below: the scales as powers of two. All layers together."
 )
 _BYTES = (
     "As they are stored, without the header of the file. Scales include the zeros of asymmetric "

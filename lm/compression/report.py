@@ -189,17 +189,15 @@ def _parts(
     """(index, its codes and grid, its weights on the host, bytes of its codes) of every layer."""
     bits = coded.quantizer.bits
     if not stacked:
-        whole = coded._replace(codes=_host(coded.codes))
+        whole = coded._replace(codes=_host(coded.codes), grid=_grid(coded.grid))
         yield None, whole, _host(weights), packed_size(whole.codes.size, bits)
         return
     count = math.prod(weights.shape[1:])
     for i in range(weights.shape[0]):
         low, high = np.searchsorted(coded.exact_zeros, (i * count, (i + 1) * count))
-        zero = coded.grid.zero
-        grid = Grid(_host(coded.grid.scale, i), None if zero is None else _host(zero, i))
         part = coded._replace(
             codes=_host(coded.codes, i),
-            grid=grid,
+            grid=_grid(coded.grid, i),
             exact_zeros=coded.exact_zeros[low:high] - i * count,
         )
         size = packed_size((i + 1) * count, bits) - packed_size(i * count, bits)
@@ -221,15 +219,8 @@ def _layer(index: int | None, coded: Coded, w_IO: np.ndarray, edges: Any, code_b
         sums += np.bincount(codes[block], q64, minlength=total)
     rms = math.sqrt(squares / w.size) or 1.0
     weights = _count((w[block] for block in _blocks(w.size)), _weight_edges(rms))
-    grid = coded.grid
-    scales = [np.asarray(part) for part in (grid.scale, grid.zero) if part is not None]
-    size = Size(
-        w.size,
-        w.nbytes,
-        code_bytes,
-        sum(part.nbytes for part in scales),
-        coded.exact_zeros.nbytes,
-    )
+    scales = sum(part.nbytes for part in coded.grid if part is not None)
+    size = Size(w.size, w.nbytes, code_bytes, scales, coded.exact_zeros.nbytes)
     return Layer(
         index=index,
         bits=coded.quantizer.bits,
@@ -241,7 +232,7 @@ def _layer(index: int | None, coded: Coded, w_IO: np.ndarray, edges: Any, code_b
         beyond=w.size - int(weights.counts.sum()),
         code_counts=counts,
         code_means=np.divide(sums, counts, out=np.full(total, np.nan), where=counts > 0),
-        scales=_count([_log2(scales[0])], edges),
+        scales=_count([_log2(coded.grid.scale)], edges),
         size=size,
     )
 
@@ -287,6 +278,10 @@ def _host(leaf: Any, index: int | None = None) -> np.ndarray:
     if isinstance(leaf, np.ndarray):
         return leaf if index is None else leaf[index]
     return to_host(leaf if index is None else _one(leaf, index))
+
+
+def _grid(grid: Grid, index: int | None = None) -> Grid:
+    return Grid(*(None if part is None else _host(part, index) for part in grid))
 
 
 @jax.jit

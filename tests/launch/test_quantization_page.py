@@ -238,7 +238,8 @@ const height = (e) => e.getBoundingClientRect().height;
 const text = [...document.querySelectorAll("svg text")].map(height);
 document.title = JSON.stringify({
   wide: document.documentElement.scrollWidth, room: document.documentElement.clientWidth,
-  ink: style(".plot text:not(.quiet)").fill, body: style("body").color, paper: style("body").backgroundColor,
+  ink: style(".plot text:not(.quiet)").fill,
+  body: style("body").color, paper: style("body").backgroundColor,
   fills: new Set(cells.map((e) => getComputedStyle(e).fill)).size, smallest: Math.min(...text),
   opened: height(document.querySelector("details table")),
   columns: style(".gallery").gridTemplateColumns.split(" ").length,
