@@ -40,7 +40,20 @@ class Figure(NamedTuple):
     caption: str
 
 
-Block = Heading | Paragraph | Items | Table | Figure
+class Gallery(NamedTuple):
+    """Small figures side by side, as many in a row as there is room for."""
+
+    figures: Sequence[Figure]
+
+
+class Details(NamedTuple):
+    """Blocks that the page shows once the reader opens them by their summary."""
+
+    summary: str
+    blocks: Sequence["Block"]
+
+
+Block = Heading | Paragraph | Items | Table | Figure | Gallery | Details
 
 
 def markdown(blocks: Sequence[Block], title: str = "") -> str:
@@ -56,6 +69,10 @@ def markdown(blocks: Sequence[Block], title: str = "") -> str:
                 parts.append("\n".join(f"- {text}" for text in texts))
             case Figure(_, caption):
                 parts.append(f"(A figure of the page: {caption})")
+            case Gallery(figures):
+                parts.append(markdown(figures).rstrip("\n"))
+            case Details(summary, inner):
+                parts.append(markdown([Paragraph(summary), *inner]).rstrip("\n"))
             case Table(head, rows):
                 lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
                 escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
@@ -79,13 +96,22 @@ def _element(block: Block) -> str:
         case Items(texts):
             return f"<ul>{''.join(f'<li>{_verdict(_text(text))}</li>' for text in texts)}</ul>"
         case Table(head, rows):
-            cells = [f"<tr>{''.join(f'<th>{_text(c)}</th>' for c in head)}</tr>"]
-            cells += [
+            top = "".join(f'<th scope="col">{_text(c)}</th>' for c in head)
+            cells = [
                 f"<tr>{''.join(f'<td>{_verdict(_text(c))}</td>' for c in row)}</tr>" for row in rows
             ]
-            return f'<div class="scroll"><table>{"".join(cells)}</table></div>'
+            return (
+                # What scrolls must take the focus, or the keyboard cannot scroll it.
+                '<div class="scroll" tabindex="0" role="group" aria-label="table"><table>'
+                f"<thead><tr>{top}</tr></thead><tbody>{''.join(cells)}</tbody></table></div>"
+            )
         case Figure(svg, caption):
             return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+        case Gallery(figures):
+            return f'<div class="gallery">{"".join(map(_element, figures))}</div>'
+        case Details(summary, inner):
+            content = "\n".join(map(_element, inner))
+            return f"<details><summary>{_text(summary)}</summary>{content}</details>"
 
 
 def _text(text: str) -> str:

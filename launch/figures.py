@@ -14,7 +14,7 @@ from lm.studies.outcomes import Outcome
 _INK, _LINE = "#123456", "#654321"
 # Okabe and Ito's palette without black and yellow: colour-blind readers can tell them apart, and
 # their medium brightness suits light and dark pages.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c8c8c")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c8c8c")
 _STYLES = ("-", "--", ":", "-.")
 
 Curves = Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]
@@ -62,7 +62,7 @@ def curves(found: Curves, xlabel: str, ylabel: str, name: str, variants: Sequenc
             continue
         x = sorted(set.intersection(*map(set, tables)))
         y = np.array([[table[at] for at in x] for table in tables])
-        colour, style = _COLOURS[i % 8], _STYLES[i // 8 % 4]
+        colour, style = COLOURS[i % 8], _STYLES[i // 8 % 4]
         mean = y.mean(axis=0)
         axes.plot(x, mean, style, color=colour, label=variant, marker="o", markersize=3)
         if len(tables) > 1:
@@ -96,8 +96,8 @@ def predictions(
     x, y = np.asarray(measured), np.asarray(predicted)
     bars = np.maximum(0, [y - np.asarray(low), np.asarray(high) - y])
     for chosen, colour, fill, label in (
-        (~held, _COLOURS[0], "none", "fitted"),
-        (held, _COLOURS[1], _COLOURS[1], "held out"),
+        (~held, COLOURS[0], "none", "fitted"),
+        (held, COLOURS[1], COLOURS[1], "held out"),
     ):
         if chosen.any():
             axes.errorbar(

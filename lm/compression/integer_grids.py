@@ -36,9 +36,9 @@ def integer_grid(path: str, coded: Coded) -> IntegerGrid:
     Raises:
       InputError: its values are not a scale times the integers around 0.
     """
-    levels, q = _levels(coded), coded.quantizer
-    step, zero = _step(levels), coded.grid.zero
-    whole = np.round(levels / step)
+    values, q = levels(coded), coded.quantizer
+    step, zero = _step(values), coded.grid.zero
+    whole = np.round(values / step)
     integers = np.array_equal(whole, np.arange(whole.min(), whole.max() + 1))
     if not integers or len(coded.exact_zeros) or (zero is None and whole.min() > -1):
         raise InputError(
@@ -64,7 +64,7 @@ def round_scales(coded: Coded, dtype: str) -> Coded:
     """
     if coded.grid.zero is not None:
         return coded._replace(grid=coded.grid._replace(scale=_asymmetric(coded.grid, dtype)))
-    kind, step = SCALES[dtype], np.float32(_step(_levels(coded)))
+    kind, step = SCALES[dtype], np.float32(_step(levels(coded)))
     scale = np.asarray(coded.grid.scale, np.float32)
     wanted = (scale * step).astype(kind).astype(np.float32)
     rounded = wanted / step
@@ -83,8 +83,8 @@ def _asymmetric(grid: Grid, dtype: str) -> jnp.ndarray:
     return jnp.asarray(rounded.astype(np.float32))
 
 
-def _levels(coded: Coded) -> np.ndarray:
-    """The values of all codes at a scale of 1."""
+def levels(coded: Coded) -> np.ndarray:
+    """The values of all codes, float32 [levels], at a scale of 1 (and where 0 has code 0)."""
     q = coded.quantizer
     codes = jnp.arange(q.levels, dtype=jnp.uint8)[:, None]
     if q.contraction_axis == -1:
