@@ -142,7 +142,7 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
         layout = {"granularity": c.granularity, "group_size": c.group_size}
         layout = {option: value for option, value in layout.items() if value}
         factory = QUANTIZERS[c.quantizer]
-        if c.begin_with == "search":
+        if c.begin_with != "weights":
             factory = with_search(factory)
         rules = default_rules(c.bits, factory, outer_bits=c.outer_bits, **layout)
         jax.eval_shape(lambda params: init_scales(params, rules), shapes)

@@ -194,7 +194,13 @@ def after_training_now(loop: "Loop") -> dict[str, Any]:
     results = {"rtn": after_training.round_to_nearest_model(trained.params, rules)}
     try:
         results["gptq"] = after_training.gptq_model(
-            loop.built.model, trained.params, batches, rules, between=loop.check_interrupt
+            loop.built.model,
+            trained.params,
+            batches,
+            rules,
+            act_order=True,
+            static_groups=True,
+            between=loop.check_interrupt,
         )
     except ValueError as error:  # a format that GPTQ has no columns for, or a singular Hessian
         if c.begin_with == "gptq":

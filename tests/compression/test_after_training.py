@@ -19,11 +19,12 @@ from lm.compression.packed import read_packed, write_packed
 from lm.compression.phases import default_rules
 from lm.errors import InputError
 from objectives.cross_entropy import token_statistics
-from objectives.quantization import absmax, init_scales, quantize_tree
+from objectives.quantization import absmax, calibration_hessian, gptq, init_scales, quantize_tree
 from objectives.quantization.gptq import rsq_importance
 
 MATRICES = ("attention/query", "attention/key", "attention/value", "attention/output")
 MATRICES += ("mlp/up", "mlp/down")
+QUERY = "layers/attention/query"
 
 
 def text(seed, rows=16, length=32):
@@ -139,6 +140,60 @@ def test_equals_float64_with_the_inputs_under_the_layers_before():
         np.testing.assert_allclose(result.losses[f"layers/{path}"][1], error, rtol=1e-2)
         other = reference(weights, full[f"layers/{path}"], 3)
         assert (np.abs(got - other) < 1e-3 * scale).mean() < 0.98
+
+
+@pytest.mark.slow
+def test_true_sequential_reads_inputs_behind_the_matrices_before():
+    """The down projection's inputs are those behind the other matrices on their grids."""
+    model, params, _ = trained()
+    rules = default_rules(3, absmax)
+    result = gptq_model(model, params, CALIBRATION, rules, true_sequential=True)
+    layers = jax.tree.map(lambda x: x, result.params["layers"])
+    x = inputs_of(model, result.params | {"layers": layers}, CALIBRATION, 0)["layers/mlp/down"]
+    weights = params["layers"]["mlp"]["down"][0]
+    expected = reference(weights, x, 3)
+    scale = np.abs(np.asarray(weights)).max(0) / 3
+    for found, least in ((result, True), (quantized(3), False)):
+        got = np.asarray(found.params["layers"]["mlp"]["down"][0])
+        share = (np.abs(got - expected) < 1e-3 * scale).mean()
+        assert (share > 0.98) == least
+
+
+@pytest.mark.slow
+def test_act_order_and_static_groups_are_those_of_one_matrix():
+    model, params, _ = trained()
+    rules = default_rules(3, absmax, granularity="group", group_size=16)
+    options = {"act_order": True, "static_groups": True}
+    result = gptq_model(model, params, CALIBRATION, rules, **options)
+    x = inputs_of(model, result.params, CALIBRATION, 0)[QUERY]
+    weights = params["layers"]["attention"]["query"][0]
+    one = gptq(weights, calibration_hessian(jnp.asarray(x, jnp.float32)), rules(QUERY), **options)
+    got = np.asarray(result.params["layers"]["attention"]["query"][0])
+    assert (np.abs(got - one.weights) < 1e-4).mean() > 0.98
+    plain = gptq_model(model, params, CALIBRATION, rules).params["layers"]["attention"]["query"][0]
+    assert (np.abs(got - plain) < 1e-4).mean() < 0.9
+
+
+def test_damping_grows_until_there_is_a_factor(monkeypatch):
+    """A Hessian that is not positive definite until it was damped three times."""
+    model, params = tiny.model(), tiny.params(tiny.model())
+    tried = []
+
+    def fails_twice(weights, hessian, quantizer, damping, *options):
+        tried.append(round(float(damping), 4))
+        result = _gptq(weights, hessian, quantizer, damping, *options)
+        return result if len(tried) % 3 == 0 else result._replace(loss=jnp.nan)
+
+    _gptq = after_training._gptq
+    monkeypatch.setattr(after_training, "_gptq", fails_twice)
+    rules = default_rules(3, absmax)
+    gptq_model(model, params, CALIBRATION[:1], lambda path: rules(path) if path == QUERY else None)
+    assert tried[:3] == [0.01, 0.02, 0.03]
+    monkeypatch.setattr(
+        after_training, "_gptq", lambda *a: _gptq(*a)._replace(loss=jnp.nan), raising=True
+    )
+    with pytest.raises(InputError, match=r"no Cholesky factor, damped by up to 0\.5"):
+        gptq_model(model, params, CALIBRATION[:1], rules)
 
 
 @pytest.mark.slow

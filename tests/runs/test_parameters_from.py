@@ -8,6 +8,8 @@ import pytest
 import tiny
 import tokenizers
 from pretrained.random_weights import golden, tensor, write_folder
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from short_runs import final_state, lines, train
 
 from configs import finetune
@@ -182,6 +184,30 @@ def test_a_run_from_a_folder_resumes_bit_identically_when_the_folder_is_gone(
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert place == same_place
     assert lines(tmp_path / "straight", "train") == lines(tmp_path / "stopped", "train")
+
+
+def test_a_model_from_a_folder_is_its_own_teacher_on_grids(root, folder, tmp_path):
+    """In full precision there is nothing to learn; on grids there is, and of another model."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    name = "model.layers.1.mlp.up_proj.weight"
+    with safe_open(folder / "model.safetensors", "np") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors | {name: 2 * tensors[name]}, other / "model.safetensors")
+    first = {}
+    for case, teacher, bits in (("same", folder, 16), ("grid", folder, 3), ("other", other, 16)):
+        c = fine_tuning(root, folder)
+        c.train.steps = 1
+        c.objective.loss = "self_distillation"
+        c.objective.references.teacher = str(teacher)
+        c.quantization.update(bits=float(bits), fraction="1")
+        train(c, tmp_path / case)
+        first[case] = lines(tmp_path / case, "train")[0]["loss"]
+    assert abs(first["same"]) < 1e-6
+    assert first["grid"] > 1e-3
+    assert first["other"] > 1e-3
+    c.objective.references.teacher = str(root / "nothing")
+    assert "a Hugging Face folder, a .gguf file" in refusal(c, tmp_path / "none")
 
 
 def test_a_run_from_a_folder_begins_with_its_weights_and_grows_its_table(root, folder, tmp_path):
