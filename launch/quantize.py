@@ -121,7 +121,7 @@ def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:
     from lm.compression import after_training
     from lm.parallel.mesh import put_batch
     from lm.training import experiment
-    from objectives.quantization.gptq import rsq_importance
+    from objectives.quantization.gptq import RSQ_SMALLEST, rsq_importance
 
     if rules is None:
         return after_training.put_on_grids(trained.params, trained.scales, run.quantized.rules)
@@ -131,8 +131,7 @@ def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:
         with contextlib.closing(iter(experiment.train_batches(run.config, data))) as stream:
             taken = itertools.islice(stream, _BATCHES.value)
             batches = [put_batch(run.mesh, batch) for batch in taken]
-        # The best floor without a rotation of the model, from a summary of the paper.
-        rsq = functools.partial(rsq_importance, smallest=0.1)
+        rsq = functools.partial(rsq_importance, smallest=RSQ_SMALLEST)
         importance = rsq if _METHOD.value == "rsq" else None
         return after_training.gptq_model(run.model, trained.params, batches, rules, importance)
     except ValueError as error:

@@ -129,12 +129,13 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
     """
     check_choice("quantization.quantizer", c.quantizer, tuple(QUANTIZERS))
     check_choice("quantization.activations", c.activations, tuple(ACTIVATIONS))
-    check_choice("quantization.begin_with", c.begin_with, ("weights", "search", "gptq"))
+    check_choice("quantization.begin_with", c.begin_with, ("weights", "search", "gptq", "rsq"))
     if not is_on(c):
         return None
-    if c.begin_with == "gptq" and (c.bits >= FULL_PRECISION or not c.gptq_batches):
+    calibrated = c.begin_with in ("gptq", "rsq")
+    if calibrated and (c.bits >= FULL_PRECISION or not c.gptq_batches):
         raise InputError(
-            "quantization.begin_with='gptq' needs quantization.bits below 16 and "
+            f"quantization.begin_with={c.begin_with!r} needs quantization.bits below 16 and "
             "quantization.gptq_batches above 0"
         )
     activation = activation_quantizer(ACTIVATIONS[c.activations])

@@ -1,6 +1,7 @@
 """What happens beside the training steps: lists of (when, what), both functions of the loop."""
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from lm.parallel.cross_process import from_first_process
 from lm.parallel.mesh import put_batch
 from lm.training import experiment
 from lm.training.logging import plot_curves, read_metrics
+from objectives.quantization.gptq import RSQ_SMALLEST, rsq_importance
 
 if TYPE_CHECKING:
     from lm.training.loop import Loop
@@ -140,9 +142,12 @@ def begin_quantized(loop: "Loop") -> None:
     results = after_training_now(loop)
     event = {"event": "quantized", "bits": bits} | losses_after_training(loop, results)
     loop.state = loop.built.begin_quantized()(loop.state)
-    if loop.config.quantization.begin_with == "gptq":
-        loop.state = with_result(loop.state, results["gptq"])
-    shown = "".join(f", {name} {event[name]:.4f}" for name in ("rtn", "gptq") if name in event)
+    method = loop.config.quantization.begin_with
+    if method in results:
+        loop.state = with_result(loop.state, results[method])
+    shown = "".join(
+        f", {name} {event[name]:.4f}" for name in ("rtn", "gptq", "rsq") if name in event
+    )
     loop.say(f"step {loop.step}: the quantized phase begins, {bits:g} bits{shown}")
     loop.writer.write(loop.step, "event", event)
     loop.watch.exclude(before)
@@ -154,6 +159,12 @@ def with_result(state: Any, result: Any) -> Any:
     The moving average, where there is one, begins anew with both.
     """
 
+    decoded = {path: coded.decode() for path, coded in result.coded.items()}
+
+    def weights(keys, old):
+        new = decoded.get(path_of(keys))
+        return old if new is None else jax.device_put(new, old.sharding)
+
     def replaced(trained):
         def scale(keys, weights, old):
             coded = result.coded.get(path_of(keys))
@@ -162,9 +173,7 @@ def with_result(state: Any, result: Any) -> Any:
             return jax.device_put(jnp.asarray(coded.grid.scale, old.dtype), old.sharding)
 
         scales = jax.tree_util.tree_map_with_path(scale, trained.params, trained.scales)
-        params = jax.tree.map(
-            lambda new, old: jax.device_put(new, old.sharding), result.params, trained.params
-        )
+        params = jax.tree_util.tree_map_with_path(weights, trained.params)
         return trained._replace(params=params, scales=scales)
 
     ema = replaced(state.ema) if jax.tree.leaves(state.ema) else state.ema
@@ -174,14 +183,18 @@ def with_result(state: Any, result: Any) -> Any:
 def after_training_now(loop: "Loop") -> dict[str, Any]:
     """What quantizing the weights of now gives: `PostTrained` by method.
 
-    Round to nearest and GPTQ at the same widths, calibrated with the first training batches.
+    Round to nearest and GPTQ (or RSQ, if the phase begins with it) at the same widths, calibrated
+    with the first training batches.
     """
     c = loop.config.quantization
     if not c.gptq_batches or c.bits >= FULL_PRECISION:
         return {}
     if jax.process_count() > 1:
-        if c.begin_with == "gptq":
-            raise InputError("quantization.begin_with='gptq' runs in one process; valid: 'weights'")
+        if c.begin_with in ("gptq", "rsq"):
+            raise InputError(
+                f"quantization.begin_with={c.begin_with!r} runs in one process; valid: 'weights', "
+                "'search'"
+            )
         return {}
     from lm.compression import after_training
 
@@ -192,19 +205,22 @@ def after_training_now(loop: "Loop") -> dict[str, Any]:
         batches = [put_batch(loop.built.mesh, batch) for batch in taken]
     rules = loop.built.quantized.rules
     results = {"rtn": after_training.round_to_nearest_model(trained.params, rules)}
+    method = "rsq" if c.begin_with == "rsq" else "gptq"
+    importance = functools.partial(rsq_importance, smallest=RSQ_SMALLEST)
     try:
-        results["gptq"] = after_training.gptq_model(
+        results[method] = after_training.gptq_model(
             loop.built.model,
             trained.params,
             batches,
             rules,
+            importance if method == "rsq" else None,
             act_order=True,
             static_groups=True,
             between=loop.check_interrupt,
         )
     except ValueError as error:  # a format that GPTQ has no columns for, or a singular Hessian
-        if c.begin_with == "gptq":
-            raise InputError(f"quantization.begin_with='gptq': {error}") from None
+        if c.begin_with == method:
+            raise InputError(f"quantization.begin_with={method!r}: {error}") from None
         loop.say(f"no GPTQ to compare with: {error}")
     return results
 

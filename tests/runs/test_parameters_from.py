@@ -197,12 +197,12 @@ def test_a_model_from_a_folder_is_its_own_teacher_on_grids(root, folder, tmp_pat
     first = {}
     for case, teacher, bits in (("same", folder, 16), ("grid", folder, 3), ("other", other, 16)):
         c = fine_tuning(root, folder)
-        c.train.steps = 1
+        c.train.steps = 2
         c.objective.loss = "self_distillation"
         c.objective.references.teacher = str(teacher)
         c.quantization.update(bits=float(bits), fraction="1")
-        train(c, tmp_path / case)
-        first[case] = lines(tmp_path / case, "train")[0]["loss"]
+        train(c, tmp_path / f"run_{case}")
+        first[case] = lines(tmp_path / f"run_{case}", "train")[0]["loss"]
     assert abs(first["same"]) < 1e-6
     assert first["grid"] > 1e-3
     assert first["other"] > 1e-3

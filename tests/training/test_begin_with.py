@@ -7,7 +7,7 @@ from short_runs import lines, train
 
 from lm.errors import InputError
 
-BEGINNINGS = {"weights": "rtn", "search": "rtn", "gptq": "gptq"}
+BEGINNINGS = {"weights": "rtn", "search": "rtn", "gptq": "gptq", "rsq": "rsq"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_beginnings_differ(losses):
     ("changes", "message"),
     [
         ({"begin_with": "gptq", "gptq_batches": 0}, "needs quantization.bits below 16 and"),
-        ({"begin_with": "gptk"}, "weights, search, gptq"),
+        ({"begin_with": "gptk"}, "weights, search, gptq, rsq"),
         ({"begin_with": "search", "quantizer": "dense_shift"}, "dense_shift has no search"),
     ],
     ids=lambda x: str(x)[:20],
