@@ -14,7 +14,6 @@ from jax.scipy.linalg import solve_triangular
 
 from objectives.quantization.base import Grid, Quantizer
 
-
 # The best floor of RSQ's importance without a rotation of the model, from a summary of the paper.
 RSQ_SMALLEST = 0.1
 
