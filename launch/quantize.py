@@ -1,4 +1,4 @@
-"""Puts a trained run on grids and writes it as one packed file, with its config.
+"""Puts a trained model on grids and writes it as one packed file, with its config.
 
 python -m launch.quantize --model=runs/quickstart --bits=4 --output=int4.safetensors
 
@@ -6,8 +6,11 @@ A run that was trained with quantization is written with its own grids if --bits
 """
 
 import contextlib
-import functools
+import dataclasses
 import itertools
+import math
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,36 @@ from absl import flags
 from launch import command, workdir
 from lm import strict_json
 from lm.errors import InputError
+from lm.model.config import check_choice
 
 _BITS = flags.DEFINE_float(
     "bits", None, "Width of the layers' matrices, to quantize after training."
 )
-_METHOD = flags.DEFINE_string("method", "rtn", "rtn (round to nearest), gptq, or rsq (weighted).")
+_METHOD = flags.DEFINE_string(
+    "method", "rtn", "rtn (round to nearest), gptq, or rsq (GPTQ, tokens weighted by attention)."
+)
 _QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/quantization.")
 _GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
 _GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of granularity group.")
-_BATCHES = flags.DEFINE_integer("calibration_batches", 8, "Training batches for gptq and rsq.")
+_OUTER_BITS = flags.DEFINE_float(
+    "outer_bits", 4.0, "Least width of the embedding and the head; 16 keeps them as they are."
+)
+_SEARCH = flags.DEFINE_bool(
+    "search",
+    None,
+    "Scales of least error instead of the largest weight's; by default with every --method but rtn "
+    "where the quantizer has a search.",
+)
+_BATCHES = flags.DEFINE_integer(
+    "calibration_batches", 8, "Batches of --corpus that a method other than rtn reads."
+)
+_DAMPING = flags.DEFINE_float("damping", 0.01, "gptq, rsq: share of the mean diagonal added to it.")
+_ACT_ORDER = flags.DEFINE_bool(
+    "act_order", True, "gptq, rsq: inputs with the largest Hessian first; scales as before that."
+)
+_TRUE_SEQUENTIAL = flags.DEFINE_bool(
+    "true_sequential", False, "gptq, rsq: Hessians behind the matrices before, inside of a layer."
+)
 _SCALES = flags.DEFINE_string(
     "scales",
     "float32",
@@ -34,8 +58,36 @@ _SCALES = flags.DEFINE_string(
 _METRICS = flags.DEFINE_string(
     "metrics", None, "Folder with the metrics.jsonl that gets the losses, too."
 )
+_REPORT = flags.DEFINE_string(
+    "report", None, "HTML page to write: errors, weights, scales, losses and bytes."
+)
+_COMPARE = flags.DEFINE_list(
+    "compare", [], "METHOD or METHOD:BITS,... that --report shows beside this one."
+)
 
-_METHODS = ("rtn", "gptq", "rsq")
+
+@dataclasses.dataclass
+class _Source:
+    """The model that is quantized, and what it is measured with."""
+
+    run: Any
+    trained: Any
+    data: Any
+    evaluate: Any
+    before: Any
+    batches: list[Any] | None = None
+
+    def calibration(self) -> list[Any]:
+        """The first training batches, read once."""
+        from lm.parallel.mesh import put_batch
+        from lm.training import experiment
+
+        if self.batches is None:
+            stream = iter(experiment.train_batches(self.run.config, self.data))
+            with contextlib.closing(stream):
+                taken = itertools.islice(stream, _BATCHES.value)
+                self.batches = [put_batch(self.run.mesh, batch) for batch in taken]
+        return self.batches
 
 
 def main() -> None:
@@ -44,68 +96,140 @@ def main() -> None:
     command.use_compilation_cache()
     import jax
 
-    from lm.compression import after_training, packed
+    if _BITS.value is not None:
+        _rules(_METHOD.value, _BITS.value)
+    loaded = workdir.merged(workdir.load_chosen())
+    if command.CORPUS.value:
+        loaded.config.data.corpus = command.CORPUS.value
+    with jax.set_mesh(loaded.run.mesh):
+        source, quantized = _open(loaded)
+        began = time.perf_counter()
+        result = _put_on_grids(source, quantized)
+        seconds = time.perf_counter() - began
+        after = source.evaluate(result.params)
+        size = _write(loaded, result) if command.OUTPUT.value else math.nan
+        if _METRICS.value:
+            _record(Path(_METRICS.value), loaded.step, source.before, after, size)
+        _show(jax.tree.leaves(source.trained.params), source.before, after, size)
+        if _REPORT.value:
+            _write_page(loaded, source, result, (after, size, seconds))
+    if command.OUTPUT.value:
+        print(f"next: python -m launch.evaluate --model={command.OUTPUT.value}")
+
+
+def _open(loaded: Any) -> tuple[_Source, bool]:
+    """The source, and whether it is on grids already."""
+    import jax
+
     from lm.data import corpora
     from lm.evaluation import perplexity
     from lm.model.trained import Trained
     from lm.training import experiment
     from lm.training.step import make_eval_step
 
-    rules = None if _BITS.value is None else _rules()
-    loaded = workdir.merged(workdir.load_chosen())
     run, c = loaded.run, loaded.config
-    data = experiment.Data(
-        *(
-            corpora.load(
-                c.data.corpus,
-                split,
-                directory=c.data.directory,
-                validation_fraction=c.data.validation_fraction,
-            )
-            for split in ("train", "validation")
-        ),
-        loaded.tokenizer,
-    )
+    options = {
+        "directory": c.data.directory,
+        "validation_fraction": c.data.validation_fraction,
+    }
+    texts = [corpora.load(c.data.corpus, split, **options) for split in ("train", "validation")]
+    data = experiment.Data(*texts, loaded.tokenizer)
+    trained, quantized = run.usable(loaded.state)
+    if jax.tree.leaves(trained.loss):
+        raise InputError(
+            f"objective.loss={c.objective.loss!r} of this run has parameters of its own, for "
+            "which a packed file has no place"
+        )
+    if _BITS.value is None and not quantized:
+        raise InputError("--bits=WIDTH is missing: this run was not trained with quantization")
 
-    def evaluate(eval_step, trained, quantized):
+    def measure(step, trained, quantized):
         batches = experiment.evaluation_batches(c, data.validation, data.tokenizer)
-        return perplexity.evaluate(eval_step, trained, batches, run.mesh, quantized=quantized)
+        return perplexity.evaluate(step, trained, batches, run.mesh, quantized=quantized)
 
-    with jax.set_mesh(run.mesh):
-        trained, quantized = run.usable(loaded.state)
-        if jax.tree.leaves(trained.loss):
-            raise InputError(
-                f"objective.loss={c.objective.loss!r} of this run has parameters of its own, for "
-                "which a packed file has no place"
-            )
-        if rules is None and not quantized:
-            raise InputError("--bits=WIDTH is missing: this run was not trained with quantization")
-        result = after_training.with_scales(_put_on_grids(run, trained, rules, data), _SCALES.value)
-        before = evaluate(run.eval_step(), trained, quantized)
-        plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.objective.loss))
-        after = evaluate(plain, Trained(result.params), False)
-    size = packed.write_packed(
+    plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.objective.loss))
+    before = measure(run.eval_step(), trained, quantized)
+    return _Source(
+        run._replace(config=c),
+        trained,
+        data,
+        lambda params: measure(plain, Trained(params), False),
+        before,
+    ), quantized
+
+
+def _put_on_grids(source: _Source, quantized: bool) -> Any:
+    """By the run's own rules and scales without --bits, else by --method."""
+    from lm.compression import after_training
+
+    if _BITS.value is not None:
+        return _quantize(source, _METHOD.value, _BITS.value)
+    trained = source.trained
+    result = after_training.put_on_grids(trained.params, trained.scales, source.run.quantized.rules)
+    return after_training.with_scales(result, _SCALES.value)
+
+
+def _quantize(source: _Source, method: str, bits: float) -> Any:
+    from lm.compression import after_training, methods
+
+    options = methods.Options(
+        damping=_DAMPING.value,
+        act_order=_ACT_ORDER.value,
+        static_groups=_ACT_ORDER.value,
+        true_sequential=_TRUE_SEQUENTIAL.value,
+    )
+    batches = [] if method in methods.WITHOUT_DATA else source.calibration()
+    try:
+        result = methods.quantize_after_training(
+            method, source.run.model, source.trained.params, batches, _rules(method, bits), options
+        )
+    except ValueError as error:
+        raise InputError(f"--quantizer={_QUANTIZER.value}: {error}") from None
+    return after_training.with_scales(result, _SCALES.value)
+
+
+def _rules(method: str, bits: float) -> Any:
+    from lm.compression.phases import default_rules, with_search
+    from objectives.quantization import QUANTIZERS
+    from objectives.quantization.scale_search import SEARCHED
+
+    name = _QUANTIZER.value
+    check_choice("--quantizer", name, tuple(QUANTIZERS))
+    factory, search = QUANTIZERS[name], _SEARCH.value
+    if search is None:
+        search = method != "rtn" and name in SEARCHED
+    layout = {"granularity": _GRANULARITY.value, "group_size": _GROUP_SIZE.value}
+    layout = {option: value for option, value in layout.items() if value is not None}
+    try:
+        made = with_search(factory) if search else factory
+        return default_rules(bits, made, outer_bits=_OUTER_BITS.value, **layout)
+    except ValueError as error:
+        raise InputError(f"--quantizer={name} --bits={bits:g}: {error}") from None
+
+
+def _write(loaded: Any, result: Any) -> int:
+    from lm.compression import packed
+
+    tokenizer = loaded.tokenizer
+    return packed.write_packed(
         command.OUTPUT.value,
         result.leaves(),
-        config=c.to_dict(),
-        vocab_size=run.model.config.vocab_size,
-        tokenizer=getattr(data.tokenizer, "definition", ""),
-        chat_template=data.tokenizer.chat_template or "",
+        config=loaded.config.to_dict(),
+        vocab_size=loaded.run.model.config.vocab_size,
+        tokenizer=getattr(tokenizer, "definition", ""),
+        chat_template=tokenizer.chat_template or "",
         step=loaded.step,
     )
-    if _METRICS.value:
-        _record(Path(_METRICS.value), loaded.step, before, after, size)
-    _show(jax.tree.leaves(trained.params), before, after, size)
 
 
-def _show(leaves: Any, before: Any, after: Any, size: int) -> None:
+def _show(leaves: Any, before: Any, after: Any, size: float) -> None:
     """Prints losses before and after, and sizes in bytes."""
     count, whole = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     for name, s in (("before", before), ("after", after)):
         print(f"validation {name}: {s.loss:.4f} nats/token, {s.bits_per_byte:.4f} bits/byte")
     print(f"parameters: {count:,}, {whole:,} bytes")
-    print(f"file: {size:,} bytes, {8 * size / count:.2f} bits a weight with scales and header")
-    print(f"next: python -m launch.evaluate --model={command.OUTPUT.value}")
+    if not math.isnan(size):
+        print(f"file: {size:,} bytes, {8 * size / count:.2f} bits a weight with scales and header")
 
 
 def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None:
@@ -116,59 +240,90 @@ def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None
     (folder / "metrics.jsonl").write_text(strict_json.dumps(line) + "\n")
 
 
-def _put_on_grids(run: Any, trained: Any, rules: Any, data: Any) -> Any:
-    """By the run's own rules and scales where `rules` is None, else by --method."""
-    from lm.compression import after_training
-    from lm.parallel.mesh import put_batch
-    from lm.training import experiment
-    from objectives.quantization.gptq import RSQ_SMALLEST, rsq_importance
+def _write_page(loaded: Any, source: _Source, result: Any, measured: tuple[Any, ...]) -> None:
+    """The page of --report, with the other methods of --compare."""
+    from launch import quantization_page
+    from lm.compression.report import describe
 
-    if rules is None:
-        return after_training.put_on_grids(trained.params, trained.scales, run.quantized.rules)
-    try:
-        if _METHOD.value == "rtn":
-            return after_training.round_to_nearest_model(trained.params, rules)
-        with contextlib.closing(iter(experiment.train_batches(run.config, data))) as stream:
-            taken = itertools.islice(stream, _BATCHES.value)
-            batches = [put_batch(run.mesh, batch) for batch in taken]
-        rsq = functools.partial(rsq_importance, smallest=RSQ_SMALLEST)
-        importance = rsq if _METHOD.value == "rsq" else None
-        return after_training.gptq_model(run.model, trained.params, batches, rules, importance)
-    except ValueError as error:
-        raise InputError(f"--quantizer={_QUANTIZER.value}: {error}") from None
+    description = describe(source.trained.params, result)
+    count = description.total.parameters
+
+    def row(method, bits, result, after, size, seconds):
+        of_quantizer = next(iter(result.coded.values())).quantizer
+        if math.isnan(size):
+            size = describe(source.trained.params, result).total.after
+        return quantization_page.Run(
+            method,
+            bits,
+            of_quantizer.name,
+            of_quantizer.granularity,
+            of_quantizer.group_size,
+            source.before.loss,
+            after.loss,
+            after.bits_per_byte,
+            size,
+            8 * size / count,
+            seconds,
+        )
+
+    trained_so = _BITS.value is None
+    own = (
+        "trained" if trained_so else _METHOD.value,
+        _BITS.value or source.run.config.quantization.bits,
+    )
+    rows = [row(*own, result, *measured)]
+    for method, bits in _compared():
+        began = time.perf_counter()
+        other = _quantize(source, method, bits)
+        seconds = time.perf_counter() - began
+        rows.append(row(method, bits, other, source.evaluate(other.params), math.nan, seconds))
+        command.say(f"{method}, {bits:g} bits: {rows[-1].loss_after:.4f} nats/token")
+    name = Path(command.chosen()).name
+    command.write_text(_REPORT.value, quantization_page.quantization_page(name, description, rows))
+    print(f"page: {_REPORT.value}")
 
 
-def _rules() -> Any:
-    from lm.compression.phases import default_rules
-    from objectives.quantization import QUANTIZERS
+def _compared() -> Sequence[tuple[str, float]]:
+    """(method, bits) of every entry of --compare."""
+    from lm.compression.methods import METHODS
 
-    name, bits = _QUANTIZER.value, _BITS.value
-    if name not in QUANTIZERS:
-        raise InputError(f"--quantizer={name} is not one of: {', '.join(QUANTIZERS)}")
-    layout = {"granularity": _GRANULARITY.value, "group_size": _GROUP_SIZE.value}
-    layout = {option: value for option, value in layout.items() if value is not None}
-    try:
-        return default_rules(bits, QUANTIZERS[name], **layout)
-    except ValueError as error:
-        raise InputError(f"--quantizer={name} --bits={bits:g}: {error}") from None
+    found = []
+    for entry in _COMPARE.value:
+        method, _, bits = entry.partition(":")
+        check_choice("--compare", method, tuple(METHODS))
+        try:
+            width = float(bits) if bits else _BITS.value
+        except ValueError:
+            width = None
+        if width is None:
+            raise InputError(f"--compare={entry}: valid: METHOD:BITS, such as gptq:4")
+        found.append((method, width))
+    return found
 
 
 def _check() -> None:
     """Refuses what needs no model to be seen wrong."""
-    for name in ("method", "quantizer", "granularity", "group_size", "calibration_batches"):
+    from lm.compression.methods import METHODS
+
+    after = ("method", "quantizer", "granularity", "group_size", "outer_bits", "search")
+    for name in (*after, "calibration_batches", "damping", "act_order", "true_sequential"):
         if _BITS.value is None and flags.FLAGS[name].present:
             raise InputError(f"--{name} needs --bits=WIDTH; without, the run's own grids are taken")
-    if not command.OUTPUT.value:
+    if not (command.OUTPUT.value or _REPORT.value):
         raise InputError("--output=FILE is missing, for example --output=int4.safetensors")
-    folder = Path(command.OUTPUT.value).parent
-    if not folder.is_dir():
-        raise InputError(f"--output={command.OUTPUT.value}: there is no folder {folder}")
-    if _METHOD.value not in _METHODS:
-        raise InputError(f"--method={_METHOD.value} is not one of: {', '.join(_METHODS)}")
-    if _SCALES.value not in ("float32", "float16", "bfloat16"):
-        raise InputError(f"--scales={_SCALES.value} is not one of: float32, float16, bfloat16")
+    if _COMPARE.value and not _REPORT.value:
+        raise InputError("--compare needs --report=PAGE.html")
+    for flag in (command.OUTPUT, _REPORT):
+        folder = Path(flag.value or ".").parent
+        if not folder.is_dir():
+            raise InputError(f"--{flag.name}={flag.value}: there is no folder {folder}")
+    check_choice("--method", _METHOD.value, tuple(METHODS))
+    check_choice("--scales", _SCALES.value, ("float32", "float16", "bfloat16"))
+    _compared()
     if _BATCHES.value < 1:
         raise InputError(f"--calibration_batches={_BATCHES.value} must be at least 1")
+    if not 0 < _DAMPING.value < 1:
+        raise InputError(f"--damping={_DAMPING.value:g} must be above 0 and below 1")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lm import strict_json
+from lm.compression.methods import METHODS
 from lm.errors import InputError
 from lm.flat import leaves
 from lm.model.config import check_choice
@@ -24,7 +25,8 @@ from lm.training import experiment
 MATCHES = ("tokens", "flops", "time", "none")
 
 # Keys of a variant that is a finished run quantized by launch.quantize: flags of that command.
-QUANTIZE = ("bits", "method", "quantizer", "granularity", "group_size", "calibration_batches")
+QUANTIZE = ("bits", "method", "quantizer", "granularity", "group_size", "outer_bits", "search")
+QUANTIZE += ("calibration_batches", "damping", "act_order", "true_sequential")
 
 _PLACE = re.compile(r"\{([^{}]*)\}")  # {variant}: its work directory
 # The folder of the runs that measure tokens per second.
@@ -161,10 +163,8 @@ def _check_form(variant: Variant, variants, base: ConfigDict, match: str) -> Non
         known = ["quantize.run", *(f"quantize.{flag}" for flag in QUANTIZE)]
         for key in variant.changes:
             check_choice(f"{here}: key", key, tuple(known))
-        methods = ("rtn", "gptq", "rsq")
-        check_choice(
-            f"{here}: quantize.method", variant.changes.get("quantize.method", "rtn"), methods
-        )
+        method = variant.changes.get("quantize.method", "rtn")
+        check_choice(f"{here}: quantize.method", method, tuple(METHODS))
         if len(variant.needs) != 1 or "quantize.bits" not in variant.changes:
             raise InputError(f"{here} needs quantize.run='{{VARIANT}}' and quantize.bits=WIDTH")
         return

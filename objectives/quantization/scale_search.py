@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from objectives.quantization.base import Grid, Layout, Quantizer
 
 # Grids of a step times integers, or with a learned scale: their `grid` of p * w is p times as wide.
-_SEARCHED = ("absmax", "minmax", "lsq", "seq", "ternary")
+SEARCHED = ("absmax", "minmax", "lsq", "seq", "ternary")
 
 
 def searched(quantizer: Quantizer, *, steps: int = 80, power: float = 2.4) -> Quantizer:
@@ -31,8 +31,8 @@ def searched(quantizer: Quantizer, *, steps: int = 80, power: float = 2.4) -> Qu
     Raises:
       ValueError: another quantizer or number of steps.
     """
-    if quantizer.name not in _SEARCHED:
-        raise ValueError(f"{quantizer.name} has no search; valid: {', '.join(_SEARCHED)}")
+    if quantizer.name not in SEARCHED:
+        raise ValueError(f"{quantizer.name} has no search; valid: {', '.join(SEARCHED)}")
     if not 1 <= steps <= 100:
         raise ValueError(f"steps={steps} must be from 1 to 100")
     layout = Layout(quantizer.granularity, quantizer.group_size, quantizer.contraction_axis)
