@@ -42,6 +42,11 @@ _SEARCH = flags.DEFINE_bool(
 _BATCHES = flags.DEFINE_integer(
     "calibration_batches", 8, "Batches of --corpus that a method other than rtn reads."
 )
+_VALIDATION = flags.DEFINE_integer(
+    "validation_batches",
+    None,
+    "Batches of the validation split that losses are of; all by default.",
+)
 _DAMPING = flags.DEFINE_float("damping", 0.01, "gptq, rsq: share of the mean diagonal added to it.")
 _ACT_ORDER = flags.DEFINE_bool(
     "act_order", True, "gptq, rsq: inputs with the largest Hessian first; scales as before that."
@@ -145,7 +150,8 @@ def _open(loaded: Any) -> tuple[_Source, bool]:
 
     def measure(step, trained, quantized):
         batches = experiment.evaluation_batches(c, data.validation, data.tokenizer)
-        return perplexity.evaluate(step, trained, batches, run.mesh, quantized=quantized)
+        limit = _VALIDATION.value
+        return perplexity.evaluate(step, trained, batches, run.mesh, limit, quantized=quantized)
 
     plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.objective.loss))
     before = measure(run.eval_step(), trained, quantized)
@@ -266,20 +272,19 @@ def _write_page(loaded: Any, source: _Source, result: Any, measured: tuple[Any, 
             seconds,
         )
 
-    trained_so = _BITS.value is None
-    own = (
-        "trained" if trained_so else _METHOD.value,
-        _BITS.value or source.run.config.quantization.bits,
-    )
+    own = (_METHOD.value, _BITS.value)
+    if _BITS.value is None:
+        own = ("trained", source.run.config.quantization.bits)
     rows = [row(*own, result, *measured)]
     for method, bits in _compared():
         began = time.perf_counter()
         other = _quantize(source, method, bits)
         seconds = time.perf_counter() - began
         rows.append(row(method, bits, other, source.evaluate(other.params), math.nan, seconds))
-        command.say(f"{method}, {bits:g} bits: {rows[-1].loss_after:.4f} nats/token")
+        print(f"{method}, {bits:g} bits: {rows[-1].loss_after:.4f} nats/token")
     name = Path(command.chosen()).name
-    command.write_text(_REPORT.value, quantization_page.quantization_page(name, description, rows))
+    page = quantization_page.quantization_page(name, description, rows)
+    command.write_text(Path(_REPORT.value), page)
     print(f"page: {_REPORT.value}")
 
 
@@ -320,8 +325,9 @@ def _check() -> None:
     check_choice("--method", _METHOD.value, tuple(METHODS))
     check_choice("--scales", _SCALES.value, ("float32", "float16", "bfloat16"))
     _compared()
-    if _BATCHES.value < 1:
-        raise InputError(f"--calibration_batches={_BATCHES.value} must be at least 1")
+    for flag in (_BATCHES, _VALIDATION):
+        if flag.value is not None and flag.value < 1:
+            raise InputError(f"--{flag.name}={flag.value} must be at least 1")
     if not 0 < _DAMPING.value < 1:
         raise InputError(f"--damping={_DAMPING.value:g} must be above 0 and below 1")
 

@@ -50,6 +50,18 @@ def test_it_prints_losses_and_sizes(run, written):
 
 
 @pytest.mark.slow
+def test_a_page_shows_it_beside_other_methods(run, tmp_path):
+    page = tmp_path / "page.html"
+    options = ["--bits=3", "--method=rsq", "--calibration_batches=2", "--validation_batches=1"]
+    options += ["--outer_bits=16", f"--report={page}", "--compare=rtn,gptq:2"]
+    out, _ = command("quantize", f"--workdir={run[0]}", *options)
+    assert "file: " not in out  # There is no --output.
+    for line in ("rtn, 3 bits: ", "gptq, 2 bits: "):
+        assert re.search(rf"{line}([\d.]+) nats", out)[1] in page.read_text()
+    assert figure(out, "validation after") in page.read_text()
+
+
+@pytest.mark.slow
 def test_a_packed_file_is_evaluated_without_its_run(written):
     path, printed = written
     out, _ = command("evaluate", f"--packed={path}")
