@@ -27,7 +27,7 @@ from lm.model.parameters import (
 )
 from lm.model.products import project
 from lm.parallel.in_turn import in_turn
-from objectives.quantization import calibration_hessian, gptq, init_scales
+from objectives.quantization import calibration_hessian, gptq, init_scales, quantizer_of_layer
 from objectives.quantization.gptq import GPTQ
 from objectives.quantization.qat import Rules
 
@@ -129,9 +129,10 @@ def gptq_model(
     layer_hessians, forward, head_hessian = _passes(model, importance)
     again = itertools.repeat
 
-    def quantize(name, weights, hessian):
+    def quantize(name, weights, hessian, index=0):
         between()
-        result = _gptq(weights, hessian, rules(name), damping=damping)
+        quantizer = quantizer_of_layer(rules(name), index)
+        result = _gptq(weights, hessian, quantizer, damping=damping)
         if not jnp.isfinite(result.loss):
             raise InputError(
                 f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no "
@@ -147,7 +148,7 @@ def gptq_model(
             hessians = _total(map(layer_hessians, again(layer), states, batches, again(index)))
             for name in layer_names:
                 weights = _get(layer, name)
-                result = quantize(f"{LAYERS}/{name}", weights, hessians[name])
+                result = quantize(f"{LAYERS}/{name}", weights, hessians[name], index)
                 layer = _set(layer, name, result.weights.astype(weights.dtype))
                 found[name].append(jax.device_get(result._replace(weights=())))
         states = list(in_turn(map(forward, again(layer), states, batches, again(index))))

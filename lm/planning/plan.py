@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from lm.compression.packed import codes_size
 from lm.compression.phases import Quantized, make_quantized
 from lm.data import tokenizers
 from lm.errors import InputError
@@ -20,7 +21,7 @@ from lm.planning.flops import parameters_by_group
 from lm.references.second_models import open_references
 from lm.training import experiment
 from lm.training.state import parameter_shapes
-from objectives.quantization import optimal_qat_fraction, packed_size
+from objectives.quantization import optimal_qat_fraction
 from objectives.quantization.optimal_qat import tokens_per_parameter_byte
 
 
@@ -198,7 +199,7 @@ def _packed_bytes(shapes: Any, quantized: Quantized) -> int:
             return math.prod(leaf.shape) * leaf.dtype.itemsize
         grid = jax.eval_shape(lambda w: quantizer.grid(w, quantizer.init(w)), leaf)
         scales = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(grid))
-        return packed_size(math.prod(leaf.shape), quantizer.bits) + scales
+        return codes_size(quantizer, leaf.shape) + scales
 
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of_leaf, shapes)))
 
