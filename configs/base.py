@@ -206,6 +206,11 @@ QUANTIZATION = {
         "tensor | channel | group: weights that share a scale; '' is the quantizer's own",
     ),
     "group_size": (0, "group only: inputs that share a scale; 0 is its own"),
+    "widths": (
+        "",
+        "'' | FILE.json, path of a parameter -> bits of each of its layers, instead of bits; the "
+        "record of a run holds the JSON itself",
+    ),
     "activations": (
         "none",
         "none | int4 to int8 | fp8_e4m3 | fp8_e5m2: inputs of the layers' products, one scale a "

@@ -300,11 +300,20 @@ def _read(file, path) -> Packed:
     )
 
 
-def codes_size(quantizer: Quantizer | Mixed, shape: tuple[int, ...]) -> int:
-    """Bytes of the codes of a leaf of this shape in a file."""
+def stored_bytes(quantizer: Quantizer | Mixed | None, leaf: Any) -> int:
+    """Bytes of the tensors of a leaf in a file, exact zeros aside.
+
+    Args:
+      quantizer: None for a leaf that is not quantized.
+      leaf: the leaf, or its shape and dtype.
+    """
+    if quantizer is None:
+        return math.prod(leaf.shape) * leaf.dtype.itemsize
+    grid = jax.eval_shape(lambda w: quantizer.grid(w, quantizer.init(w)), leaf)
+    scales = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(grid))
     if isinstance(quantizer, Mixed):
-        return packed_layers_size(math.prod(shape[1:]), quantizer.widths)
-    return packed_size(math.prod(shape), quantizer.bits)
+        return packed_layers_size(math.prod(leaf.shape[1:]), quantizer.widths) + scales
+    return packed_size(math.prod(leaf.shape), quantizer.bits) + scales
 
 
 def _pack(quantizer: Quantizer | Mixed, codes: np.ndarray) -> np.ndarray:

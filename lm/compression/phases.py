@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from lm.compression.widths import FULL_PRECISION, of_width, read_widths, with_widths
 from lm.errors import InputError
 from lm.model.config import check_choice
 from lm.model.parameters import LAYERS, parameter_kind
@@ -27,9 +28,6 @@ from objectives.quantization import (
     quantize_tree,
 )
 from objectives.quantization.qat import Rules
-
-# From this width on nothing is quantized.
-FULL_PRECISION = 16
 
 
 class Quantized(NamedTuple):
@@ -114,17 +112,21 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
     """The `quantization` section for parameters of these shapes; None where it changes nothing.
 
     Raises:
-      InputError: a width that the quantizer lacks, a group that does not divide a matrix.
+      InputError: a width that the quantizer lacks, a group that does not divide a matrix, a plan of
+        widths that is not one of this model.
     """
     check_choice("quantization.quantizer", c.quantizer, tuple(QUANTIZERS))
     check_choice("quantization.activations", c.activations, tuple(ACTIVATIONS))
     if not is_on(c):
         return None
     activation = activation_quantizer(ACTIVATIONS[c.activations])
+    widths = read_widths(c.widths, shapes) if c.widths else {}
     try:
         layout = {"granularity": c.granularity, "group_size": c.group_size}
         layout = {option: value for option, value in layout.items() if value}
         rules = default_rules(c.bits, QUANTIZERS[c.quantizer], **layout)
+        if widths:
+            rules = with_widths(rules, widths, of_width(QUANTIZERS[c.quantizer], **layout))
         jax.eval_shape(lambda params: init_scales(params, rules), shapes)
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -136,7 +138,12 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
 
 def is_on(c: ConfigDict) -> bool:
     """Whether the `quantization` section changes anything."""
-    return c.bits < FULL_PRECISION or c.activations != "none"
+    return has_grids(c) or c.activations != "none"
+
+
+def has_grids(c: ConfigDict) -> bool:
+    """Whether the `quantization` section puts any weights on grids."""
+    return c.bits < FULL_PRECISION or bool(c.widths)
 
 
 def make_product(
@@ -185,7 +192,8 @@ class Phases(NamedTuple):
 def plan_phases(config: ConfigDict, parameters: int) -> Phases:
     """The switch at round((1 - fraction) * steps) of the `quantization` section.
 
-    "optimal" is `optimal_qat_fraction` of all tokens, padding included, and of all parameters.
+    "optimal" is `optimal_qat_fraction` of all tokens, padding included, and of all parameters, at
+    `quantization.bits`, whatever widths single layers have.
 
     Raises:
       InputError: a fraction outside of [0, 1], or "optimal" with at most one token for every byte

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from lm.compression import packed
-from lm.compression.phases import FULL_PRECISION
+from lm.compression.phases import has_grids
 from lm.data import ngram
 from lm.errors import writing
 from lm.evaluation import perplexity
@@ -149,7 +149,7 @@ def losses_after_training(loop: "Loop") -> dict[str, float]:
     Round to nearest and GPTQ at the same widths, calibrated with the first training batches.
     """
     c = loop.config.quantization
-    if not c.gptq_batches or c.bits >= FULL_PRECISION or jax.process_count() > 1:
+    if not c.gptq_batches or not has_grids(c) or jax.process_count() > 1:
         return {}
     from lm.compression import after_training
 
@@ -212,7 +212,7 @@ def pack(loop: "Loop") -> None:
     """Writes the quantized weights as one packed file, next to the checkpoints."""
     c = loop.config
     trained, quantized = loop.built.usable(loop.state)
-    if not quantized or c.quantization.bits >= FULL_PRECISION:
+    if not quantized or not has_grids(c.quantization):
         return
     if jax.process_count() > 1 or "://" in str(loop.workdir):
         loop.say("packed weights: from one process, python -m launch.quantize --workdir=...")

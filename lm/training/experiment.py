@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from lm.compression import phases as compression
 from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
+from lm.compression.widths import inline
 from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.errors import InputError
 from lm.model import splash, xla_cpu
@@ -269,13 +270,17 @@ def _load(c: ConfigDict, split: str) -> tuple[corpora.Corpus, ...]:
 
 
 def resolve(config: ConfigDict, train: Sequence[corpora.Corpus] | None = None) -> ConfigDict:
-    """The config with what only the training documents say: the lengths of tables of documents.
+    """The config with what only files say: the lengths of tables of documents, and widths.
 
     Without `train` the corpus is loaded where it is asked.
 
     Raises:
       InputError: unknown or empty corpus, or a broken file.
     """
+    plan = inline(config.quantization.widths)
+    if plan != config.quantization.widths:
+        config = config.copy_and_resolve_references()
+        config.quantization.widths = plan
     names = [name for name in weighting_names(config) if name in WEIGHTINGS]
     open_keys = [
         (name, key)

@@ -99,9 +99,7 @@ def pack_layers(codes: np.ndarray, bits: Sequence[float]) -> np.ndarray:
     return np.concatenate([pack(layer, b) for layer, b in zip(codes, bits, strict=True)])
 
 
-def unpack_layers(
-    packed: np.ndarray, bits: Sequence[float], shape: tuple[int, ...]
-) -> np.ndarray:
+def unpack_layers(packed: np.ndarray, bits: Sequence[float], shape: tuple[int, ...]) -> np.ndarray:
     """The uint8 codes of `shape` that `pack_layers` made `packed` of.
 
     Raises:
