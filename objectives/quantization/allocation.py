@@ -112,9 +112,7 @@ def _unit(sizes: np.ndarray) -> float:
 def _solve(
     costs: np.ndarray, sizes: np.ndarray, limit: float, refused: list[np.ndarray]
 ) -> np.ndarray | None:
-    """The best choice within the limit, up to the tolerance, that is none of those refused; None if there is
-    none.
-    """
+    """The best choice within the limit, up to the tolerance, but those refused; None for none."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array, eye_array, kron, vstack
 
