@@ -226,6 +226,14 @@ QUANTIZATION = {
         "steps of learned scales are the learning rate times the scale, not the learning rate "
         "alone",
     ),
+    "adapt_every": (
+        0,
+        "steps of the quantized phase between plans of widths, the first at its start; 0 is off",
+    ),
+    "adapt_bytes": (0, "with adapt_every: bytes of all weights, packed, that a plan may take"),
+    "adapt_widths": ((2, 3, 4, 8), "with adapt_every: widths of the layers to choose from"),
+    "adapt_weighting": (1.0, "with adapt_every: of the divergence of weights beside the loss's"),
+    "adapt_batches": (1, "with adapt_every: training batches that gradients are of"),
     "from": ("", "a full-precision run; its checkpoint is the first phase"),
     "gptq_batches": (8, "at the switch, calibration of GPTQ to compare; 0 is off"),
 }

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from lm.compression.adaptation import Adaptation, check_choices, make_adaptation, matrices
 from lm.compression.widths import FULL_PRECISION, of_width, read_widths, with_widths
 from lm.errors import InputError
 from lm.model.config import check_choice
@@ -36,10 +37,12 @@ class Quantized(NamedTuple):
     Attributes:
       rules: path of a parameter -> quantizer or None.
       product: replaces the matrix products of the layers, see `lm.model.transformer.Model`.
+      adaptation: how widths change during training; None where they do not.
     """
 
     rules: Rules
     product: Callable[..., jax.Array]
+    adaptation: Adaptation | None = None
 
     def first_scales(self, params: Any) -> Any:
         """Scales from the weights as they are: what the quantized phase starts with."""
@@ -121,19 +124,25 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
         return None
     activation = activation_quantizer(ACTIVATIONS[c.activations])
     widths = read_widths(c.widths, shapes) if c.widths else {}
+    choices = check_choices(c) if c.adapt_every else ()
+    if choices:
+        layers = len(jax.tree.leaves(shapes[LAYERS])[0])
+        widths = {path: (c.bits,) * layers for path in matrices(shapes)} | widths
     try:
         layout = {"granularity": c.granularity, "group_size": c.group_size}
         layout = {option: value for option, value in layout.items() if value}
         rules = default_rules(c.bits, QUANTIZERS[c.quantizer], **layout)
+        quantizer_of = of_width(QUANTIZERS[c.quantizer], **layout)
         if widths:
-            rules = with_widths(rules, widths, of_width(QUANTIZERS[c.quantizer], **layout))
+            rules = with_widths(rules, widths, quantizer_of, choices)
         jax.eval_shape(lambda params: init_scales(params, rules), shapes)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"quantization.bits={c.bits:g}, quantizer={c.quantizer!r}, "
             f"granularity={c.granularity!r}, group_size={c.group_size}: {error}"
         ) from None
-    return Quantized(rules, make_product(rules, activation))
+    adaptation = make_adaptation(c, shapes, rules, quantizer_of)
+    return Quantized(rules, make_product(rules, activation), adaptation)
 
 
 def is_on(c: ConfigDict) -> bool:

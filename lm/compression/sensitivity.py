@@ -34,6 +34,7 @@ class Subject(NamedTuple):
       quantizer_of: (path, bits) -> quantizer.
       choices: the widths, p of them.
       paths: the matrices, stacked over layers.
+      point: parameters at which `snip` takes its gradients, where these are not `params`.
     """
 
     model: Model
@@ -42,10 +43,12 @@ class Subject(NamedTuple):
     quantizer_of: OfWidth
     choices: tuple[float, ...]
     paths: tuple[str, ...]
+    point: Any = None
 
     def items(self) -> list[tuple[str, int]]:
         """(path, layer) of every item, in the order of all arrays [n, p]."""
-        return [(path, i) for path in self.paths for i in range(self.model.config.layers)]
+        found = leaves(self.params)
+        return [(path, i) for path in self.paths for i in range(found[path].shape[0])]
 
     def quantizers(self, path: str) -> list[Quantizer]:
         """The quantizer of each width."""

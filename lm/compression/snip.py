@@ -50,9 +50,10 @@ def snip(
     """
 
     def costs(subject):
-        matrices = matrices_of(subject)
-        loss, gradient, settled = _mean_gradient(subject, matrices)
-        errors = _error_norms(subject, matrices)
+        errors = _error_norms(subject, matrices_of(subject))
+        at = subject if subject.point is None else subject._replace(params=subject.point)
+        matrices = matrices_of(at)
+        loss, gradient, settled = _mean_gradient(at, matrices)
         norms = {path: np.asarray(_layer_norms(g)) for path, g in gradient.items()}
         found = []
         for (path, layer), error_P in zip(subject.items(), errors, strict=True):
@@ -67,7 +68,7 @@ def snip(
             path: adamw_jacobian(g, first[path], second[path], step, epsilon=epsilon, **options)
             for path, g in gradient.items()
         }
-        of_weights = _weight_divergences(subject, gradient, slope, errors, noise, seed)
+        of_weights = _weight_divergences(at, gradient, slope, errors, noise, seed)
         return found + weighting * of_weights
 
     return costs

@@ -169,7 +169,7 @@ def compare_widths(run: experiment.Experiment) -> list[Width]:
     rows = []
     for bits in WIDTHS:
         section = c.quantization.copy_and_resolve_references()
-        section.update(bits=bits, widths="")
+        section.update(bits=bits, widths="", adapt_every=0)
         try:
             quantized = make_quantized(section, shapes)
         except InputError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from lm.compression import packed
+from lm.compression import packed, phases
 from lm.compression.phases import has_grids
 from lm.data import ngram
 from lm.errors import writing
@@ -143,6 +143,46 @@ def begin_quantized(loop: "Loop") -> None:
     loop.watch.exclude(before)
 
 
+def plan_is_due(loop: "Loop") -> bool:
+    """At the first step of the quantized phase and every quantization.adapt_every after it."""
+    every, since = loop.config.quantization.adapt_every, loop.step - loop.built.phases.switch
+    return bool(every) and since >= 0 and since % every == 0
+
+
+def adapt_widths(loop: "Loop") -> None:
+    """Plans the widths of the layers anew, and writes them down.
+
+    The plan depends on the state, the config and the first training batches alone, so that a run
+    that goes on from a checkpoint of this step makes the same.
+    """
+    loop.report()
+    before, c, built = loop.watch.read(), loop.config, loop.built
+    adaptation = built.quantized.adaptation
+    batches = _first_batches(loop, c.quantization.adapt_batches)
+    rates = {"beta1": c.optimizer.beta1, "beta2": c.optimizer.beta2}
+    rates["learning_rate"] = float(built.schedule(loop.state.step - loop.state.skipped))
+    trained, old = loop.state.trained, adaptation.widths(loop.state.trained.scales)
+    on_grid = phases.on_grid(built.quantized, trained)
+    widths = adaptation.plan(built.model, trained, on_grid, batches, loop.state.optimizer, **rates)
+    if loop.change_widths is None:
+        loop.change_widths = built.change_widths()
+    loop.state = loop.change_widths(loop.state, adaptation.indices(widths))
+    changed = sum(a != b for path in old for a, b in zip(old[path], widths[path], strict=True))
+    event = {"event": "widths", "changed": changed, "widths": {p: list(widths[p]) for p in widths}}
+    loop.say(f"step {loop.step}: {changed} layers of matrices change their widths")
+    known = [line for line in read_metrics(loop.workdir) if line["step"] == loop.step]
+    if not any(line.get("event") == "widths" for line in known):
+        loop.writer.write(loop.step, "event", event)
+    loop.watch.exclude(before)
+
+
+def _first_batches(loop: "Loop", count: int) -> list[Any]:
+    """The first training batches, whatever the step."""
+    with contextlib.closing(iter(experiment.train_batches(loop.config, loop.data))) as stream:
+        taken = itertools.islice(stream, count)
+        return [put_batch(loop.built.mesh, batch) for batch in taken]
+
+
 def losses_after_training(loop: "Loop") -> dict[str, float]:
     """Validation losses of quantizing now, without the quantized phase, for comparison.
 
@@ -154,10 +194,7 @@ def losses_after_training(loop: "Loop") -> dict[str, float]:
     from lm.compression import after_training
 
     trained, _ = loop.built.usable(loop.state)
-    stream = iter(experiment.train_batches(loop.config, loop.data))
-    with contextlib.closing(stream):
-        taken = itertools.islice(stream, c.gptq_batches)
-        batches = [put_batch(loop.built.mesh, batch) for batch in taken]
+    batches = _first_batches(loop, c.gptq_batches)
     rules = loop.built.quantized.rules
     results = {"rtn": after_training.round_to_nearest_model(trained.params, rules)}
     try:
@@ -261,6 +298,6 @@ def plot(loop: "Loop") -> None:
 
 
 ON_RESUME: Events = [(evaluation_was_cut_short, evaluate_some)]
-BEFORE_STEP: Events = [(quantized_phase_begins, begin_quantized)]
+BEFORE_STEP: Events = [(quantized_phase_begins, begin_quantized), (plan_is_due, adapt_widths)]
 AFTER_STEP: Events = [(evaluation_is_due, evaluate_some), (save_is_due, save)]
 AT_END: Events = [(end_is_new, conclude), (is_first_process, baseline), (is_first_process, plot)]

@@ -33,7 +33,12 @@ from lm.training.state import (
     parameter_shapes,
     state_shardings,
 )
-from lm.training.step import make_begin_quantized, make_eval_step, make_train_step
+from lm.training.step import (
+    make_begin_quantized,
+    make_change_widths,
+    make_eval_step,
+    make_train_step,
+)
 from lm.training.trainable import Trainable, make_packing, make_trainable, split
 from objectives import Objective
 from objectives.weighting import WEIGHTINGS
@@ -91,6 +96,11 @@ class Experiment(NamedTuple):
         """(state) -> state at the start of the quantized phase, jitted, its input donated."""
         begin = make_begin_quantized(self.optimizer, self.quantized, self.config, self.trainable)
         return jax.jit(begin, out_shardings=self._shardings(), donate_argnums=0)
+
+    def change_widths(self) -> Any:
+        """(state, indices) -> state with layers on other widths, jitted, its input donated."""
+        change = make_change_widths(self.quantized)
+        return jax.jit(change, out_shardings=self._shardings(), donate_argnums=0)
 
     def eval_step(self, plain: bool = False) -> Any:
         """The evaluation step, jitted; with quantization it gives both losses, unless `plain`."""
@@ -168,6 +178,7 @@ def build(
         check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
+    check_adaptation(config)
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))
     loss = objective.loss
     of_loss = jax.eval_shape(lambda key: init_loss(model, loss, key), jax.random.key(0))
@@ -181,6 +192,25 @@ def build(
     return Experiment(
         config, mesh, model, optimizer, schedule, objective, quantized, phases, init, trainable
     )
+
+
+def check_adaptation(config: ConfigDict) -> None:
+    """Raises InputError where widths cannot change during training."""
+    if not config.quantization.adapt_every:
+        return
+    if config.quantization.bits >= compression.FULL_PRECISION:
+        raise InputError("quantization.adapt_every needs widths to begin with: quantization.bits=4")
+    if jax.process_count() > 1:
+        raise InputError("quantization.adapt_every is for one process")
+    needed = (
+        ("optimizer.name", "adamw", "the moments of AdamW for every matrix"),
+        ("train.trainable", "", "gradients of every matrix"),
+        ("model.adapter_rank", 0, "gradients of every matrix"),
+    )
+    for key, value, what in needed:
+        section, name = key.split(".")
+        if config[section][name] != value:
+            raise InputError(f"quantization.adapt_every needs {what}: {key}={value!r}")
 
 
 def _check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:
@@ -214,6 +244,10 @@ _MINIMA = {
     "evaluation.sample_tokens": 0,
     "evaluation.ngram_order": 0,
     "quantization.gptq_batches": 0,
+    "quantization.adapt_batches": 1,
+    "quantization.adapt_bytes": 0,
+    "quantization.adapt_every": 0,
+    "quantization.adapt_weighting": 0,
 }
 
 

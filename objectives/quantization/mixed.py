@@ -84,6 +84,13 @@ class Mixed(NamedTuple):
         scale = jax.lax.map(lambda x: self._choose("init", *x), (index_L, weights))
         return MixedScale(scale, index_L[:, None, None])
 
+    def move(self, weights: jax.Array, scale: MixedScale, index: jax.Array) -> MixedScale:
+        """The scale with layers on other members, of numbers [L]: theirs begins anew."""
+        fresh = jax.lax.map(lambda x: self._choose("init", *x), (index, weights))
+        moved = (jnp.rint(scale.index.reshape(-1)) != index)[:, None, None]
+        kept = jax.tree.map(lambda new, old: jnp.where(moved, new, old), fresh, scale.scale)
+        return MixedScale(kept, index[:, None, None].astype(jnp.float32))
+
     def quantize(self, weights: jax.Array, scale: MixedScale) -> jax.Array:
         """Every layer on its grid: [L, I, O], or one layer [I, O] with its part of the scale."""
         return self._by_index("quantize", weights, scale)
