@@ -113,7 +113,7 @@ def _write_compressed(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
             "or a run that was trained with quantization"
         )
     quantizer = coded[next(iter(grids))].quantizer
-    bits = _one_width([coded[path].quantizer for path in grids])
+    bits = one_width([coded[path].quantizer for path in grids])
     compressed_tensors.check(bits, grids, dtype)
     family, settings = _settings(loaded)
     group_size = quantizer.group_size
@@ -124,8 +124,12 @@ def _write_compressed(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
     return family, huggingface.write_folder(output, settings, tensors, files)
 
 
-def _one_width(quantizers: list[Any]) -> float:
-    """The width of all matrices, for a format that declares one."""
+def one_width(quantizers: list[Any]) -> float:
+    """The width of all matrices, for a format that declares one.
+
+    Raises:
+      InputError: they have several.
+    """
     from objectives.quantization import Mixed
 
     widths = {w for q in quantizers for w in (q.widths if isinstance(q, Mixed) else [q.bits])}

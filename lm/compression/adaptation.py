@@ -50,7 +50,7 @@ class Adaptation(NamedTuple):
         on_grid: Any,
         batches: Sequence[Batch],
         optimizer: Any,
-        **adamw: float,
+        **adamw: Any,
     ) -> Widths:
         """The widths of least dL + weighting * dW within the budget.
 
@@ -62,11 +62,13 @@ class Adaptation(NamedTuple):
           trained: parameters and scales.
           on_grid: the parameters on their grids.
           batches: of which the gradients are.
-          optimizer: state of AdamW, of which the moments are.
+          optimizer: state of AdamW, of which the moments are; not used with a weighting of 0.
           **adamw: learning_rate, beta1 and beta2, see `snip`.
         """
-        first, second, step = moments(optimizer)
-        sensitivity = snip(self.weighting, moments=(first, second), step=step, **adamw)
+        if self.weighting:
+            first, second, step = moments(optimizer)
+            adamw |= {"moments": (first, second), "step": step}
+        sensitivity = snip(self.weighting, **adamw)
         subject = self.subject(model, trained.params, batches)._replace(point=on_grid)
         budget = self.budget - other_bytes(trained.params, self.paths, self.rules)
         return choose(subject, sensitivity(subject), layer_bytes(subject), budget)

@@ -202,15 +202,16 @@ def check_adaptation(config: ConfigDict) -> None:
         raise InputError("quantization.adapt_every needs widths to begin with: quantization.bits=4")
     if jax.process_count() > 1:
         raise InputError("quantization.adapt_every is for one process")
-    needed = (
-        ("optimizer.name", "adamw", "the moments of AdamW for every matrix"),
-        ("train.trainable", "", "gradients of every matrix"),
-        ("model.adapter_rank", 0, "gradients of every matrix"),
-    )
-    for key, value, what in needed:
+    if not config.quantization.adapt_weighting:
+        return
+    needed = {"optimizer.name": "adamw", "train.trainable": "", "model.adapter_rank": 0}
+    for key, value in needed.items():
         section, name = key.split(".")
         if config[section][name] != value:
-            raise InputError(f"quantization.adapt_every needs {what}: {key}={value!r}")
+            raise InputError(
+                "quantization.adapt_every needs the moments of AdamW for every matrix: "
+                f"{key}={value!r}, or quantization.adapt_weighting=0, which needs none"
+            )
 
 
 def _check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:

@@ -105,7 +105,7 @@ def test_a_plan_is_that_of_the_same_statistics():
         ({"quantization__bits": 16.0}, "needs widths to begin with"),
         ({"quantization__adapt_every": -1}, "adapt_every=-1 must be at least 0"),
         ({"optimizer__name": "lion"}, "needs the moments of AdamW .* optimizer.name='adamw'"),
-        ({"train__trainable": "mlp"}, "needs gradients of every matrix: train.trainable=''"),
+        ({"train__trainable": "mlp"}, "train.trainable='', or quantization.adapt_weighting=0"),
         ({"quantization__quantizer": "lsq"}, "lsq has 3, 4, 5, 6, 7, 8 bits; got bits=2"),
     ],
 )

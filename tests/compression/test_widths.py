@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from short_runs import final_state, lines, train
+from test_phases import build, steps_of
 
 from lm.compression.packed import read_packed
 from lm.compression.phases import make_quantized
@@ -182,6 +183,23 @@ def test_a_config_names_what_is_wrong():
         c = tiny.config(quantization__widths=widths, quantization__quantizer="absmax")
         with pytest.raises(InputError, match=message):
             make_quantized(c.quantization, SHAPES)
+
+
+@pytest.mark.slow
+def test_devices_and_micro_batches_change_nothing():
+    batches = [tiny.batch(rows=8, seed=i) for i in range(3)]
+    options = {"quantization__fraction": "1", "quantization__bits": 4.0}
+    options |= {"quantization__widths": '{"layers/mlp/up": [2, 8], "layers/mlp/down": [3, 1.58]}'}
+    mesh = {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__sequence": 2, "train__accumulation": 2}
+    one, many = build(mesh__data=1, **options), build(8, **mesh, **options)
+    (state, metrics), (other, others) = (steps_of(run, batches, True) for run in (one, many))
+    np.testing.assert_allclose([m["loss"] for m in others], [m["loss"] for m in metrics], rtol=1e-4)
+    scale = other.trained.scales["layers"]["mlp"]["up"]
+    np.testing.assert_array_equal(scale.index, state.trained.scales["layers"]["mlp"]["up"].index)
+    assert tuple(scale.scale.sharding.spec) == (None, None, "tensor")
+    # Negative control: with one width the losses are others.
+    plain = build(mesh__data=1, **options | {"quantization__widths": ""})
+    assert abs(steps_of(plain, batches, True)[1][0]["loss"] - metrics[0]["loss"]) > 1e-3
 
 
 @pytest.mark.slow
