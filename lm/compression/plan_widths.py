@@ -8,18 +8,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from lm.compression.packed import stored_bytes
 from lm.compression.sensitivity import Batch, Sensitivity, Subject, leaves, measured, qig
 from lm.compression.snip import snip
 from lm.compression.widths import FULL_PRECISION, OfWidth, Widths, of_width
 from lm.errors import InputError
+from lm.model.config import check_choice
 from lm.model.interface import Model
 from lm.model.parameters import LAYERS, layer_matrices
 from objectives.quantization.allocation import allocate
 from objectives.quantization.qat import Rules
 
-# Name on the command line -> factory.
+# Name -> factory.
 SENSITIVITIES = {"snip": snip, "measured": measured, "qig": qig}
 
 
@@ -69,6 +71,24 @@ def plan_widths(
             f"the least is {least:,.0f} bytes"
         )
     return choose(subject, sensitivity(subject), sizes, budget - others)
+
+
+def make_sensitivity(name: str, optimizer: ConfigDict, key: str = "--sensitivity") -> Sensitivity:
+    """A sensitivity by name, "snip" with the learning rate and the momentum of a run.
+
+    Args:
+      name: a key of `SENSITIVITIES`.
+      optimizer: the `optimizer` section of the run.
+      key: where the name comes from, for messages.
+
+    Raises:
+      InputError: another name.
+    """
+    check_choice(key, name, tuple(SENSITIVITIES))
+    if name != "snip":
+        return SENSITIVITIES[name]()
+    rate = optimizer.peak_learning_rate
+    return snip(learning_rate=rate, beta1=optimizer.beta1, beta2=optimizer.beta2)
 
 
 def choose(subject: Subject, costs: np.ndarray, sizes: np.ndarray, budget: float) -> Widths:

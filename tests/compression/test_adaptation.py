@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from safetensors import safe_open
 from short_runs import final_state, lines, train
 
 from lm.compression.adaptation import change_scales, moments
@@ -156,5 +157,8 @@ def test_a_run_adapts_and_a_resumed_one_is_the_same_to_the_bit(tmp_path):
     for path, bits in last.items():
         q = found[path]
         assert getattr(q, "widths", (q.bits, q.bits)) == bits
+    with safe_open(tmp_path / "whole" / "packed.safetensors", "np") as file:
+        size = sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118
+    assert 0.95 * 18_500 < size <= 18_500
     record = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert record["config"]["quantization"]["adapt_every"] == 2

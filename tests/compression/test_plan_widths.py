@@ -10,7 +10,7 @@ from test_sensitivity import increases, mean_loss
 from lm.compression.after_training import round_to_nearest_model
 from lm.compression.packed import stored_bytes, write_packed
 from lm.compression.phases import default_rules
-from lm.compression.plan_widths import SENSITIVITIES, plan_widths
+from lm.compression.plan_widths import SENSITIVITIES, make_sensitivity, plan_widths
 from lm.compression.sensitivity import leaves
 from lm.compression.snip import snip
 from lm.compression.widths import of_width, with_widths
@@ -111,6 +111,9 @@ def test_what_cannot_be_planned_is_said():
         plan(8500, choices=(4, 16))
     with pytest.raises(InputError, match=r"a budget of 100 bytes is too small .* the least is"):
         plan(100)
+
+    with pytest.raises(InputError, match=r"sensitivity.*snipp.*snip, measured, qig"):
+        make_sensitivity("snipp", tiny.config().optimizer)
 
     def broken(s):
         costs = np.zeros((len(s.items()), len(s.choices)))

@@ -10,6 +10,7 @@ import tiny
 from scipy.stats import spearmanr
 from test_after_training import CALIBRATION, trained
 
+from lm.compression.plan_widths import make_sensitivity
 from lm.compression.sensitivity import Subject, measured, qig, token_weights
 from lm.compression.snip import snip
 from lm.compression.widths import of_width
@@ -123,7 +124,11 @@ def test_the_weight_divergence_is_that_of_a_noisy_gradient():
         expected = total * np.linalg.norm(w - rounded(w, bits)) / np.linalg.norm(noise)
         np.testing.assert_allclose(found[3, choice], expected, rtol=0.02)
     # With the moments of the batches it is another number, and still finite.
-    settled = snip()(s)
+    c = tiny.config(optimizer__peak_learning_rate=0.1, optimizer__beta1=0.8).optimizer
+    settled = make_sensitivity("snip", c)(s)
+    same = snip(learning_rate=0.1, beta1=0.8, beta2=c.beta2)(s)
+    np.testing.assert_array_equal(settled, same)
+    assert np.abs(settled - snip()(s)).max() > 1e-4
     assert np.isfinite(settled).all()
     assert (settled > of_loss).all()
     assert spearmanr(settled.ravel(), np.abs(increases()).ravel()).statistic > 0
