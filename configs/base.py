@@ -208,6 +208,11 @@ QUANTIZATION = {
     ),
     "group_size": (0, "group only: inputs that share a scale; 0 is its own"),
     "outer_bits": (4.0, "least width of the embedding and the head; 16 keeps them as they are"),
+    "widths": (
+        "",
+        "'' | FILE.json, path of a parameter -> bits of each of its layers, instead of bits; the "
+        "record of a run holds the JSON itself",
+    ),
     "activations": (
         "none",
         "none | int4 to int8 | fp8_e4m3 | fp8_e5m2: inputs of the layers' products, one scale a "
@@ -223,6 +228,14 @@ QUANTIZATION = {
         "steps of learned scales are the learning rate times the scale, not the learning rate "
         "alone",
     ),
+    "adapt_every": (
+        0,
+        "steps of the quantized phase between plans of widths, the first at its start; 0 is off",
+    ),
+    "adapt_bytes": (0, "with adapt_every: bytes of all weights, packed, that a plan may take"),
+    "adapt_widths": ((2, 3, 4, 8), "with adapt_every: widths of the layers to choose from"),
+    "adapt_weighting": (1.0, "with adapt_every: of the divergence of weights beside the loss's"),
+    "adapt_batches": (1, "with adapt_every: training batches that gradients are of"),
     "from": ("", "a full-precision run; its checkpoint is the first phase"),
     "begin_with": (
         "weights",

@@ -113,7 +113,7 @@ def _write_compressed(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
             "or a run that was trained with quantization"
         )
     quantizer = coded[next(iter(grids))].quantizer
-    bits = quantizer.bits
+    bits = one_width([coded[path].quantizer for path in grids])
     compressed_tensors.check(bits, grids, dtype)
     family, settings = _settings(loaded)
     group_size = quantizer.group_size
@@ -122,6 +122,24 @@ def _write_compressed(loaded: workdir.Loaded, output: str) -> tuple[str, int]:
     tensors = compressed_tensors.packed_entries(family, model, params, grids, dtype, int(bits))
     files = start.tokenizer_files(loaded.tokenizer) | huggingface.generation_config(settings)
     return family, huggingface.write_folder(output, settings, tensors, files)
+
+
+def one_width(quantizers: list[Any]) -> float:
+    """The width of all matrices, for a format that declares one.
+
+    Raises:
+      InputError: they have several.
+    """
+    from objectives.quantization import Mixed
+
+    widths = {w for q in quantizers for w in (q.widths if isinstance(q, Mixed) else [q.bits])}
+    if len(widths) > 1:
+        raise InputError(
+            "--format=compressed_tensors is written for one width, and the matrices of this model "
+            f"have {', '.join(f'{w:g}' for w in sorted(widths))} bits; valid: --format=gguf, or a "
+            "model without quantization.widths"
+        )
+    return widths.pop()
 
 
 def _write_gguf(loaded: workdir.Loaded, output: str) -> tuple[str, int]:

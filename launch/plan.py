@@ -224,8 +224,10 @@ def _width_lines(config: Any, widths: Any) -> list[str]:
     for x in widths:
         if x.refused:
             continue
-        mark = " *" if x.bits == min(config.quantization.bits, 16) else ""
-        planned = ["", "", ""]
+        plan = config.quantization.widths
+        own = x is widths[-1] if plan else x.bits == min(config.quantization.bits, 16)
+        mark = " *" if own else ""
+        planned = ["", "", f"{x.switch:,} to {steps:,}" if plan and x.switch is not None else ""]
         if x.tokens_per_byte is not None:
             optimal = f"{x.optimal_fraction:.3f}" if x.optimal_fraction else "none"
             planned = [f"{x.tokens_per_byte:.4g}", optimal]

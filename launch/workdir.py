@@ -106,7 +106,7 @@ def load_packed(path: str) -> Loaded:
     else:
         tokenizer = tokenizers.load("bytes", 0, (), directory="")
     # The weights are on their grids already; activations are not.
-    config.quantization.update(bits=16.0, fraction="1")
+    config.quantization.update(bits=16.0, widths="", adapt_every=0, fraction="1")
     run = _build(config, found.vocab_size)
     abstract = run.abstract_state().trained
     shapes = jax.tree.map(jnp.shape, abstract.params)

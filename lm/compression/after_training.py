@@ -28,7 +28,7 @@ from lm.model.parameters import (
 )
 from lm.model.products import project
 from lm.parallel.in_turn import in_turn
-from objectives.quantization import calibration_hessian, gptq, init_scales
+from objectives.quantization import calibration_hessian, gptq, init_scales, quantizer_of_layer
 from objectives.quantization.gptq import GPTQ
 from objectives.quantization.qat import Rules
 
@@ -145,10 +145,11 @@ def gptq_model(
     layer_hessians, forward, head_hessian = _passes(model, importance)
     again = itertools.repeat
 
-    def quantize(name, weights, hessian):
+    def quantize(name, weights, hessian, index=0):
         between()
+        quantizer = quantizer_of_layer(rules(name), index)
         for times in range(1, _MOST_DAMPINGS + 1):
-            result = _gptq(weights, hessian, rules(name), times * damping, act_order, static_groups)
+            result = _gptq(weights, hessian, quantizer, times * damping, act_order, static_groups)
             if jnp.isfinite(result.loss):
                 return result
         raise InputError(
@@ -165,7 +166,7 @@ def gptq_model(
             hessians = _total(map(of_group, again(layer), states, batches, again(index)))
             for name in group:
                 weights = _get(layer, name)
-                result = quantize(f"{LAYERS}/{name}", weights, hessians[name])
+                result = quantize(f"{LAYERS}/{name}", weights, hessians[name], index)
                 layer = _set(layer, name, result.weights.astype(weights.dtype))
                 found[name].append(jax.device_get(result._replace(weights=())))
         states = list(in_turn(map(forward, again(layer), states, batches, again(index))))

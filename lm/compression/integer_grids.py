@@ -11,7 +11,7 @@ import numpy as np
 
 from lm.compression.packed import Coded
 from lm.errors import InputError
-from objectives.quantization import Grid
+from objectives.quantization import Grid, Mixed
 
 SCALES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -36,6 +36,8 @@ def integer_grid(path: str, coded: Coded) -> IntegerGrid:
     Raises:
       InputError: its values are not a scale times the integers around 0.
     """
+    if isinstance(coded.quantizer, Mixed):
+        return _stacked([integer_grid(path, layer) for layer in coded.layers()])
     values, q = levels(coded), coded.quantizer
     step, zero = _step(values), coded.grid.zero
     whole = np.round(values / step)
@@ -56,12 +58,23 @@ def integer_grid(path: str, coded: Coded) -> IntegerGrid:
     return IntegerGrid(codes, one)
 
 
+def _stacked(layers: list[IntegerGrid]) -> IntegerGrid:
+    """One grid of the layers' grids."""
+    codes, scale, minimum = zip(*layers, strict=True)
+    return IntegerGrid(
+        np.stack(codes), np.stack(scale), None if minimum[0] is None else np.stack(minimum)
+    )
+
+
 def round_scales(coded: Coded, dtype: str) -> Coded:
     """The same codes with scales of which the value of one step is a number of `dtype`.
 
     What is decoded is then exactly what a file with scales of that type holds. Of an asymmetric
     grid the minimum, -scale * zero, is such a number, too: the scale loses the bits of the zero.
     """
+    if isinstance(coded.quantizer, Mixed):
+        scales = [round_scales(layer, dtype).grid.scale for layer in coded.layers()]
+        return coded._replace(grid=coded.grid._replace(scale=jnp.stack(scales)))
     if coded.grid.zero is not None:
         return coded._replace(grid=coded.grid._replace(scale=_asymmetric(coded.grid, dtype)))
     kind, step = SCALES[dtype], np.float32(_step(levels(coded)))

@@ -12,10 +12,14 @@ The header's metadata (strings, JSON but for the first, the tokenizer and its te
 `version`, `config`, `vocab_size`, `tokenizer` (a tokenizer.json, or "" for bytes), `chat_template`,
 `step`, `quantizers`, `leaves` (path -> shape, dtype and index of its quantizer or null),
 `checksums` (CRC-32 of each tensor) and `checksum` (that of the other metadata).
+
+The version is 1, or 2 where layers of one leaf have several quantizers: the leaf then has a list of
+their indices, one a layer, and its codes are those of `objectives.quantization.pack_layers`.
 """
 
 import contextlib
 import functools
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -31,11 +35,27 @@ from safetensors.numpy import save_file
 
 from lm import strict_json
 from lm.errors import InputError
-from objectives.quantization import QUANTIZERS, Grid, Quantizer, pack, unpack
+from objectives.quantization import (
+    QUANTIZERS,
+    Grid,
+    Mixed,
+    Quantizer,
+    mixed,
+    pack,
+    pack_layers,
+    packed_layers_size,
+    packed_size,
+    quantizer_of_layer,
+    settle,
+    unpack,
+    unpack_layers,
+)
 from objectives.quantization.qat import Rules
 
 FORMAT = "nibble packed model"
 VERSION = 1
+# With a leaf whose layers have several quantizers.
+MIXED_VERSION = 2
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -44,14 +64,15 @@ class Coded(NamedTuple):
     """A matrix, or a stack of them, on the grid of a quantizer.
 
     Attributes:
-      quantizer: its `decode` gives the weights back.
+      quantizer: its `decode` gives the weights back. Of a stack with several widths it is a
+        `Mixed`, whose `layers` are those of the codes.
       codes: uint8 [..., I, O].
       grid: scales (and zeros) of `codes`.
       dtype: of the weights.
       exact_zeros: int64 positions in the flat array of weights that are 0 whatever their code.
     """
 
-    quantizer: Quantizer
+    quantizer: Quantizer | Mixed
     codes: Any
     grid: Grid
     dtype: Any
@@ -63,6 +84,16 @@ class Coded(NamedTuple):
         if not len(self.exact_zeros):
             return weights
         return weights.reshape(-1).at[self.exact_zeros].set(0).reshape(weights.shape)
+
+    def layers(self) -> list["Coded"]:
+        """The layers of a stack one by one, each with its own quantizer."""
+        found, size = [], int(np.prod(self.codes.shape[1:]))
+        for i, codes in enumerate(self.codes):
+            grid = jax.tree.map(lambda x, i=i: x[i], self.grid)
+            of_layer = self.exact_zeros[self.exact_zeros // size == i] % size
+            quantizer = quantizer_of_layer(self.quantizer, i)
+            found.append(Coded(quantizer, codes, grid, self.dtype, of_layer))
+        return found
 
 
 class Packed(NamedTuple):
@@ -84,18 +115,18 @@ class Packed(NamedTuple):
     tokenizer: str
     step: int
     params: Any
-    quantizers: dict[str, Quantizer]
+    quantizers: dict[str, Quantizer | Mixed]
     coded: dict[str, Coded]
     chat_template: str = ""
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(quantizer: Quantizer, codes, grid: Grid):
+def _decode(quantizer: Quantizer | Mixed, codes, grid: Grid):
     return quantizer.decode(codes, grid)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _code(quantizer: Quantizer, weights, scale):
+def _code(quantizer: Quantizer | Mixed, weights, scale):
     grid = quantizer.grid(weights, scale)
     codes = quantizer.encode(weights, grid)
     zeros = (quantizer.quantize(weights, scale) == 0) & (quantizer.decode(codes, grid) != 0)
@@ -123,6 +154,7 @@ def code_leaves(params: Any, scales: Any, rules: Rules) -> Iterator[tuple[str, A
         if quantizer is None:
             yield name, weights
             continue
+        quantizer, scale = settle(quantizer, scale)
         codes, grid, zeros, finite = _code(quantizer, weights, scale)
         if not finite:
             raise InputError(f"parameter {name} has weights that are not finite: no codes for them")
@@ -159,11 +191,8 @@ def write_packed(
     for name, leaf in leaves:
         entry = {"quantizer": None}
         if isinstance(leaf, Coded):
-            rule = _describe(leaf.quantizer)
-            if rule not in quantizers:
-                quantizers.append(rule)
-            entry = {"quantizer": quantizers.index(rule)}
-            tensors[f"{name}.codes"] = pack(np.asarray(leaf.codes), leaf.quantizer.bits)
+            entry = {"quantizer": _describe(leaf.quantizer, quantizers)}
+            tensors[f"{name}.codes"] = _pack(leaf.quantizer, np.asarray(leaf.codes))
             tensors[f"{name}.scale"] = np.asarray(leaf.grid.scale)
             if leaf.grid.zero is not None:
                 tensors[f"{name}.zero"] = np.asarray(leaf.grid.zero)
@@ -176,7 +205,7 @@ def write_packed(
         described[name] = {"shape": list(shape), "dtype": np.dtype(dtype).name, **entry}
     metadata = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": str(_version(described)),
         "config": strict_json.dumps(config),
         "vocab_size": str(vocab_size),
         "tokenizer": tokenizer,
@@ -222,9 +251,9 @@ def _read(file, path) -> Packed:
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: a safetensors file, but not a packed model of launch.quantize")
-    if metadata.get("version") != str(VERSION):
-        version = metadata.get("version")
-        raise InputError(f"{path}: format version {version}; this program reads {VERSION}")
+    if metadata.get("version") not in (str(VERSION), str(MIXED_VERSION)):
+        version, known = metadata.get("version"), f"{VERSION} and {MIXED_VERSION}"
+        raise InputError(f"{path}: format version {version}; this program reads {known}")
     if int(metadata.pop("checksum")) != _checksum_of_text(metadata):
         raise InputError(f"{path}: damaged (the checksum of the header's metadata is wrong)")
     checksums = strict_json.loads(metadata["checksums"])
@@ -244,14 +273,14 @@ def _read(file, path) -> Packed:
         if leaf["quantizer"] is None:
             array = jnp.asarray(tensor(name))
         else:
-            quantizer = of_leaf[name] = quantizers[leaf["quantizer"]]
+            quantizer = of_leaf[name] = _quantizer(leaf["quantizer"], quantizers, shape)
             optional = {
                 part: tensor(f"{name}.{part}")
                 for part in ("zero", "exact_zeros")
                 if f"{name}.{part}" in checksums
             }
             grid = Grid(tensor(f"{name}.scale"), optional.pop("zero", None))
-            codes = unpack(tensor(f"{name}.codes"), quantizer.bits, shape)
+            codes = _unpack(quantizer, tensor(f"{name}.codes"), shape)
             coded[name] = Coded(quantizer, codes, grid, dtype, **optional)
             array = coded[name].decode()
         if (array.shape, array.dtype) != (shape, dtype):
@@ -271,10 +300,62 @@ def _read(file, path) -> Packed:
     )
 
 
-def _describe(quantizer: Quantizer) -> dict[str, Any]:
-    """What `decode` depends on; options that only choose a scale or a code are left out."""
+def stored_bytes(quantizer: Quantizer | Mixed | None, leaf: Any) -> int:
+    """Bytes of the tensors of a leaf in a file, exact zeros aside.
+
+    Args:
+      quantizer: None for a leaf that is not quantized.
+      leaf: the leaf, or its shape and dtype.
+    """
+    if quantizer is None:
+        return math.prod(leaf.shape) * leaf.dtype.itemsize
+    grid = jax.eval_shape(lambda w: quantizer.grid(w, quantizer.init(w)), leaf)
+    scales = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(grid))
+    if isinstance(quantizer, Mixed):
+        return packed_layers_size(math.prod(leaf.shape[1:]), quantizer.widths) + scales
+    return packed_size(math.prod(leaf.shape), quantizer.bits) + scales
+
+
+def _pack(quantizer: Quantizer | Mixed, codes: np.ndarray) -> np.ndarray:
+    if isinstance(quantizer, Mixed):
+        return pack_layers(codes, quantizer.widths)
+    return pack(codes, quantizer.bits)
+
+
+def _unpack(quantizer: Quantizer | Mixed, packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if isinstance(quantizer, Mixed):
+        return unpack_layers(packed, quantizer.widths, shape)
+    return unpack(packed, quantizer.bits, shape)
+
+
+def _version(described: dict[str, dict[str, Any]]) -> int:
+    several = any(isinstance(leaf["quantizer"], list) for leaf in described.values())
+    return MIXED_VERSION if several else VERSION
+
+
+def _describe(quantizer: Quantizer | Mixed, quantizers: list[dict[str, Any]]) -> int | list[int]:
+    """The index of a quantizer in the list of all, which it is added to; a list of a stack.
+
+    What `decode` depends on is said; options that only choose a scale or a code are left out.
+    """
+    if isinstance(quantizer, Mixed):
+        return [_describe(quantizer.members[i], quantizers) for i in quantizer.layers]
     fields = ("name", "bits", "granularity", "group_size", "contraction_axis")
-    return {field: getattr(quantizer, field) for field in fields}
+    rule = {field: getattr(quantizer, field) for field in fields}
+    if rule not in quantizers:
+        quantizers.append(rule)
+    return quantizers.index(rule)
+
+
+def _quantizer(
+    described: int | list[int], quantizers: list[Quantizer], shape: tuple[int, ...]
+) -> Quantizer | Mixed:
+    """The inverse of `_describe`."""
+    if not isinstance(described, list):
+        return quantizers[described]
+    if len(shape) != 3 or len(described) != shape[0]:
+        raise ValueError(f"{len(described)} quantizers for the layers of a leaf {shape}")
+    return mixed([quantizers[i] for i in described])
 
 
 def _checksum(array: np.ndarray) -> int:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from lm.compression.adaptation import Adaptation, check_choices, make_adaptation, matrices
+from lm.compression.widths import FULL_PRECISION, of_width, read_widths, with_widths
 from lm.errors import InputError
 from lm.model.config import check_choice
 from lm.model.parameters import LAYERS, parameter_kind
@@ -29,9 +31,6 @@ from objectives.quantization import (
 )
 from objectives.quantization.qat import Rules
 
-# From this width on nothing is quantized.
-FULL_PRECISION = 16
-
 
 class Quantized(NamedTuple):
     """What the forward pass of the quantized phase needs besides the model.
@@ -39,10 +38,12 @@ class Quantized(NamedTuple):
     Attributes:
       rules: path of a parameter -> quantizer or None.
       product: replaces the matrix products of the layers, see `lm.model.transformer.Model`.
+      adaptation: how widths change during training; None where they do not.
     """
 
     rules: Rules
     product: Callable[..., jax.Array]
+    adaptation: Adaptation | None = None
 
     def first_scales(self, params: Any) -> Any:
         """Scales from the weights as they are: what the quantized phase starts with."""
@@ -125,7 +126,8 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
     """The `quantization` section for parameters of these shapes; None where it changes nothing.
 
     Raises:
-      InputError: a width that the quantizer lacks, a group that does not divide a matrix.
+      InputError: a width that the quantizer lacks, a group that does not divide a matrix, a plan of
+        widths that is not one of this model.
     """
     check_choice("quantization.quantizer", c.quantizer, tuple(QUANTIZERS))
     check_choice("quantization.activations", c.activations, tuple(ACTIVATIONS))
@@ -133,12 +135,17 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
     if not is_on(c):
         return None
     calibrated = c.begin_with in ("gptq", "rsq")
-    if calibrated and (c.bits >= FULL_PRECISION or not c.gptq_batches):
+    if calibrated and (not has_grids(c) or not c.gptq_batches):
         raise InputError(
             f"quantization.begin_with={c.begin_with!r} needs quantization.bits below 16 and "
             "quantization.gptq_batches above 0"
         )
     activation = activation_quantizer(ACTIVATIONS[c.activations])
+    widths = read_widths(c.widths, shapes) if c.widths else {}
+    choices = check_choices(c) if c.adapt_every else ()
+    if choices:
+        layers = len(jax.tree.leaves(shapes[LAYERS])[0])
+        widths = {path: (c.bits,) * layers for path in matrices(shapes)} | widths
     try:
         layout = {"granularity": c.granularity, "group_size": c.group_size}
         layout = {option: value for option, value in layout.items() if value}
@@ -146,6 +153,9 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
         if c.begin_with != "weights":
             factory = with_search(factory)
         rules = default_rules(c.bits, factory, outer_bits=c.outer_bits, **layout)
+        quantizer_of = of_width(factory, **layout)
+        if widths:
+            rules = with_widths(rules, widths, quantizer_of, choices)
         jax.eval_shape(lambda params: init_scales(params, rules), shapes)
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -153,12 +163,18 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
             f"quantizer={c.quantizer!r}, granularity={c.granularity!r}, "
             f"group_size={c.group_size}: {error}"
         ) from None
-    return Quantized(rules, make_product(rules, activation))
+    adaptation = make_adaptation(c, shapes, rules, quantizer_of)
+    return Quantized(rules, make_product(rules, activation), adaptation)
 
 
 def is_on(c: ConfigDict) -> bool:
     """Whether the `quantization` section changes anything."""
-    return c.bits < FULL_PRECISION or c.activations != "none"
+    return has_grids(c) or c.activations != "none"
+
+
+def has_grids(c: ConfigDict) -> bool:
+    """Whether the `quantization` section puts any weights on grids."""
+    return c.bits < FULL_PRECISION or bool(c.widths)
 
 
 def make_product(
@@ -207,7 +223,8 @@ class Phases(NamedTuple):
 def plan_phases(config: ConfigDict, parameters: int) -> Phases:
     """The switch at round((1 - fraction) * steps) of the `quantization` section.
 
-    "optimal" is `optimal_qat_fraction` of all tokens, padding included, and of all parameters.
+    "optimal" is `optimal_qat_fraction` of all tokens, padding included, and of all parameters, at
+    `quantization.bits`, whatever widths single layers have.
 
     Raises:
       InputError: a fraction outside of [0, 1], or "optimal" with at most one token for every byte

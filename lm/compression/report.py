@@ -16,7 +16,8 @@ from lm.compression.integer_grids import levels
 from lm.compression.packed import Coded
 from lm.model.parameters import LAYERS, parameter_kind, path_of
 from lm.parallel.mesh import to_host
-from objectives.quantization import Grid, packed_size
+from objectives.quantization import Grid, Mixed, packed_size
+from objectives.quantization.mixed import quantizer_of_layer
 
 KINDS = ("matrix", "embedding", "head", "other")
 
@@ -187,20 +188,25 @@ def _parts(
     weights: Any, coded: Coded, stacked: bool
 ) -> Iterator[tuple[int | None, Coded, np.ndarray, int]]:
     """(index, its codes and grid, its weights on the host, bytes of its codes) of every layer."""
-    bits = coded.quantizer.bits
     if not stacked:
         whole = coded._replace(codes=_host(coded.codes), grid=_grid(coded.grid))
-        yield None, whole, _host(weights), packed_size(whole.codes.size, bits)
+        yield None, whole, _host(weights), packed_size(whole.codes.size, coded.quantizer.bits)
         return
     count = math.prod(weights.shape[1:])
     for i in range(weights.shape[0]):
         low, high = np.searchsorted(coded.exact_zeros, (i * count, (i + 1) * count))
+        quantizer = quantizer_of_layer(coded.quantizer, i)
         part = coded._replace(
+            quantizer=quantizer,
             codes=_host(coded.codes, i),
             grid=_grid(coded.grid, i),
             exact_zeros=coded.exact_zeros[low:high] - i * count,
         )
-        size = packed_size((i + 1) * count, bits) - packed_size(i * count, bits)
+        # The codes of a stack of one width are packed without a gap.
+        size = packed_size(count, quantizer.bits)
+        if not isinstance(coded.quantizer, Mixed):
+            start = packed_size(i * count, quantizer.bits)
+            size = packed_size((i + 1) * count, quantizer.bits) - start
         yield i, part, _host(weights, i), size
 
 

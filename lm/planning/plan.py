@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from lm.compression.packed import stored_bytes
 from lm.compression.phases import Quantized, make_quantized
 from lm.data import tokenizers
 from lm.errors import InputError
@@ -20,7 +21,7 @@ from lm.planning.flops import parameters_by_group
 from lm.references.second_models import open_references
 from lm.training import experiment
 from lm.training.state import parameter_shapes
-from objectives.quantization import optimal_qat_fraction, packed_size
+from objectives.quantization import optimal_qat_fraction
 from objectives.quantization.optimal_qat import tokens_per_parameter_byte
 
 
@@ -134,7 +135,8 @@ class Width(NamedTuple):
     """What a run would be with `quantization.bits` of one value, all other keys unchanged.
 
     Attributes:
-      bits: width of the layers' matrices; 16 is full precision.
+      bits: width of the layers' matrices; 16 is full precision. Of a plan of widths, those of
+        all weights with their scales, for each parameter of the model.
       refused: why the quantizer cannot have it; the rest is None then, and "" otherwise.
       bytes: of the weights, codes packed, scales included.
       tokens_per_byte: S, tokens of the run / (parameters * bits / 8); see
@@ -156,7 +158,10 @@ WIDTHS = (1.0, 1.58, *map(float, range(2, 9)), 16.0)
 
 
 def compare_widths(run: experiment.Experiment) -> list[Width]:
-    """Bytes of the weights and the planned split at each width of the config's quantizer."""
+    """Bytes of the weights and the planned split at each width of the config's quantizer.
+
+    With quantization.widths the last row is that of the plan; the others are without it.
+    """
     shapes = run.abstract_state().trained.params
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     c = run.config
@@ -164,7 +169,7 @@ def compare_widths(run: experiment.Experiment) -> list[Width]:
     rows = []
     for bits in WIDTHS:
         section = c.quantization.copy_and_resolve_references()
-        section.bits = bits
+        section.update(bits=bits, widths="", adapt_every=0)
         try:
             quantized = make_quantized(section, shapes)
         except InputError as error:
@@ -175,8 +180,12 @@ def compare_widths(run: experiment.Experiment) -> list[Width]:
             continue
         ratio = tokens_per_parameter_byte(tokens, count, bits)
         fraction = optimal_qat_fraction(tokens, count, bits)
-        switch = run.phases.switch if bits == c.quantization.bits else None
+        planned = bits == c.quantization.bits and not c.quantization.widths
+        switch = run.phases.switch if planned else None
         rows.append(Width(bits, "", _packed_bytes(shapes, quantized), ratio, fraction, switch))
+    if c.quantization.widths:
+        size = _packed_bytes(shapes, run.quantized)
+        rows.append(Width(8 * size / count, "", size, switch=run.phases.switch))
     return rows
 
 
@@ -193,12 +202,7 @@ def weight_bytes(section: ConfigDict, shapes: Any) -> int:
 def _packed_bytes(shapes: Any, quantized: Quantized) -> int:
     def of_leaf(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        quantizer = quantized.rules(name)
-        if quantizer is None:
-            return math.prod(leaf.shape) * leaf.dtype.itemsize
-        grid = jax.eval_shape(lambda w: quantizer.grid(w, quantizer.init(w)), leaf)
-        scales = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(grid))
-        return packed_size(math.prod(leaf.shape), quantizer.bits) + scales
+        return stored_bytes(quantized.rules(name), leaf)
 
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of_leaf, shapes)))
 

@@ -97,6 +97,13 @@ ADDED = {
     "model.rope_scaling": "none",
     "model.rope_share": 1.0,
     "model.window": 0,
+    # With widths of single layers.
+    "quantization.widths": "",
+    "quantization.adapt_batches": 1,
+    "quantization.adapt_bytes": 0,
+    "quantization.adapt_every": 0,
+    "quantization.adapt_weighting": 1.0,
+    "quantization.adapt_widths": [2, 3, 4, 8],
 }
 
 # Old key -> its name today, "" where it is gone.

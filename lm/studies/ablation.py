@@ -341,6 +341,7 @@ def _after_training(variant: Variant, source: Planned, built) -> Planned:
     run, given = built[source.variant.name], variant.changes
     section = run.config.quantization.copy_and_resolve_references()
     section.update(bits=float(given["quantize.bits"]), activations="none")
+    section.update(widths="", adapt_every=0)
     for key, value in (("quantizer", "absmax"), ("granularity", ""), ("group_size", 0)):
         section[key] = given.get(f"quantize.{key}", value)
     size = plan.weight_bytes(section, run.abstract_state().trained.params)

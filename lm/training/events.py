@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from lm.compression import packed
-from lm.compression.phases import FULL_PRECISION
+from lm.compression import packed, phases
+from lm.compression.phases import has_grids
 from lm.data import ngram
 from lm.errors import InputError, writing
 from lm.evaluation import perplexity
@@ -21,6 +21,7 @@ from lm.parallel.mesh import put_batch
 from lm.training import experiment
 from lm.training.logging import plot_curves, read_metrics
 from objectives.quantization.gptq import RSQ_SMALLEST, rsq_importance
+from objectives.quantization.mixed import MixedScale
 
 if TYPE_CHECKING:
     from lm.training.loop import Loop
@@ -153,6 +154,46 @@ def begin_quantized(loop: "Loop") -> None:
     loop.watch.exclude(before)
 
 
+def plan_is_due(loop: "Loop") -> bool:
+    """At the first step of the quantized phase and every quantization.adapt_every after it."""
+    every, since = loop.config.quantization.adapt_every, loop.step - loop.built.phases.switch
+    return bool(every) and since >= 0 and since % every == 0
+
+
+def adapt_widths(loop: "Loop") -> None:
+    """Plans the widths of the layers anew, and writes them down.
+
+    The plan depends on the state, the config and the first training batches alone, so that a run
+    that goes on from a checkpoint of this step makes the same.
+    """
+    loop.report()
+    before, c, built = loop.watch.read(), loop.config, loop.built
+    adaptation = built.quantized.adaptation
+    batches = _first_batches(loop, c.quantization.adapt_batches)
+    rates = {"beta1": c.optimizer.beta1, "beta2": c.optimizer.beta2}
+    rates["learning_rate"] = float(built.schedule(loop.state.step - loop.state.skipped))
+    trained, old = loop.state.trained, adaptation.widths(loop.state.trained.scales)
+    on_grid = phases.on_grid(built.quantized, trained)
+    widths = adaptation.plan(built.model, trained, on_grid, batches, loop.state.optimizer, **rates)
+    if loop.change_widths is None:
+        loop.change_widths = built.change_widths()
+    loop.state = loop.change_widths(loop.state, adaptation.indices(widths))
+    changed = sum(a != b for path in old for a, b in zip(old[path], widths[path], strict=True))
+    event = {"event": "widths", "changed": changed, "widths": {p: list(widths[p]) for p in widths}}
+    loop.say(f"step {loop.step}: {changed} layers of matrices change their widths")
+    known = [line for line in read_metrics(loop.workdir) if line["step"] == loop.step]
+    if not any(line.get("event") == "widths" for line in known):
+        loop.writer.write(loop.step, "event", event)
+    loop.watch.exclude(before)
+
+
+def _first_batches(loop: "Loop", count: int) -> list[Any]:
+    """The first training batches, whatever the step."""
+    with contextlib.closing(iter(experiment.train_batches(loop.config, loop.data))) as stream:
+        taken = itertools.islice(stream, count)
+        return [put_batch(loop.built.mesh, batch) for batch in taken]
+
+
 def with_result(state: Any, result: Any) -> Any:
     """A state of the quantized phase with the weights and the scales of `result`, a `PostTrained`.
 
@@ -167,8 +208,10 @@ def with_result(state: Any, result: Any) -> Any:
 
     def replaced(trained):
         def scale(keys, weights, old):
+            if isinstance(old, MixedScale):
+                return old._replace(scale=scale(keys, weights, old.scale))
             coded = result.coded.get(path_of(keys))
-            if coded is None or not jax.tree.leaves(old):
+            if coded is None or isinstance(old, tuple):
                 return old
             return jax.device_put(jnp.asarray(coded.grid.scale, old.dtype), old.sharding)
 
@@ -187,7 +230,7 @@ def after_training_now(loop: "Loop") -> dict[str, Any]:
     with the first training batches.
     """
     c = loop.config.quantization
-    if not c.gptq_batches or c.bits >= FULL_PRECISION:
+    if not c.gptq_batches or not has_grids(c):
         return {}
     if jax.process_count() > 1:
         if c.begin_with in ("gptq", "rsq"):
@@ -199,10 +242,7 @@ def after_training_now(loop: "Loop") -> dict[str, Any]:
     from lm.compression import after_training
 
     trained, _ = loop.built.usable(loop.state)
-    stream = iter(experiment.train_batches(loop.config, loop.data))
-    with contextlib.closing(stream):
-        taken = itertools.islice(stream, c.gptq_batches)
-        batches = [put_batch(loop.built.mesh, batch) for batch in taken]
+    batches = _first_batches(loop, c.gptq_batches)
     rules = loop.built.quantized.rules
     results = {"rtn": after_training.round_to_nearest_model(trained.params, rules)}
     method = "rsq" if c.begin_with == "rsq" else "gptq"
@@ -276,7 +316,7 @@ def pack(loop: "Loop") -> None:
     """Writes the quantized weights as one packed file, next to the checkpoints."""
     c = loop.config
     trained, quantized = loop.built.usable(loop.state)
-    if not quantized or c.quantization.bits >= FULL_PRECISION:
+    if not quantized or not has_grids(c.quantization):
         return
     if jax.process_count() > 1 or "://" in str(loop.workdir):
         loop.say("packed weights: from one process, python -m launch.quantize --workdir=...")
@@ -325,6 +365,6 @@ def plot(loop: "Loop") -> None:
 
 
 ON_RESUME: Events = [(evaluation_was_cut_short, evaluate_some)]
-BEFORE_STEP: Events = [(quantized_phase_begins, begin_quantized)]
+BEFORE_STEP: Events = [(quantized_phase_begins, begin_quantized), (plan_is_due, adapt_widths)]
 AFTER_STEP: Events = [(evaluation_is_due, evaluate_some), (save_is_due, save)]
 AT_END: Events = [(end_is_new, conclude), (is_first_process, baseline), (is_first_process, plot)]

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from lm.compression import phases as compression
 from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
+from lm.compression.widths import inline
 from lm.data import batches, corpora, corruption, scores, tokenizers
 from lm.errors import InputError
 from lm.model import splash, xla_cpu
@@ -32,7 +33,12 @@ from lm.training.state import (
     parameter_shapes,
     state_shardings,
 )
-from lm.training.step import make_begin_quantized, make_eval_step, make_train_step
+from lm.training.step import (
+    make_begin_quantized,
+    make_change_widths,
+    make_eval_step,
+    make_train_step,
+)
 from lm.training.trainable import Trainable, make_packing, make_trainable, split
 from objectives import Objective
 from objectives.weighting import WEIGHTINGS
@@ -90,6 +96,11 @@ class Experiment(NamedTuple):
         """(state) -> state at the start of the quantized phase, jitted, its input donated."""
         begin = make_begin_quantized(self.optimizer, self.quantized, self.config, self.trainable)
         return jax.jit(begin, out_shardings=self._shardings(), donate_argnums=0)
+
+    def change_widths(self) -> Any:
+        """(state, indices) -> state with layers on other widths, jitted, its input donated."""
+        change = make_change_widths(self.quantized)
+        return jax.jit(change, out_shardings=self._shardings(), donate_argnums=0)
 
     def eval_step(self, plain: bool = False) -> Any:
         """The evaluation step, jitted; with quantization it gives both losses, unless `plain`."""
@@ -167,6 +178,7 @@ def build(
         check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
     quantized = make_quantized(config.quantization, shapes)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
+    check_adaptation(config)
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))
     loss = objective.loss
     of_loss = jax.eval_shape(lambda key: init_loss(model, loss, key), jax.random.key(0))
@@ -180,6 +192,26 @@ def build(
     return Experiment(
         config, mesh, model, optimizer, schedule, objective, quantized, phases, init, trainable
     )
+
+
+def check_adaptation(config: ConfigDict) -> None:
+    """Raises InputError where widths cannot change during training."""
+    if not config.quantization.adapt_every:
+        return
+    if config.quantization.bits >= compression.FULL_PRECISION:
+        raise InputError("quantization.adapt_every needs widths to begin with: quantization.bits=4")
+    if jax.process_count() > 1:
+        raise InputError("quantization.adapt_every is for one process")
+    if not config.quantization.adapt_weighting:
+        return
+    needed = {"optimizer.name": "adamw", "train.trainable": "", "model.adapter_rank": 0}
+    for key, value in needed.items():
+        section, name = key.split(".")
+        if config[section][name] != value:
+            raise InputError(
+                "quantization.adapt_every needs the moments of AdamW for every matrix: "
+                f"{key}={value!r}, or quantization.adapt_weighting=0, which needs none"
+            )
 
 
 def _check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:
@@ -213,6 +245,10 @@ _MINIMA = {
     "evaluation.sample_tokens": 0,
     "evaluation.ngram_order": 0,
     "quantization.gptq_batches": 0,
+    "quantization.adapt_batches": 1,
+    "quantization.adapt_bytes": 0,
+    "quantization.adapt_every": 0,
+    "quantization.adapt_weighting": 0,
 }
 
 
@@ -269,13 +305,17 @@ def _load(c: ConfigDict, split: str) -> tuple[corpora.Corpus, ...]:
 
 
 def resolve(config: ConfigDict, train: Sequence[corpora.Corpus] | None = None) -> ConfigDict:
-    """The config with what only the training documents say: the lengths of tables of documents.
+    """The config with what only files say: the lengths of tables of documents, and widths.
 
     Without `train` the corpus is loaded where it is asked.
 
     Raises:
       InputError: unknown or empty corpus, or a broken file.
     """
+    plan = inline(config.quantization.widths)
+    if plan != config.quantization.widths:
+        config = config.copy_and_resolve_references()
+        config.quantization.widths = plan
     names = [name for name in weighting_names(config) if name in WEIGHTINGS]
     open_keys = [
         (name, key)

@@ -168,6 +168,7 @@ class Loop:
       validation: of this step; None where there was none.
       eval_step: the one evaluation step of the run, so that it is compiled once.
       samplers: one of each phase, True for the quantized one.
+      change_widths: the program that puts layers on other widths, once one has been needed.
       watch: seconds of training.
     """
 
@@ -195,6 +196,7 @@ class Loop:
         self.watch = Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = Writer(workdir, config, self.step, parts.run_id)
         self.eval_step, self.train_steps = self.built.eval_step(), {}
+        self.change_widths = None
         self.samplers = {
             quantized: sampling.Sampler(
                 self.built.model,

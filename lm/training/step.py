@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from lm.compression.adaptation import change_scales
 from lm.compression.phases import Quantized
 from lm.model.interface import Model
 from lm.references.sources import EMA
@@ -174,6 +175,23 @@ def make_begin_quantized(
         return state._replace(trained=trained, optimizer=moments, ema=ema)
 
     return begin
+
+
+def make_change_widths(quantized: Quantized) -> Callable[..., TrainState]:
+    """(state, path -> numbers of the layers' quantizers [L]) -> state with layers on them.
+
+    Layers that change get the scales that their new quantizers start from; moments go on.
+    """
+
+    def changed(trained, indices):
+        scales = change_scales(quantized.rules, trained.params, trained.scales, indices)
+        return trained._replace(scales=scales)
+
+    def change(state, indices):
+        ema = changed(state.ema, indices) if state.ema else ()
+        return state._replace(trained=changed(state.trained, indices), ema=ema)
+
+    return change
 
 
 def _of_schedule(path, value) -> bool:

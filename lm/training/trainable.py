@@ -57,7 +57,11 @@ def make_packing(config: ConfigDict, trainable: Trainable) -> Callable[[Any], An
     check_choice("train.frozen", kind, ("as_is", *FORMATS))
     if kind == "as_is":
         return lambda params: params
-    for key, off in (("train.ema_decay", 0), ("quantization.bits", 16)):
+    for key, off in (
+        ("train.ema_decay", 0),
+        ("quantization.bits", 16),
+        ("quantization.widths", ""),
+    ):
         section, name = key.split(".")
         if config[section][name] != off:
             raise InputError(f"train.frozen={kind} needs {key}={off}: packed weights do not change")

@@ -5,12 +5,20 @@
 
 from objectives.quantization.activations import activation_quantizer
 from objectives.quantization.base import Grid, Quantizer
-from objectives.quantization.bit_packing import pack, packed_size, unpack
+from objectives.quantization.bit_packing import (
+    pack,
+    pack_layers,
+    packed_layers_size,
+    packed_size,
+    unpack,
+    unpack_layers,
+)
 from objectives.quantization.block_float import fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
 from objectives.quantization.data_scale import absmax, minmax
 from objectives.quantization.dense_shift import dense_shift
 from objectives.quantization.gptq import calibration_hessian, gptq, round_to_nearest
 from objectives.quantization.learned_scale import elastic_binary, lsq, paretoq, seq, ternary
+from objectives.quantization.mixed import Mixed, mixed, quantizer_of_layer, settle
 from objectives.quantization.optimal_qat import (
     QATLaw,
     best_bits,
@@ -49,6 +57,7 @@ QUANTIZERS = {
 __all__ = [
     "QUANTIZERS",
     "Grid",
+    "Mixed",
     "QATLaw",
     "Quantizer",
     "absmax",
@@ -69,20 +78,26 @@ __all__ = [
     "kumar_precision_law",
     "lsq",
     "minmax",
+    "mixed",
     "mxfp4",
     "nvfp4",
     "optimal_qat_fraction",
     "outside_clip_range",
     "pack",
+    "pack_layers",
+    "packed_layers_size",
     "packed_size",
     "paretoq",
     "qat_law",
     "quantization_error",
     "quantize_tree",
+    "quantizer_of_layer",
     "round_to_nearest",
     "searched",
     "seq",
+    "settle",
     "ternary",
     "unpack",
+    "unpack_layers",
     "wasted_tokens",
 ]

@@ -4,6 +4,7 @@ n  number of codes
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -78,6 +79,40 @@ def unpack(packed: np.ndarray, bits: float, shape: tuple[int, ...]) -> np.ndarra
         spread = np.unpackbits(part, count=size * width, bitorder="little").reshape(size, width)
         codes[start : start + size] = np.packbits(spread, axis=1, bitorder="little")[:, 0]
     return codes.reshape(shape)
+
+
+def packed_layers_size(count: int, bits: Sequence[float]) -> int:
+    """Bytes of `pack_layers` of layers with `count` codes each."""
+    return sum(packed_size(count, width) for width in bits)
+
+
+def pack_layers(codes: np.ndarray, bits: Sequence[float]) -> np.ndarray:
+    """Codes [L, ...] -> uint8: `pack` of each layer at its own width, one after the other.
+
+    Args:
+      codes: of the layers.
+      bits: the width of each.
+
+    Raises:
+      ValueError: another number of widths than of layers, and as `pack`.
+    """
+    return np.concatenate([pack(layer, b) for layer, b in zip(codes, bits, strict=True)])
+
+
+def unpack_layers(packed: np.ndarray, bits: Sequence[float], shape: tuple[int, ...]) -> np.ndarray:
+    """The uint8 codes of `shape` that `pack_layers` made `packed` of.
+
+    Raises:
+      ValueError: as there, or a number of bytes that does not fit the shape.
+    """
+    packed = np.asarray(packed, np.uint8)
+    if not shape or len(bits) != shape[0]:
+        raise ValueError(f"{len(bits)} widths for codes of shape {shape}")
+    sizes = [packed_size(math.prod(shape[1:]), width) for width in bits]
+    if packed.shape != (sum(sizes),):
+        raise ValueError(f"codes {shape} take {sum(sizes)} bytes; got {packed.shape}")
+    parts = np.split(packed, np.cumsum(sizes)[:-1])
+    return np.stack([unpack(x, b, shape[1:]) for x, b in zip(parts, bits, strict=True)])
 
 
 def _check(bits: float) -> None:

@@ -15,8 +15,10 @@ from lm.compression.after_training import (
     gptq_model,
     round_to_nearest_model,
 )
+from lm.compression.integer_grids import integer_grid
 from lm.compression.packed import read_packed, write_packed
 from lm.compression.phases import default_rules
+from lm.compression.widths import of_width, with_widths
 from lm.errors import InputError
 from objectives.cross_entropy import token_statistics
 from objectives.quantization import absmax, calibration_hessian, gptq, init_scales, quantize_tree
@@ -352,3 +354,33 @@ def test_refuses():
     layers = params["layers"] | {"router": params["layers"]["mlp"]["up"]}
     with pytest.raises(ValueError, match="layers/router is of no known kind"):
         gptq_model(model, params | {"layers": layers}, CALIBRATION[:1], default_rules(4, absmax))
+
+
+@pytest.mark.slow
+def test_layers_of_one_stack_have_their_own_widths(tmp_path):
+    """In GPTQ, with scales of another type, as integers, and in the file."""
+    model = tiny.model()
+    params, batches = tiny.params(model), [text(0, rows=4)]
+    plain = default_rules(4, absmax)
+    plan = {"layers/mlp/up": (4, 2), "layers/attention/query": (3, 8)}
+    rules = with_widths(plain, plan, of_width(absmax))
+    result = gptq_model(model, params, batches, rules)
+    uniform = gptq_model(model, params, batches, plain)
+    up, query = (result.coded[path] for path in plan)
+    # The first layer depends on nothing behind it.
+    np.testing.assert_array_equal(up.codes[0], uniform.coded["layers/mlp/up"].codes[0])
+    assert up.codes[1].max() <= 3 < uniform.coded["layers/mlp/up"].codes[1].max()
+    assert query.codes[0].max() <= 7 < 100 < query.codes[1].max()
+    rounded = after_training.with_scales(result, "float16")
+    scale = np.asarray(rounded.coded["layers/mlp/up"].grid.scale)
+    np.testing.assert_array_equal(scale.astype(np.float16).astype(np.float32), scale)
+    grid = integer_grid("layers/mlp/up", rounded.coded["layers/mlp/up"])
+    np.testing.assert_array_equal(
+        grid.codes_LIO * grid.scale_LGO, rounded.params["layers"]["mlp"]["up"]
+    )
+    about = {"config": {}, "vocab_size": tiny.VOCAB, "tokenizer": "", "step": 0}
+    write_packed(tmp_path / "model.safetensors", rounded.leaves(), **about)
+    found = read_packed(tmp_path / "model.safetensors")
+    assert found.quantizers["layers/attention/query"].widths == (3, 8)
+    for a, b in zip(*map(jax.tree.leaves, (found.params, rounded.params)), strict=True):
+        np.testing.assert_array_equal(a, b)

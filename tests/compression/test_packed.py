@@ -16,8 +16,12 @@ from lm.compression.phases import default_rules
 from lm.errors import InputError
 from objectives.quantization import (
     QUANTIZERS,
+    absmax,
+    elastic_binary,
     init_scales,
+    mixed,
     packed_size,
+    paretoq,
     quantize_tree,
 )
 
@@ -179,7 +183,7 @@ def test_damage_is_one_line(model, damage, reason, tmp_path):
     ("changes", "reason"),
     [
         ({"format": None}, "a safetensors file, but not a packed model"),
-        ({"version": "2"}, "format version 2; this program reads 1"),
+        ({"version": "3"}, "format version 3; this program reads 1 and 2"),
         ({"leaves": "[1]"}, "damaged"),
         ({"leaves": '{"layers/mlp/sideways": {"shape": [1], "dtype": "float32"}}'}, "damaged"),
         ({"quantizers": '[{"name": "lsqq"}]'}, r"damaged \(KeyError: 'lsqq'\)"),
@@ -222,3 +226,101 @@ def test_what_cannot_be_packed_is_named(model, tmp_path):
         write(tmp_path / "model.safetensors", broken, scales, rules)
     with pytest.raises(InputError, match="no such file"):
         read_packed(tmp_path / "model.safetensors")
+
+
+STACKS = {
+    "a": [paretoq(bits) for bits in (2, 1.58, 8)],
+    "b": [elastic_binary(), paretoq(3), elastic_binary()],
+    "c": [absmax(bits, granularity="group", group_size=8) for bits in (2, 5, 3)],
+}
+
+
+@pytest.fixture(scope="module")
+def stacks(tmp_path_factory):
+    """A file of leaves whose layers have widths of their own, and what it was made of."""
+    params = {"layers": {n: normal(3, 32, 5, seed=i) for i, n in enumerate(STACKS)}}
+    params["layers"]["b"] = params["layers"]["b"].at[2, 1, 3].set(0)
+    rules = {f"layers/{name}": mixed(members) for name, members in STACKS.items()}.__getitem__
+    path = tmp_path_factory.mktemp("stacks") / "model.safetensors"
+    scales = init_scales(params, rules)
+    size = write(path, params, scales, rules)
+    return path, params, scales, rules, size
+
+
+def test_layers_of_several_widths_come_back_and_take_their_own_bytes(stacks):
+    path, params, scales, rules, size = stacks
+    found = read_packed(path)
+    assert_same(found.params, jax.jit(lambda p, s: quantize_tree(p, s, rules))(params, scales))
+    for name, members in STACKS.items():
+        bits = tuple(q.bits for q in members)
+        assert found.quantizers[f"layers/{name}"].widths == bits
+        for i, layer in enumerate(found.coded[f"layers/{name}"].layers()):
+            assert layer.quantizer.bits == bits[i]
+            np.testing.assert_array_equal(layer.decode(), found.params["layers"][name][i])
+    codes = sum(packed_size(160, q.bits) for members in STACKS.values() for q in members)
+    expected = codes + 4 * 3 * (5 + 5 + 4 * 5) + 8
+    raw = path.read_bytes()
+    assert size == len(raw) == 8 + int.from_bytes(raw[:8], "little") + expected
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    assert metadata["version"] == "2"
+    assert json.loads(metadata["leaves"])["layers/b"]["quantizer"] == [3, 4, 3]
+
+
+def test_a_stack_of_one_width_is_the_file_of_a_plain_quantizer(model, tmp_path):
+    path, params, rules = model
+    quantizer, choices = rules("layers/mlp/up"), [paretoq(2), paretoq(8)]
+
+    def stacked(name):
+        return mixed([quantizer] * 4, choices) if name.startswith("layers/") else rules(name)
+
+    def content(path):
+        """Header and tensors; safetensors itself has no order of the header's metadata."""
+        raw = path.read_bytes()
+        start = 8 + int.from_bytes(raw[:8], "little")
+        return len(raw), json.loads(raw[8:start]), raw[start:]
+
+    write(tmp_path / "same.safetensors", params, init_scales(params, stacked), stacked)
+    assert content(tmp_path / "same.safetensors") == content(path)
+    # Negative control: the indices of the scale count, and they change the file.
+    scales = init_scales(params, stacked)
+    up = scales["layers"]["mlp"]["up"]
+    index = up.index.at[1].set(0)
+    scales["layers"]["mlp"]["up"] = up._replace(index=index)
+    write(tmp_path / "other.safetensors", params, scales, stacked)
+    assert content(tmp_path / "other.safetensors") != content(path)
+    assert read_packed(tmp_path / "other.safetensors").quantizers["layers/mlp/up"].widths == (
+        *(4, 2, 4, 4),
+    )
+
+
+@pytest.mark.parametrize(
+    ("described", "reason"),
+    [
+        ([0, 1], "2 quantizers for the layers"),
+        ([], "0 quantizers for the layers"),
+        ([0, 1, 99], "IndexError"),
+        ([0, 1, "2"], "TypeError"),
+        ([0, 1, [2]], "TypeError"),
+        ([0, 1, None], "TypeError"),
+        ([0, 5, 2], "one layout"),
+        ([2, 1, 2], r"take .* bytes; got"),
+        ({"0": 1}, "TypeError"),
+    ],
+)
+def test_hostile_lists_of_quantizers_are_one_line(stacks, described, reason, tmp_path):
+    with safe_open(stacks[0], "np") as file:
+        leaves = json.loads(file.metadata()["leaves"])
+    leaves["layers/a"]["quantizer"] = described
+    rewrite(stacks[0], tmp_path / "bad.safetensors", leaves=json.dumps(leaves))
+    with pytest.raises(InputError, match=r"damaged \(.*" + reason) as error:
+        read_packed(tmp_path / "bad.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_codes_of_a_stack_are_seen(stacks, tmp_path):
+    raw = stacks[0].read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(flip(raw, 8 + int.from_bytes(raw[:8], "little") + 3))
+    with pytest.raises(InputError, match=r"the checksum of .* is wrong"):
+        read_packed(bad)
