@@ -10,65 +10,13 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from launch import command, workdir
+from launch import quantize_options as options
 from lm import strict_json
 from lm.errors import InputError
-from lm.model.config import check_choice
-
-_BITS = flags.DEFINE_float(
-    "bits", None, "Width of the layers' matrices, to quantize after training."
-)
-_METHOD = flags.DEFINE_string(
-    "method", "rtn", "rtn (round to nearest), gptq, or rsq (GPTQ, tokens weighted by attention)."
-)
-_QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/quantization.")
-_GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
-_GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of granularity group.")
-_OUTER_BITS = flags.DEFINE_float(
-    "outer_bits", 4.0, "Least width of the embedding and the head; 16 keeps them as they are."
-)
-_SEARCH = flags.DEFINE_bool(
-    "search",
-    None,
-    "Scales of least error instead of the largest weight's; by default with every --method but rtn "
-    "where the quantizer has a search.",
-)
-_BATCHES = flags.DEFINE_integer(
-    "calibration_batches", 8, "Batches of --corpus that a method other than rtn reads."
-)
-_VALIDATION = flags.DEFINE_integer(
-    "validation_batches",
-    None,
-    "Batches of the validation split that losses are of; all by default.",
-)
-_DAMPING = flags.DEFINE_float("damping", 0.01, "gptq, rsq: share of the mean diagonal added to it.")
-_ACT_ORDER = flags.DEFINE_bool(
-    "act_order", True, "gptq, rsq: inputs with the largest Hessian first; scales as before that."
-)
-_TRUE_SEQUENTIAL = flags.DEFINE_bool(
-    "true_sequential", False, "gptq, rsq: Hessians behind the matrices before, inside of a layer."
-)
-_SCALES = flags.DEFINE_string(
-    "scales",
-    "float32",
-    "float32 | float16 | bfloat16: type that scales are rounded to before the last evaluation; "
-    "launch.export needs that of its format.",
-)
-_METRICS = flags.DEFINE_string(
-    "metrics", None, "Folder with the metrics.jsonl that gets the losses, too."
-)
-_REPORT = flags.DEFINE_string(
-    "report", None, "HTML page to write: errors, weights, scales, losses and bytes."
-)
-_COMPARE = flags.DEFINE_list(
-    "compare", [], "METHOD or METHOD:BITS,... that --report shows beside this one."
-)
 
 
 @dataclasses.dataclass
@@ -81,6 +29,7 @@ class _Source:
     evaluate: Any
     before: Any
     batches: list[Any] | None = None
+    widths: dict[str, Any] | None = None
 
     def calibration(self) -> list[Any]:
         """The first training batches, read once."""
@@ -90,19 +39,19 @@ class _Source:
         if self.batches is None:
             stream = iter(experiment.train_batches(self.run.config, self.data))
             with contextlib.closing(stream):
-                taken = itertools.islice(stream, _BATCHES.value)
+                taken = itertools.islice(stream, options.BATCHES.value)
                 self.batches = [put_batch(self.run.mesh, batch) for batch in taken]
         return self.batches
 
 
 def main() -> None:
     """Quantizes, writes the file, and prints losses and sizes."""
-    _check()
+    options.check()
     command.use_compilation_cache()
     import jax
 
-    if _BITS.value is not None:
-        _rules(_METHOD.value, _BITS.value)
+    if options.BITS.value is not None:
+        options.make_rules(options.METHOD.value, options.BITS.value)
     loaded = workdir.merged(workdir.load_chosen())
     if command.CORPUS.value:
         loaded.config.data.corpus = command.CORPUS.value
@@ -113,10 +62,10 @@ def main() -> None:
         seconds = time.perf_counter() - began
         after = source.evaluate(result.params)
         size = _write(loaded, result) if command.OUTPUT.value else math.nan
-        if _METRICS.value:
-            _record(Path(_METRICS.value), loaded.step, source.before, after, size)
+        if options.METRICS.value:
+            _record(Path(options.METRICS.value), loaded.step, source.before, after, size)
         _show(jax.tree.leaves(source.trained.params), source.before, after, size)
-        if _REPORT.value:
+        if options.REPORT.value:
             _write_page(loaded, source, result, (after, size, seconds))
     if command.OUTPUT.value:
         print(f"next: python -m launch.evaluate --model={command.OUTPUT.value}")
@@ -133,11 +82,11 @@ def _open(loaded: Any) -> tuple[_Source, bool]:
     from lm.training.step import make_eval_step
 
     run, c = loaded.run, loaded.config
-    options = {
+    where = {
         "directory": c.data.directory,
         "validation_fraction": c.data.validation_fraction,
     }
-    texts = [corpora.load(c.data.corpus, split, **options) for split in ("train", "validation")]
+    texts = [corpora.load(c.data.corpus, split, **where) for split in ("train", "validation")]
     data = experiment.Data(*texts, loaded.tokenizer)
     trained, quantized = run.usable(loaded.state)
     if jax.tree.leaves(trained.loss):
@@ -145,12 +94,12 @@ def _open(loaded: Any) -> tuple[_Source, bool]:
             f"objective.loss={c.objective.loss!r} of this run has parameters of its own, for "
             "which a packed file has no place"
         )
-    if _BITS.value is None and not quantized:
+    if options.BITS.value is None and not quantized:
         raise InputError("--bits=WIDTH is missing: this run was not trained with quantization")
 
     def measure(step, trained, quantized):
         batches = experiment.evaluation_batches(c, data.validation, data.tokenizer)
-        limit = _VALIDATION.value
+        limit = options.VALIDATION.value
         return perplexity.evaluate(step, trained, batches, run.mesh, limit, quantized=quantized)
 
     plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.objective.loss))
@@ -168,49 +117,60 @@ def _put_on_grids(source: _Source, quantized: bool) -> Any:
     """By the run's own rules and scales without --bits, else by --method."""
     from lm.compression import after_training
 
-    if _BITS.value is not None:
-        return _quantize(source, _METHOD.value, _BITS.value)
+    if options.BITS.value is not None:
+        return _quantize(source, options.METHOD.value, options.BITS.value)
     trained = source.trained
     result = after_training.put_on_grids(trained.params, trained.scales, source.run.quantized.rules)
-    return after_training.with_scales(result, _SCALES.value)
+    return after_training.with_scales(result, options.SCALES.value)
 
 
 def _quantize(source: _Source, method: str, bits: float) -> Any:
     from lm.compression import after_training, methods
 
-    options = methods.Options(
-        damping=_DAMPING.value,
-        act_order=_ACT_ORDER.value,
-        static_groups=_ACT_ORDER.value,
-        true_sequential=_TRUE_SEQUENTIAL.value,
+    settings = methods.Options(
+        damping=options.DAMPING.value,
+        act_order=options.ACT_ORDER.value,
+        static_groups=options.ACT_ORDER.value,
+        true_sequential=options.TRUE_SEQUENTIAL.value,
     )
     batches = [] if method in methods.WITHOUT_DATA else source.calibration()
     try:
+        rules = _planned(source, method, bits)
         result = methods.quantize_after_training(
-            method, source.run.model, source.trained.params, batches, _rules(method, bits), options
+            method, source.run.model, source.trained.params, batches, rules, settings
         )
     except ValueError as error:
-        raise InputError(f"--quantizer={_QUANTIZER.value}: {error}") from None
-    return after_training.with_scales(result, _SCALES.value)
+        raise InputError(f"--quantizer={options.QUANTIZER.value}: {error}") from None
+    return after_training.with_scales(result, options.SCALES.value)
 
 
-def _rules(method: str, bits: float) -> Any:
-    from lm.compression.phases import default_rules, with_search
-    from objectives.quantization import QUANTIZERS
-    from objectives.quantization.scale_search import SEARCHED
+def _planned(source: _Source, method: str, bits: float) -> Any:
+    """The rules of a method at a width, with the widths of --widths or --budget over them."""
+    rules, quantizer_of = options.make_rules(method, bits)
+    if not (options.WIDTHS.value or options.BUDGET.value):
+        return rules
+    from lm.compression import plan_widths, widths
 
-    name = _QUANTIZER.value
-    check_choice("--quantizer", name, tuple(QUANTIZERS))
-    factory, search = QUANTIZERS[name], _SEARCH.value
-    if search is None:
-        search = method != "rtn" and name in SEARCHED
-    layout = {"granularity": _GRANULARITY.value, "group_size": _GROUP_SIZE.value}
-    layout = {option: value for option, value in layout.items() if value is not None}
-    try:
-        made = with_search(factory) if search else factory
-        return default_rules(bits, made, outer_bits=_OUTER_BITS.value, **layout)
-    except ValueError as error:
-        raise InputError(f"--quantizer={name} --bits={bits:g}: {error}") from None
+    params = source.trained.params
+    if source.widths is None and options.WIDTHS.value:
+        source.widths = widths.read_widths(options.WIDTHS.value, params, "--widths")
+    if source.widths is None:
+        optimizer = source.run.config.optimizer
+        source.widths = plan_widths.plan_widths(
+            source.run.model,
+            params,
+            source.calibration(),
+            options.BUDGET.value,
+            plan_widths.make_sensitivity(options.SENSITIVITY.value, optimizer),
+            rules=rules,
+            choices=[float(bits) for bits in options.CHOICES.value],
+            quantizer_of=quantizer_of,
+        )
+        for path, of_layers in source.widths.items():
+            print(f"{path}: {' '.join(f'{bits:g}' for bits in of_layers)} bits")
+        if options.SAVE_WIDTHS.value:
+            widths.write_widths(options.SAVE_WIDTHS.value, source.widths)
+    return widths.with_widths(rules, source.widths, quantizer_of)
 
 
 def _write(loaded: Any, result: Any) -> int:
@@ -241,7 +201,9 @@ def _show(leaves: Any, before: Any, after: Any, size: float) -> None:
 def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None:
     """Writes a metrics.jsonl of one evaluation, as that of a run ends with."""
     score = after._replace(full_precision_loss=before.loss, quantized_loss=after.loss)
-    line = {"step": step, "kind": "validation", **score._asdict(), "whole": True, "bytes": size}
+    line = {"step": step, "kind": "validation", **score._asdict(), "whole": True}
+    if not math.isnan(size):
+        line["bytes"] = size
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text(strict_json.dumps(line) + "\n")
 
@@ -272,11 +234,11 @@ def _write_page(loaded: Any, source: _Source, result: Any, measured: tuple[Any, 
             seconds,
         )
 
-    own = (_METHOD.value, _BITS.value)
-    if _BITS.value is None:
+    own = (options.METHOD.value, options.BITS.value)
+    if options.BITS.value is None:
         own = ("trained", source.run.config.quantization.bits)
     rows = [row(*own, result, *measured)]
-    for method, bits in _compared():
+    for method, bits in options.compared():
         began = time.perf_counter()
         other = _quantize(source, method, bits)
         seconds = time.perf_counter() - began
@@ -284,52 +246,8 @@ def _write_page(loaded: Any, source: _Source, result: Any, measured: tuple[Any, 
         print(f"{method}, {bits:g} bits: {rows[-1].loss_after:.4f} nats/token")
     name = Path(command.chosen()).name
     page = quantization_page.quantization_page(name, description, rows)
-    command.write_text(Path(_REPORT.value), page)
-    print(f"page: {_REPORT.value}")
-
-
-def _compared() -> Sequence[tuple[str, float]]:
-    """(method, bits) of every entry of --compare."""
-    from lm.compression.methods import METHODS
-
-    found = []
-    for entry in _COMPARE.value:
-        method, _, bits = entry.partition(":")
-        check_choice("--compare", method, tuple(METHODS))
-        try:
-            width = float(bits) if bits else _BITS.value
-        except ValueError:
-            width = None
-        if width is None:
-            raise InputError(f"--compare={entry}: valid: METHOD:BITS, such as gptq:4")
-        found.append((method, width))
-    return found
-
-
-def _check() -> None:
-    """Refuses what needs no model to be seen wrong."""
-    from lm.compression.methods import METHODS
-
-    after = ("method", "quantizer", "granularity", "group_size", "outer_bits", "search")
-    for name in (*after, "calibration_batches", "damping", "act_order", "true_sequential"):
-        if _BITS.value is None and flags.FLAGS[name].present:
-            raise InputError(f"--{name} needs --bits=WIDTH; without, the run's own grids are taken")
-    if not (command.OUTPUT.value or _REPORT.value):
-        raise InputError("--output=FILE is missing, for example --output=int4.safetensors")
-    if _COMPARE.value and not _REPORT.value:
-        raise InputError("--compare needs --report=PAGE.html")
-    for flag in (command.OUTPUT, _REPORT):
-        folder = Path(flag.value or ".").parent
-        if not folder.is_dir():
-            raise InputError(f"--{flag.name}={flag.value}: there is no folder {folder}")
-    check_choice("--method", _METHOD.value, tuple(METHODS))
-    check_choice("--scales", _SCALES.value, ("float32", "float16", "bfloat16"))
-    _compared()
-    for flag in (_BATCHES, _VALIDATION):
-        if flag.value is not None and flag.value < 1:
-            raise InputError(f"--{flag.name}={flag.value} must be at least 1")
-    if not 0 < _DAMPING.value < 1:
-        raise InputError(f"--damping={_DAMPING.value:g} must be above 0 and below 1")
+    command.write_text(Path(options.REPORT.value), page)
+    print(f"page: {options.REPORT.value}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Quantizing a run after training, and what other commands do with the packed file."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -136,3 +137,32 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, name, arguments, expe
     assert expected in err
     assert len(err.strip().splitlines()) == 1, err
     assert list(tmp_path.iterdir()) == []
+
+
+def refused(run, *arguments):
+    """The one line of a refusal."""
+    process = command("quantize", f"--workdir={run[0]}", *arguments, check=False)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    return err
+
+
+@pytest.mark.slow
+def test_widths_within_a_budget_and_from_a_file(run, tmp_path):
+    plan, output = tmp_path / "plan.json", tmp_path / "planned.safetensors"
+    options = ["--bits=8", "--outer_bits=8", f"--output={output}", "--calibration_batches=1"]
+    options += ["--sensitivity=qig", f"--save_widths={plan}"]
+    err = refused(run, *options, "--budget=1")
+    assert not output.exists()
+    least = int(re.search(r"the least is ([\d,]+) bytes", err)[1].replace(",", ""))
+    budget = f"--budget={int(1.2 * least)}"
+    out, _ = command("quantize", f"--workdir={run[0]}", *options, budget)
+    widths = json.loads(plan.read_text())
+    assert len({bits for of_layers in widths.values() for bits in of_layers}) > 1
+    again = tmp_path / "again.safetensors"
+    options = ["--bits=8", "--outer_bits=8", f"--output={again}", f"--widths={plan}"]
+    same, _ = command("quantize", f"--workdir={run[0]}", *options)
+    assert figure(same, "validation after") == figure(out, "validation after")
+    assert again.stat().st_size == output.stat().st_size
+    err = refused(run, *options, budget)
+    assert "--widths and --budget are two plans" in err
