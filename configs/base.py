@@ -199,7 +199,7 @@ QUANTIZATION = {
     "bits": (16.0, "of the layers' matrices: 1, 1.58, 2 to 8; 16 is off"),
     "quantizer": (
         "paretoq",
-        "paretoq (by width: elastic_binary, ternary, seq, lsq) | absmax | minmax | dense_shift "
+        "paretoq (by width: elastic_binary, ternary, seq, lsq) | learned_range | absmax | minmax "
         "| another name of objectives.quantization.QUANTIZERS",
     ),
     "granularity": (

@@ -21,7 +21,7 @@ from lm.parallel.mesh import put_batch
 from lm.training import experiment
 from lm.training.logging import plot_curves, read_metrics
 from objectives.quantization.gptq import RSQ_SMALLEST, rsq_importance
-from objectives.quantization.mixed import MixedScale
+from objectives.quantization.mixed import MixedScale, quantizer_of_layer
 
 if TYPE_CHECKING:
     from lm.training.loop import Loop
@@ -211,9 +211,10 @@ def with_result(state: Any, result: Any) -> Any:
             if isinstance(old, MixedScale):
                 return old._replace(scale=scale(keys, weights, old.scale))
             coded = result.coded.get(path_of(keys))
-            if coded is None or isinstance(old, tuple):
+            if coded is None or not jax.tree.leaves(old):
                 return old
-            return jax.device_put(jnp.asarray(coded.grid.scale, old.dtype), old.sharding)
+            new = quantizer_of_layer(coded.quantizer, 0).of_grid(coded.grid)
+            return jax.tree.map(lambda x, y: jax.device_put(jnp.asarray(x), y.sharding), new, old)
 
         scales = jax.tree_util.tree_map_with_path(scale, trained.params, trained.scales)
         params = jax.tree_util.tree_map_with_path(weights, trained.params)

@@ -17,6 +17,7 @@ from objectives.quantization.block_float import fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
 from objectives.quantization.data_scale import absmax, minmax
 from objectives.quantization.dense_shift import dense_shift
 from objectives.quantization.gptq import calibration_hessian, gptq, round_to_nearest
+from objectives.quantization.learned_range import learned_range
 from objectives.quantization.learned_scale import elastic_binary, lsq, paretoq, seq, ternary
 from objectives.quantization.mixed import Mixed, mixed, quantizer_of_layer, settle
 from objectives.quantization.optimal_qat import (
@@ -45,6 +46,7 @@ QUANTIZERS = {
     "ternary": ternary,
     "seq": seq,
     "lsq": lsq,
+    "learned_range": learned_range,
     "absmax": absmax,
     "minmax": minmax,
     "dense_shift": dense_shift,
@@ -76,6 +78,7 @@ __all__ = [
     "gptq",
     "init_scales",
     "kumar_precision_law",
+    "learned_range",
     "lsq",
     "minmax",
     "mixed",

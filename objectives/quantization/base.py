@@ -45,6 +45,7 @@ class Quantizer(NamedTuple):
       grid: (weights, scale) -> Grid, the fixed numbers behind `quantize`.
       encode: (weights, grid) -> uint8 codes in [0, levels), same shape.
       decode: (codes, grid) -> float32 weights; of `encode` with `grid` it is `quantize`.
+      of_grid: (grid) -> the scale that has this grid, () where nothing is learned.
       name: of the factory.
       bits: width of a code; 1.58 stands for three levels.
       granularity: "tensor", "channel" or "group".
@@ -59,6 +60,7 @@ class Quantizer(NamedTuple):
     grid: Callable[[jax.Array, Any], Grid]
     encode: Callable[[jax.Array, Grid], jax.Array]
     decode: Callable[[jax.Array, Grid], jax.Array]
+    of_grid: Callable[[Grid], Any]
     name: str
     bits: float
     granularity: str
@@ -219,6 +221,7 @@ def assemble(
     quantize: Callable,
     inside: Callable,
     grid: Callable,
+    of_grid: Callable,
 ) -> Quantizer:
     """A `Quantizer` from functions of blocks and stored scales.
 
@@ -246,5 +249,5 @@ def assemble(
         return layout.merge(coding.decode(blocks(codes, grid), *expanded(grid)))
 
     return Quantizer(
-        init, quantize, inside, grid, encode, decode, name, bits, *layout, coding.levels
+        init, quantize, inside, grid, encode, decode, of_grid, name, bits, *layout, coding.levels
     )

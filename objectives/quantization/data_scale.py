@@ -76,7 +76,15 @@ def from_data(
         return ()
 
     return assemble(
-        name, bits, layout, coding, init=init, quantize=quantize, inside=inside, grid=grid
+        name,
+        bits,
+        layout,
+        coding,
+        init=init,
+        quantize=quantize,
+        inside=inside,
+        grid=grid,
+        of_grid=lambda grid: (),
     )
 
 

@@ -95,7 +95,15 @@ def _learned(
 
     coding = Coding(encode, decode, levels.count)
     return assemble(
-        name, bits, layout, coding, init=init, quantize=quantize, inside=inside, grid=grid
+        name,
+        bits,
+        layout,
+        coding,
+        init=init,
+        quantize=quantize,
+        inside=inside,
+        grid=grid,
+        of_grid=lambda grid: grid.scale,
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from objectives.quantization.base import Grid, Layout, Quantizer
 
 # Grids of a step times integers, or with a learned scale: their `grid` of p * w is p times as wide.
-SEARCHED = ("absmax", "minmax", "lsq", "seq", "ternary")
+SEARCHED = ("absmax", "minmax", "lsq", "seq", "ternary", "learned_range")
 
 
 def searched(quantizer: Quantizer, *, steps: int = 80, power: float = 2.4) -> Quantizer:
@@ -24,7 +24,7 @@ def searched(quantizer: Quantizer, *, steps: int = 80, power: float = 2.4) -> Qu
     found at every call, and the gradient of a weight then passes unchanged.
 
     Args:
-      quantizer: absmax, minmax, lsq, seq or ternary.
+      quantizer: absmax, minmax, lsq, seq, ternary or learned_range.
       steps: shrinkings that are tried, 1 to 100; 1 is the quantizer itself.
       power: of the errors.
 
@@ -61,7 +61,7 @@ def searched(quantizer: Quantizer, *, steps: int = 80, power: float = 2.4) -> Qu
         return jax.lax.fori_loop(1, steps, better, candidate(0))[1]
 
     if jax.tree.leaves(jax.eval_shape(quantizer.init, jnp.zeros((layout.group_size or 1,) * 2))):
-        return quantizer._replace(init=lambda weights: find(weights).scale)
+        return quantizer._replace(init=lambda weights: quantizer.of_grid(find(weights)))
 
     def on_grid(weights):
         grid = find(weights)
