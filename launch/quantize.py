@@ -209,7 +209,7 @@ def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None
 
 
 def _write_page(loaded: Any, source: _Source, result: Any, measured: tuple[Any, ...]) -> None:
-    """The page of --report, with the other methods of --compare."""
+    """The page of --report, with the other methods of --others."""
     from launch import quantization_page
     from lm.compression.report import describe
 

@@ -22,8 +22,8 @@ GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of gra
 OUTER_BITS = flags.DEFINE_float(
     "outer_bits", 4.0, "Least width of the embedding and the head; 16 keeps them as they are."
 )
-SEARCH = flags.DEFINE_bool(
-    "search",
+SCALE_SEARCH = flags.DEFINE_bool(
+    "scale_search",
     None,
     "Scales of least error instead of the largest weight's; by default with every --method but rtn "
     "where the quantizer has a search.",
@@ -64,8 +64,8 @@ METRICS = flags.DEFINE_string(
 REPORT = flags.DEFINE_string(
     "report", None, "HTML page to write: errors, weights, scales, losses and bytes."
 )
-COMPARE = flags.DEFINE_list(
-    "compare", [], "METHOD or METHOD:BITS,... that --report shows beside this one."
+OTHERS = flags.DEFINE_list(
+    "others", [], "METHOD or METHOD:BITS,... that --report shows beside this one."
 )
 
 
@@ -73,15 +73,15 @@ def check() -> None:
     """Refuses what needs no model to be seen wrong."""
     from lm.compression.methods import METHODS
 
-    after = ("method", "quantizer", "granularity", "group_size", "outer_bits", "search")
+    after = ("method", "quantizer", "granularity", "group_size", "outer_bits", "scale_search")
     after += ("calibration_batches", "damping", "act_order", "true_sequential", "widths", "budget")
     for name in after:
         if BITS.value is None and flags.FLAGS[name].present:
             raise InputError(f"--{name} needs --bits=WIDTH; without, the run's own grids are taken")
     if not (command.OUTPUT.value or REPORT.value):
         raise InputError("--output=FILE is missing, for example --output=int4.safetensors")
-    if COMPARE.value and not REPORT.value:
-        raise InputError("--compare needs --report=PAGE.html")
+    if OTHERS.value and not REPORT.value:
+        raise InputError("--others needs --report=PAGE.html")
     _check_plan()
     for flag in (command.OUTPUT, REPORT, SAVE_WIDTHS):
         folder = Path(flag.value or ".").parent
@@ -114,19 +114,19 @@ def _check_plan() -> None:
 
 
 def compared() -> Sequence[tuple[str, float]]:
-    """(method, bits) of every entry of --compare."""
+    """(method, bits) of every entry of --others."""
     from lm.compression.methods import METHODS
 
     found = []
-    for entry in COMPARE.value:
+    for entry in OTHERS.value:
         method, _, bits = entry.partition(":")
-        check_choice("--compare", method, tuple(METHODS))
+        check_choice("--others", method, tuple(METHODS))
         try:
             width = float(bits) if bits else BITS.value
         except ValueError:
             width = None
         if width is None:
-            raise InputError(f"--compare={entry}: valid: METHOD:BITS, such as gptq:4")
+            raise InputError(f"--others={entry}: valid: METHOD:BITS, such as gptq:4")
         found.append((method, width))
     return found
 
@@ -140,7 +140,7 @@ def make_rules(method: str, bits: float) -> tuple[Any, Any]:
 
     name = QUANTIZER.value
     check_choice("--quantizer", name, tuple(QUANTIZERS))
-    factory, search = QUANTIZERS[name], SEARCH.value
+    factory, search = QUANTIZERS[name], SCALE_SEARCH.value
     if search is None:
         search = method != "rtn" and name in SEARCHED
     layout = {"granularity": GRANULARITY.value, "group_size": GROUP_SIZE.value}

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from lm import strict_json
 from lm.errors import InputError, shown
 from lm.model.parameters import LAYERS, parameter_kind, path_of
 from objectives.quantization import Mixed, Quantizer, mixed, paretoq
@@ -95,7 +96,7 @@ def _of_layers(path, bits, quantizer_of, choices) -> Quantizer | Mixed | None:
 
 def as_json(widths: Widths) -> str:
     """The plan as one line of JSON, paths in order."""
-    return json.dumps({path: [_number(b) for b in widths[path]] for path in sorted(widths)})
+    return strict_json.dumps({path: [_number(b) for b in widths[path]] for path in sorted(widths)})
 
 
 def write_widths(path: str | os.PathLike, widths: Widths) -> None:
@@ -104,7 +105,10 @@ def write_widths(path: str | os.PathLike, widths: Widths) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    lines = [f"  {json.dumps(p)}: {json.dumps([_number(b) for b in widths[p]])}" for p in widths]
+    lines = [
+        f"  {strict_json.dumps(p)}: {strict_json.dumps([_number(b) for b in widths[p]])}"
+        for p in widths
+    ]
     try:
         Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n")
     except OSError as error:
@@ -121,7 +125,7 @@ def inline(value: str, key: str = "quantization.widths") -> str:
     """
     if not value or value.lstrip().startswith("{"):
         return value
-    return json.dumps(_parse(value, key), sort_keys=True)
+    return strict_json.dumps(_parse(value, key), sort_keys=True)
 
 
 def read_widths(value: str, shapes: Any, key: str = "quantization.widths") -> Widths:

@@ -25,7 +25,15 @@ from lm.training import experiment
 MATCHES = ("tokens", "flops", "time", "none")
 
 # Keys of a variant that is a finished run quantized by launch.quantize: flags of that command.
-QUANTIZE = ("bits", "method", "quantizer", "granularity", "group_size", "outer_bits", "search")
+QUANTIZE = (
+    "bits",
+    "method",
+    "quantizer",
+    "granularity",
+    "group_size",
+    "outer_bits",
+    "scale_search",
+)
 QUANTIZE += ("calibration_batches", "damping", "act_order", "true_sequential")
 
 _PLACE = re.compile(r"\{([^{}]*)\}")  # {variant}: its work directory

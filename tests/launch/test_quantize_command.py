@@ -54,7 +54,7 @@ def test_it_prints_losses_and_sizes(run, written):
 def test_a_page_shows_it_beside_other_methods(run, tmp_path):
     page = tmp_path / "page.html"
     options = ["--bits=3", "--method=rsq", "--calibration_batches=2", "--validation_batches=1"]
-    options += ["--outer_bits=16", f"--report={page}", "--compare=rtn,gptq:2"]
+    options += ["--outer_bits=16", f"--report={page}", "--others=rtn,gptq:2"]
     out, _ = command("quantize", f"--workdir={run[0]}", *options)
     assert "file: " not in out  # There is no --output.
     for line in ("rtn, 3 bits: ", "gptq, 2 bits: "):

@@ -151,7 +151,12 @@ def test_every_key_since_then_is_in_the_table():
             else:
                 yield f"{prefix}{key}"
 
-    assert set(base.meanings()) == set(flat(upgraded))
+    known, missing = set(flat(upgraded)), set(base.meanings()) - set(flat(upgraded))
+    assert known <= set(base.meanings())
+    # Methods that are newer than the run, which has no section of theirs and did not use them.
+    sections = {tuple(key.split(".")[:2]) for key in missing}
+    assert all(s == "objective" and name not in old[s] for s, name in sections)
+    assert all(key.count(".") == 2 for key in missing)
     assert set(compatibility.ADDED) <= set(base.meanings())
 
 

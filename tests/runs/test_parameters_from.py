@@ -186,6 +186,7 @@ def test_a_run_from_a_folder_resumes_bit_identically_when_the_folder_is_gone(
     assert lines(tmp_path / "straight", "train") == lines(tmp_path / "stopped", "train")
 
 
+@pytest.mark.slow
 def test_a_model_from_a_folder_is_its_own_teacher_on_grids(root, folder, tmp_path):
     """In full precision there is nothing to learn; on grids there is, and of another model."""
     other = tmp_path / "other"
