@@ -218,6 +218,11 @@ QUANTIZATION = {
         "none | int4 to int8 | fp8_e4m3 | fp8_e5m2: inputs of the layers' products, one scale a "
         "token",
     ),
+    "cache": (
+        "none",
+        "none | int8 | int4: keys, one scale a channel, and values, one scale a token; in "
+        "generation they are stored so",
+    ),
     "fraction": ("optimal", "share of the steps with quantization, or 'optimal'"),
     "fused_cooldown": (True, "decay the learning rate inside the quantized phase"),
     "warmup_steps": (20, "not fused: warmup of the quantized phase"),

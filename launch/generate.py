@@ -47,17 +47,20 @@ def main() -> None:
         raise InputError("--system=TEXT needs --chat")
     if warning := too_long(len(loaded.tokenizer.encode(prompt)[0]), count, trained_on):
         command.say(warning)
+    with jax.set_mesh(loaded.run.mesh):
+        trained, quantized = loaded.run.stored(loaded.state)
     sampler = sampling.Sampler(
         loaded.run.model,
         loaded.tokenizer,
         loss=loaded.run.objective.loss,
+        quantized=quantized,
         chat=_CHAT.value,
         temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
     )
     with jax.set_mesh(loaded.run.mesh):
-        trained, seed = loaded.run.plain(loaded.state), command.SEED.value or 0
+        seed = command.SEED.value or 0
         if _CHAT.value:
             _chat(functools.partial(sampler.answer, trained, seed=seed, steps=count))
         else:

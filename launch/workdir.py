@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import finetune
 from launch import command
 from lm.compression import after_training, packed
+from lm.compression.cache import KEYS
 from lm.data import tokenizers
 from lm.errors import InputError
 from lm.model import adapters
@@ -105,17 +106,30 @@ def load_packed(path: str) -> Loaded:
         tokenizer.chat_template = found.chat_template or tokenizer.chat_template
     else:
         tokenizer = tokenizers.load("bytes", 0, (), directory="")
-    # The weights are on their grids already; activations are not.
+    # The weights are on their grids already; activations, keys and values are not.
     config.quantization.update(bits=16.0, widths="", adapt_every=0, fraction="1")
     run = _build(config, found.vocab_size)
+    # A file has no first phase, not even that of a model that was never trained here: step 0.
+    run = run._replace(phases=run.phases._replace(switch=-1))
     abstract = run.abstract_state().trained
     shapes = jax.tree.map(jnp.shape, abstract.params)
     if jax.tree.map(jnp.shape, found.params) != shapes:
         raise InputError(f"{path}: the parameters are not those of the config in it")
-    scales = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract.scales)
-    trained = Trained(found.params, scales)
+    trained = Trained(found.params, _scales(path, config, abstract.scales, found.key_scales))
     state = TrainState(found.step, trained, (), trained, (), 0, 0, 0.0)
     return Loaded(config, run, tokenizer, state, found.step, found.coded)
+
+
+def _scales(path: str, config: ConfigDict, abstract: Any, key_scales: Any) -> Any:
+    """The scales of a model whose parameters are on their grids: those of its cache, if any."""
+    scales = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+    wanted = abstract[KEYS].shape if KEYS in abstract else None
+    if wanted != (None if key_scales is None else key_scales.shape):
+        raise InputError(
+            f"{path}: the scales of keys in it do not fit quantization.cache="
+            f"{config.quantization.cache} of its config"
+        )
+    return scales if wanted is None else {**scales, KEYS: key_scales}
 
 
 def load(

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from lm.compression.cache import of_parameters
 from lm.compression.plan_widths import choose, layer_bytes, other_bytes
 from lm.compression.sensitivity import Batch, Subject, leaves
 from lm.compression.snip import snip
@@ -157,7 +158,8 @@ def change_scales(rules: Rules, params: Any, scales: Any, indices: Mapping[str, 
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         return rules(path).move(weights, scale, indices[path]) if path in indices else scale
 
-    return jax.tree_util.tree_map_with_path(at, params, scales)
+    changed = jax.tree_util.tree_map_with_path(at, params, of_parameters(scales))
+    return {**scales, **changed}
 
 
 def moments(optimizer: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.compression.cache import KEYS
 from lm.compression.integer_grids import round_scales
-from lm.compression.packed import Coded, code_leaves
+from lm.compression.packed import KEY_SCALES, Coded, code_leaves
 from lm.errors import InputError
 from lm.model.interface import Model
 from lm.model.parameters import (
@@ -44,17 +45,21 @@ class PostTrained(NamedTuple):
       coded: path -> codes and grid of each quantized leaf.
       losses: path -> what GPTQ reports for each matrix that it quantized, see
         `objectives.quantization.gptq.GPTQ`; float32 [L] for stacked leaves.
+      key_scales: of a quantized cache, of `cache.calibrate_cache` or trained; None for none.
     """
 
     params: Any
     coded: dict[str, Coded]
     losses: dict[str, np.ndarray]
+    key_scales: Any = None
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """(path, `Coded` or array) of every leaf, for `packed.write_packed`."""
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             name = path_of(path)
             yield name, self.coded.get(name, leaf)
+        if self.key_scales is not None:
+            yield KEY_SCALES, self.key_scales
 
 
 def put_on_grids(params: Any, scales: Any, rules: Rules) -> PostTrained:
@@ -65,7 +70,7 @@ def put_on_grids(params: Any, scales: Any, rules: Rules) -> PostTrained:
       ValueError: a leaf that no rule covers, or whose shape does not fit its quantizer.
     """
     coded = {n: c for n, c in code_leaves(params, scales, rules) if isinstance(c, Coded)}
-    return PostTrained(_replace(params, coded), coded, {})
+    return PostTrained(_replace(params, coded), coded, {}, scales.get(KEYS))
 
 
 def with_scales(result: PostTrained, dtype: str) -> PostTrained:
@@ -73,7 +78,7 @@ def with_scales(result: PostTrained, dtype: str) -> PostTrained:
     if dtype == "float32":
         return result
     coded = {path: round_scales(one, dtype) for path, one in result.coded.items()}
-    return PostTrained(_replace(result.params, coded), coded, result.losses)
+    return result._replace(params=_replace(result.params, coded), coded=coded)
 
 
 def round_to_nearest_model(params: Any, rules: Rules) -> PostTrained:

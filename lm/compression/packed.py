@@ -8,6 +8,9 @@ Tensors of a quantized leaf at PATH, "layers/mlp/up" for instance; other leaves 
     PATH.exact_zeros   int64, positions of weights that are exactly 0 on a grid that has no code
                        for 0 (elastic_binary with zero_sign=0), if there are any
 
+The scales of a quantized cache are one leaf more, scales/cache, float32 [layers, kv heads, 1, head
+width].
+
 The header's metadata (strings, JSON but for the first, the tokenizer and its template): `format`,
 `version`, `config`, `vocab_size`, `tokenizer` (a tokenizer.json, or "" for bytes), `chat_template`,
 `step`, `quantizers`, `leaves` (path -> shape, dtype and index of its quantizer or null),
@@ -34,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lm import strict_json
+from lm.compression.cache import KEYS, of_parameters
 from lm.errors import InputError
 from objectives.quantization import (
     QUANTIZERS,
@@ -56,6 +60,9 @@ FORMAT = "nibble packed model"
 VERSION = 1
 # With a leaf whose layers have several quantizers.
 MIXED_VERSION = 2
+
+# Where the leaves of a file have the scales of a quantized cache.
+KEY_SCALES = f"scales/{KEYS}"
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -108,6 +115,7 @@ class Packed(NamedTuple):
       quantizers: path -> the quantizer of each quantized leaf.
       coded: path -> codes and grid of each quantized leaf.
       chat_template: of the tokenizer, "" for none.
+      key_scales: of a quantized cache, float32 [L, K, 1, H]; None for none.
     """
 
     config: dict[str, Any]
@@ -118,6 +126,7 @@ class Packed(NamedTuple):
     quantizers: dict[str, Quantizer | Mixed]
     coded: dict[str, Coded]
     chat_template: str = ""
+    key_scales: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -136,11 +145,12 @@ def _code(quantizer: Quantizer | Mixed, weights, scale):
 def code_leaves(params: Any, scales: Any, rules: Rules) -> Iterator[tuple[str, Any]]:
     """(path, `Coded`, or the array where no quantizer is at work) of every leaf, one at a time.
 
-    What is decoded equals `quantize_tree(params, scales, rules)`, the sign of a zero aside.
+    What is decoded equals `quantize_tree(params, scales, rules)`, the sign of a zero aside. Last
+    come the scales of a quantized cache, if there are any, at `KEY_SCALES`.
 
     Args:
       params: the parameters.
-      scales: of `init_scales`, or trained.
+      scales: of `init_scales`, or trained, perhaps with those of a cache.
       rules: the same as there.
 
     Raises:
@@ -148,7 +158,8 @@ def code_leaves(params: Any, scales: Any, rules: Rules) -> Iterator[tuple[str, A
       ValueError: a leaf that no rule covers, or whose shape does not fit its quantizer.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    for (path, weights), scale in zip(leaves, structure.flatten_up_to(scales), strict=True):
+    of_leaves = structure.flatten_up_to(of_parameters(scales))
+    for (path, weights), scale in zip(leaves, of_leaves, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         quantizer = rules(name)
         if quantizer is None:
@@ -159,6 +170,8 @@ def code_leaves(params: Any, scales: Any, rules: Rules) -> Iterator[tuple[str, A
         if not finite:
             raise InputError(f"parameter {name} has weights that are not finite: no codes for them")
         yield name, Coded(quantizer, codes, grid, weights.dtype, np.flatnonzero(zeros))
+    if KEYS in scales:
+        yield KEY_SCALES, scales[KEYS]
 
 
 def write_packed(
@@ -288,6 +301,7 @@ def _read(file, path) -> Packed:
         *parents, last = name.split("/")
         node = functools.reduce(lambda tree, key: tree.setdefault(key, {}), parents, params)
         node[last] = array
+    key_scales = params.pop("scales", {}).get(KEYS)
     return Packed(
         strict_json.loads(metadata["config"]),
         int(metadata["vocab_size"]),
@@ -297,6 +311,7 @@ def _read(file, path) -> Packed:
         of_leaf,
         coded,
         metadata.get("chat_template", ""),
+        key_scales,
     )
 
 

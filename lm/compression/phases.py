@@ -11,9 +11,17 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.compression.adaptation import Adaptation, check_choices, make_adaptation, matrices
+from lm.compression.cache import (
+    CACHES,
+    KEYS,
+    first_key_scales,
+    make_cache_quantizer,
+    of_parameters,
+)
 from lm.compression.widths import FULL_PRECISION, of_width, read_widths, with_widths
 from lm.errors import InputError
 from lm.model.config import check_choice
+from lm.model.interface import CacheQuantizer, LayerProducts, Model
 from lm.model.parameters import LAYERS, parameter_kind
 from lm.model.products import project
 from lm.model.trained import Trained
@@ -39,15 +47,49 @@ class Quantized(NamedTuple):
       rules: path of a parameter -> quantizer or None.
       product: replaces the matrix products of the layers, see `lm.model.transformer.Model`.
       adaptation: how widths change during training; None where they do not.
+      activation: puts inputs of the products on their grids; None leaves them.
+      cache: the same of keys and values.
+      first_key_scales: (params) -> the first scales of its keys; None without `cache`.
     """
 
     rules: Rules
     product: Callable[..., jax.Array]
     adaptation: Adaptation | None = None
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    cache: CacheQuantizer | None = None
+    first_key_scales: Callable[[Any], jax.Array] | None = None
 
     def first_scales(self, params: Any) -> Any:
-        """Scales from the weights as they are: what the quantized phase starts with."""
-        return init_scales(params, self.rules)
+        """Scales from the weights as they are: what the quantized phase starts with.
+
+        A tree like the parameters, and beside it, under `KEYS`, the scales of a quantized cache.
+        """
+        scales = init_scales(params, self.rules)
+        return {**scales, KEYS: self.first_key_scales(params)} if self.cache else scales
+
+    def layers(self, trained: Trained) -> LayerProducts:
+        """What the layers of a forward pass are given."""
+        key_scales = trained.scales[KEYS] if self.cache else ()
+        return LayerProducts(self.product, trained.scales[LAYERS], self.cache, key_scales)
+
+    def of_stored(self) -> "Quantized | None":
+        """What is left to do with parameters that are on their grids already; None if nothing is.
+
+        That is the rounding of activations and of the cache, which are made anew for every token.
+        """
+        if self.activation is None and self.cache is None:
+            return None
+        return self._replace(rules=_leave, product=make_product(_leave, self.activation))
+
+    def with_key_scales(self, params: Any, key_scales: Any = None) -> Trained:
+        """Parameters on their grids with what `of_stored` needs besides: the scales of the keys.
+
+        Args:
+          params: the parameters.
+          key_scales: of `calibrate_cache`; None without a quantized cache.
+        """
+        scales = jax.tree.map(lambda _: (), params)
+        return Trained(params, scales if key_scales is None else {**scales, KEYS: key_scales})
 
     def outer(self, trained: Trained) -> Any:
         """Parameters with all on the grid that is not in a layer; the layers as they are."""
@@ -67,7 +109,11 @@ class Quantized(NamedTuple):
 
     def on_grid(self, trained: Trained) -> Any:
         """All parameters on their grids: a second copy of the model."""
-        return quantize_tree(trained.params, trained.scales, self.rules)
+        return quantize_tree(trained.params, of_parameters(trained.scales), self.rules)
+
+
+def _leave(path: str) -> None:
+    """The rules under which no parameter is quantized."""
 
 
 # Compiled once a run, however often they are called.
@@ -87,9 +133,10 @@ def on_grid(quantized: Quantized, trained: Trained) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _errors(rules: Rules, trained: Trained) -> dict[str, dict[str, jax.Array]]:
+    params, scales = trained.params, of_parameters(trained.scales)
     return {
-        "quantization_error": quantization_error(*trained[:2], rules),
-        "outside_clip_range": outside_clip_range(*trained[:2], rules),
+        "quantization_error": quantization_error(params, scales, rules),
+        "outside_clip_range": outside_clip_range(params, scales, rules),
     }
 
 
@@ -122,16 +169,22 @@ ACTIVATIONS = {
 }
 
 
-def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
+def make_quantized(c: ConfigDict, shapes: Any, model: Model | None = None) -> Quantized | None:
     """The `quantization` section for parameters of these shapes; None where it changes nothing.
+
+    Args:
+      c: the section.
+      shapes: of the parameters.
+      model: theirs; without it the cache is left out, for those who ask about weights.
 
     Raises:
       InputError: a width that the quantizer lacks, a group that does not divide a matrix, a plan of
-        widths that is not one of this model.
+        widths that is not one of this model, a cache that the model cannot have.
     """
     check_choice("quantization.quantizer", c.quantizer, tuple(QUANTIZERS))
     check_choice("quantization.activations", c.activations, tuple(ACTIVATIONS))
     check_choice("quantization.begin_with", c.begin_with, ("weights", "search", "gptq", "rsq"))
+    check_choice("quantization.cache", c.cache, tuple(CACHES))
     if not is_on(c):
         return None
     calibrated = c.begin_with in ("gptq", "rsq")
@@ -164,12 +217,22 @@ def make_quantized(c: ConfigDict, shapes: Any) -> Quantized | None:
             f"group_size={c.group_size}: {error}"
         ) from None
     adaptation = make_adaptation(c, shapes, rules, quantizer_of)
-    return Quantized(rules, make_product(rules, activation), adaptation)
+    product = make_product(rules, activation)
+    return Quantized(rules, product, adaptation, activation, *_make_cache(c.cache, model))
+
+
+def _make_cache(kind: str, model: Model | None) -> tuple[Any, Any]:
+    """The quantizer of the cache, and the function that gives its first scales; None for both."""
+    bits = CACHES[kind]
+    if not bits or model is None:
+        return None, None
+    quantizer = make_cache_quantizer(bits, model.config.head_width)
+    return quantizer, functools.partial(first_key_scales, model, bits=bits)
 
 
 def is_on(c: ConfigDict) -> bool:
     """Whether the `quantization` section changes anything."""
-    return has_grids(c) or c.activations != "none"
+    return has_grids(c) or c.activations != "none" or c.cache != "none"
 
 
 def has_grids(c: ConfigDict) -> bool:

@@ -14,7 +14,7 @@ from lm.data.layout import encode_prompt
 from lm.data.partial_text import PartialText
 from lm.data.tokenizers import Tokenizer
 from lm.model import decoding
-from lm.model.interface import LayerProducts, Model
+from lm.model.interface import Model
 from lm.model.trained import Trained
 from lm.parallel.mesh import to_host
 from objectives import losses
@@ -45,13 +45,15 @@ class Sampler:
           model: the model.
           tokenizer: of its text.
           loss: decides the distribution.
-          quantized: puts the weights on their grids, one layer at a time; None leaves them.
+          quantized: puts the weights on their grids, one layer at a time, activations too, and
+            keeps the cache in codes, where it says so; None leaves everything.
           chunk: tokens between two visits of the host.
           chat: for `answer`: the token that ends a turn ends the text, too.
           **options: temperature, top_k and top_p of `decoding.sample`.
         """
         self._tokenizer = tokenizer
         view = _view(model, quantized)
+        of_cache = quantized.cache if quantized else None
 
         def logits_of(trained):
             def logits(hidden_B1D, head_DV):
@@ -71,9 +73,8 @@ class Sampler:
         self._stop = "" if special else closing
 
         def start(trained, prompt_BP, mask_BP, key, steps):
-            return decoding.start(
-                view, trained, prompt_BP, mask_BP, key, steps=steps, logits=logits_of(trained)
-            )
+            more = {"logits": logits_of(trained), "quantizer": of_cache}
+            return decoding.start(view, trained, prompt_BP, mask_BP, key, steps=steps, **more)
 
         def advance(trained, state):
             return decoding.advance(
@@ -165,7 +166,6 @@ def _view(model: Model, quantized: Quantized | None) -> Model:
         )
 
     def apply(trained, *others):
-        layers = LayerProducts(quantized.product, trained.scales["layers"])
-        return model.apply(quantized.outer(trained), *others, products=layers)
+        return model.apply(quantized.outer(trained), *others, products=quantized.layers(trained))
 
     return model._replace(apply=apply, head=lambda trained: model.head(quantized.outer(trained)))

@@ -9,28 +9,31 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.model.interface import KVCache, Model, Tokens
+from lm.model.interface import CacheQuantizer, KVCache, Model, Tokens
 
 # (hidden states [B, 1, D], head [D, V]) -> logits [B, 1, V].
 Logits = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def init_cache(model: Model, batch: int, length: int) -> KVCache:
-    """An empty cache in the compute dtype.
+def init_cache(
+    model: Model, batch: int, length: int, quantizer: CacheQuantizer | None = None
+) -> KVCache:
+    """An empty cache in the compute dtype, or of codes.
 
     Args:
       model: the model.
       batch: rows, B.
       length: tokens of a row that fit, S.
+      quantizer: that of the model's `LayerProducts`, where it has one.
     """
     c = model.config
     shape = (c.layers, batch, c.kv_heads, length, c.head_width)
-    return KVCache(
-        jnp.zeros(shape, c.dtype),
-        jnp.zeros(shape, c.dtype),
-        jnp.zeros((batch, length), jnp.int32),
-        jnp.zeros((), jnp.int32),
-    )
+    if quantizer is None:
+        stored = (jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+    else:
+        stored = quantizer.empty(shape)
+    segments_BS = jnp.zeros((batch, length), jnp.int32)
+    return KVCache(*stored[:2], segments_BS, jnp.zeros((), jnp.int32), *stored[2:])
 
 
 def next_logits(
@@ -115,6 +118,7 @@ def start(
     *,
     steps: int,
     logits: Logits | None = None,
+    quantizer: CacheQuantizer | None = None,
 ) -> Decoding:
     """Reads the prompts into a cache with room for `steps` tokens more.
 
@@ -125,11 +129,12 @@ def start(
       key: random key.
       steps: tokens to add at most; static under `jax.jit`.
       logits: see `next_logits`.
+      quantizer: of the cache, see `init_cache`.
     """
     batch, prompt_length = prompt_BP.shape
     segments_BP = prompt_mask_BP.astype(jnp.int32)
     positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
-    cache = init_cache(model, batch, prompt_length + steps)
+    cache = init_cache(model, batch, prompt_length + steps, quantizer)
     logits_BV, cache = next_logits(
         model, params, prompt_BP, positions_BP, segments_BP, cache, logits
     )
@@ -219,11 +224,13 @@ def generate(
     *,
     steps: int,
     logits: Logits | None = None,
+    quantizer: CacheQuantizer | None = None,
     **options: Any,
 ) -> jax.Array:
     """Continues each prompt by `steps` tokens, [B, steps] int32. Jit it with `steps` static.
 
     Arguments are those of `start`, options those of `advance`.
     """
-    state = start(model, params, prompt_BP, prompt_mask_BP, key, steps=steps, logits=logits)
+    prompts = (prompt_BP, prompt_mask_BP)
+    state = start(model, params, *prompts, key, steps=steps, logits=logits, quantizer=quantizer)
     return advance(model, params, state, steps, logits=logits, **options)[1]

@@ -13,12 +13,17 @@ from lm.model.products import plain_product
 
 
 class KVCache(NamedTuple):
-    """What decoding remembers of S tokens: keys and values of every layer, and segments."""
+    """What decoding remembers of S tokens: keys and values of every layer, and segments.
+
+    Quantized, keys and values are codes as `CacheQuantizer.store` makes them, and each value has a
+    scale; otherwise there are no scales.
+    """
 
     keys_LBKSH: jax.Array
     values_LBKSH: jax.Array
     segment_ids_BS: jax.Array
     length: jax.Array  # tokens written so far
+    value_scales_LBKS1: Any = ()
 
 
 class Tokens(NamedTuple):
@@ -40,6 +45,28 @@ class Tokens(NamedTuple):
     key: jax.Array | None = None
 
 
+class CacheQuantizer(NamedTuple):
+    """How keys and values become numbers of few bits, so that quantization need not be known here.
+
+    What attention reads is the same with a cache, read(store(key, value)), and without one,
+    keys(key) and values(value). Keys are those that a cache holds: normed and rotated. A scale of
+    keys is that of one layer, [K, 1, H].
+
+    Attributes:
+      keys: (keys [B, K, T, H], scale) -> the same on their grids, gradients included.
+      values: (values [B, K, T, H]) -> the same on their grids, gradients included.
+      empty: (shape [..., S, H] of keys and of values) -> arrays of zeros such as `store` makes.
+      store: (keys, values, scale) -> (codes of keys, codes of values, scales of values).
+      read: (what `store` made, scale, dtype) -> (keys, values).
+    """
+
+    keys: Callable[[jax.Array, Any], jax.Array]
+    values: Callable[[jax.Array], jax.Array]
+    empty: Callable[[tuple[int, ...]], tuple[jax.Array, ...]]
+    store: Callable[..., tuple[jax.Array, ...]]
+    read: Callable[..., tuple[jax.Array, jax.Array]]
+
+
 class LayerProducts(NamedTuple):
     """How the layers multiply by their weights, so that quantization need not be known here.
 
@@ -48,10 +75,14 @@ class LayerProducts(NamedTuple):
         -> [B, T, O].
       scales: a tree stacked over layers like the parameters' "layers"; `product` gets the leaf at
         the path, and () where there is none.
+      cache: what keys and values go through; None leaves them.
+      key_scales: of the keys of every layer, [L, K, 1, H], for `cache`.
     """
 
     product: Callable[..., jax.Array] = plain_product
     scales: Any = None
+    cache: CacheQuantizer | None = None
+    key_scales: Any = ()
 
 
 PLAIN = LayerProducts()
@@ -83,8 +114,8 @@ class Model(NamedTuple):
       head: (parameters) -> output matrix [D, V].
       embed: (parameters, tokens, positions) -> input of the first layer [B, T, D].
       block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product,
-        layer=0) -> the next layer's x; `layer` is its number. `apply` is embed, every block and
-        finish.
+        layer=0, cache=None) -> the next layer's x; `layer` is its number, `cache` a
+        `CacheQuantizer` that gets no scales. `apply` is embed, every block and finish.
       finish: (parameters, output of the last layer) -> hidden [B, T, D].
     """
 

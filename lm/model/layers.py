@@ -15,8 +15,12 @@ from lm.model import rotary, xla_cpu
 from lm.model.adapters import adapter, is_adapted
 from lm.model.attention import attend, attention_share
 from lm.model.config import ModelConfig
+from lm.model.interface import CacheQuantizer
 from lm.model.packed_matrix import is_packed
 from lm.model.products import plain_product
+
+# Name of the scale of the keys among the scales of an `Attention`.
+KEY_SCALE = "key_cache"
 
 
 class Norm(nn.Module):
@@ -106,11 +110,21 @@ def _queries_and_keys(module: nn.Module, x_BTD, angles):
     return rotary.rotate(query_BNTH, *angles), rotary.rotate(key_BKTH, *angles)
 
 
+def _key_scale(module: nn.Module):
+    """The scale of the layer's keys, [K, 1, H], for a `CacheQuantizer`; () where there is none."""
+    return module.get_variable("scales", KEY_SCALE, ())
+
+
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions and optional norms on queries and keys."""
+    """Grouped-query self-attention with rotary positions and optional norms on queries and keys.
+
+    With a `quantizer` it attends to keys and values on their grids, which in decoding are stored as
+    codes; any implementation of attention takes them, for it gets floats.
+    """
 
     config: ModelConfig
     product: Callable[..., jax.Array] = plain_product
+    quantizer: CacheQuantizer | None = None
 
     @nn.compact
     def __call__(self, x_BTD, place, segment_ids_BT, layer_cache, cache, blocks_BT):
@@ -121,10 +135,9 @@ class Attention(nn.Module):
         key_segments, offset = segment_ids_BT, 0
         if layer_cache is not None:
             key_segments, offset = cache.segment_ids_BS, cache.length
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
-            key_BKTH = write(layer_cache[0], key_BKTH, offset)
-            value_BKTH = write(layer_cache[1], value_BKTH, offset)
-            layer_cache = (key_BKTH, value_BKTH)
+        key_BKTH, value_BKTH, layer_cache = self._remember(
+            key_BKTH, value_BKTH, layer_cache, offset
+        )
         out_BNTH = attend(
             query_BNTH,
             key_BKTH,
@@ -143,17 +156,36 @@ class Attention(nn.Module):
         bias = c.attention_bias == "all"
         return _linear(self, "output", out_BTM, shape, axes, _depth_scale(c), bias), layer_cache
 
+    def _remember(self, key_BKTH, value_BKTH, layer_cache, offset):
+        """The keys and values to attend to, and the cache with the new ones, if there is one."""
+        quantizer, scale_K1H = self.quantizer, _key_scale(self)
+        if layer_cache is None and quantizer is None:
+            return key_BKTH, value_BKTH, None
+        if layer_cache is None:
+            return quantizer.keys(key_BKTH, scale_K1H), quantizer.values(value_BKTH), None
+        new = (key_BKTH, value_BKTH)
+        if quantizer is not None:
+            new = quantizer.store(key_BKTH, value_BKTH, scale_K1H)
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=offset, axis=2)
+        layer_cache = tuple(map(write, layer_cache, new))
+        if quantizer is None:
+            return *layer_cache, layer_cache
+        return *quantizer.read(layer_cache, scale_K1H, key_BKTH.dtype), layer_cache
+
 
 class AttentionShare(nn.Module):
     """`attention_share` of an `Attention`, with its variables."""
 
     config: ModelConfig
     product: Callable[..., jax.Array] = plain_product
+    quantizer: CacheQuantizer | None = None
 
     @nn.compact
     def __call__(self, x_BTD, place, segment_ids_BT, to_BT):
         c = self.config
         query_BNTH, key_BKTH = _queries_and_keys(self, x_BTD, place.angles)
+        if self.quantizer is not None:
+            key_BKTH = self.quantizer.keys(key_BKTH, _key_scale(self))
         return attention_share(
             query_BNTH,
             key_BKTH,

@@ -3,13 +3,12 @@
 B batch, T length, D width.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 from lm.model.config import ModelConfig
-from lm.model.interface import Tokens
+from lm.model.interface import LayerProducts, Tokens
 from lm.model.layers import AttentionShare, Norm
 from lm.model.places import make_places
 
@@ -18,7 +17,7 @@ class ForwardPass(NamedTuple):
     """A forward pass, as a tap reads it: `input_BTD` is that of the last layer."""
 
     config: ModelConfig
-    product: Callable[..., jax.Array]
+    products: LayerProducts
     variables: Any
     inputs: Tokens
     input_BTD: jax.Array | None
@@ -39,8 +38,9 @@ def _attention_to(passed: ForwardPass, to_BT: jax.Array) -> jax.Array:
         y_BTD = Norm(c).apply({"params": layer["params"]["attention_norm"]}, y_BTD)
     own = {name: tree["attention"] for name, tree in layer.items() if "attention" in tree}
     place = make_places(c, inputs.positions).at(c.layers - 1)
+    product, quantizer = passed.products.product, passed.products.cache
     # `product` finds the weights by this name.
-    return AttentionShare(c, passed.product, name="attention").apply(
+    return AttentionShare(c, product, quantizer, name="attention").apply(
         own, y_BTD, place, inputs.segment_ids, to_BT
     )
 

@@ -14,10 +14,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.errors import InputError
 from lm.model import embeddings, xla_cpu
 from lm.model.config import ModelConfig
-from lm.model.interface import PLAIN, KVCache, Model, Outputs, Tokens
-from lm.model.layers import MLP, Attention, Norm, matrix
+from lm.model.interface import (
+    PLAIN,
+    CacheQuantizer,
+    KVCache,
+    LayerProducts,
+    Model,
+    Outputs,
+    Tokens,
+)
+from lm.model.layers import KEY_SCALE, MLP, Attention, Norm, matrix
 from lm.model.places import make_places
 from lm.model.products import plain_product
 from lm.model.taps import TAPS, ForwardPass
@@ -71,17 +80,18 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
 
     def apply(params, inputs, cache=None, products=PLAIN, taps=None):
         variables, taps = {"params": params}, taps or {}
-        if scales := _without_empty(products.scales or {}):
+        if scales := _scales(products):
             variables["scales"] = {"layers": scales}
+        quantized = Transformer(config, products.product, products.cache)
         with scope():
-            hidden_BTD, new_cache, input_BTD = Transformer(config, products.product).apply(
+            hidden_BTD, new_cache, input_BTD = quantized.apply(
                 variables,
                 inputs._replace(key=None),
                 cache,
                 keep_input="attention_to" in taps,
                 rngs=None if inputs.key is None else {"dropout": inputs.key},
             )
-            passed = ForwardPass(config, products.product, variables, inputs, input_BTD, hidden_BTD)
+            passed = ForwardPass(config, products, variables, inputs, input_BTD, hidden_BTD)
             aux = {name: TAPS[name](passed, argument) for name, argument in taps.items()}
         return Outputs(hidden_BTD, aux, new_cache)
 
@@ -92,10 +102,10 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
 
         return call
 
-    def block(params, x, positions, segment_ids, product=plain_product, layer=0):
+    def block(params, x, positions, segment_ids, product=plain_product, layer=0, cache=None):
         with scope():
             places = make_places(config, positions)
-            (x_BTD, _), _ = Block(config, product).apply(
+            (x_BTD, _), _ = Block(config, product, cache).apply(
                 {"params": params}, (x, None), None, places.kind(layer), places, segment_ids, None
             )
         return x_BTD
@@ -110,6 +120,15 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         block=block,
         finish=method(Transformer.finish),
     )
+
+
+def _scales(products: LayerProducts) -> Any:
+    """The scales of all layers, those of the keys among them."""
+    scales = products.scales or {}
+    if products.cache is not None:
+        own = {**scales.get("attention", {}), KEY_SCALE: products.key_scales}
+        scales = {**scales, "attention": own}
+    return _without_empty(scales)
 
 
 def _without_empty(tree: Any) -> Any:
@@ -132,6 +151,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     product: Callable[..., jax.Array] = plain_product
+    quantizer: CacheQuantizer | None = None
 
     @nn.compact
     def __call__(self, carry, layer_cache, kind, places, segment_ids_BT, cache, blocks_BT=None):
@@ -139,7 +159,7 @@ class Block(nn.Module):
         x_BTD, input_BTD = carry
         if input_BTD is not None:
             input_BTD = x_BTD
-        y_BTD, layer_cache = Attention(c, self.product, name="attention")(
+        y_BTD, layer_cache = Attention(c, self.product, self.quantizer, name="attention")(
             self.norm("attention_norm", x_BTD),
             places.of_layer(kind),
             segment_ids_BT,
@@ -180,6 +200,7 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     product: Callable[..., jax.Array] = plain_product
+    quantizer: CacheQuantizer | None = None
 
     def setup(self):
         c = self.config
@@ -197,7 +218,7 @@ class Transformer(nn.Module):
             length=c.layers,
             unroll=c.unrolled,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.product)
+        )(c, self.product, self.quantizer)
         self.final_norm = Norm(c)
         if c.own_head:
             self.output = Head(c, name="head")
@@ -213,14 +234,15 @@ class Transformer(nn.Module):
                 cache.segment_ids_BS, segment_ids_BT, cache.length, axis=1
             )
             cache = cache._replace(segment_ids_BS=segments_BS)
-            layer_cache = (cache.keys_LBKSH, cache.values_LBKSH)
+            layer_cache = _layer_caches(cache, self.quantizer)
         carry = (x_BTD, x_BTD if keep_input else None)
         places = make_places(c, positions_BT)
         (x_BTD, input_BTD), layer_cache = self.layers(
             carry, layer_cache, places.kind_L, places, segment_ids_BT, cache, blocks_BT
         )
         if cache is not None:
-            cache = KVCache(*layer_cache, cache.segment_ids_BS, cache.length + tokens_BT.shape[1])
+            length = cache.length + tokens_BT.shape[1]
+            cache = KVCache(*layer_cache[:2], cache.segment_ids_BS, length, *layer_cache[2:])
         if self.is_initializing() and c.own_head:
             self.output()
         return self.finish(x_BTD), cache, input_BTD
@@ -238,6 +260,22 @@ class Transformer(nn.Module):
         """The output matrix [D, V], in the compute dtype."""
         w_DV = self.output() if self.config.own_head else self.embedding.head()
         return w_DV.astype(self.config.dtype)
+
+
+def _layer_caches(cache: KVCache, quantizer: CacheQuantizer | None) -> tuple[jax.Array, ...]:
+    """The arrays of a cache that are stacked over layers.
+
+    Raises:
+      InputError: a cache of floats for a quantized model, or codes for another one.
+    """
+    scales = cache.value_scales_LBKS1
+    coded = not isinstance(scales, tuple)
+    if coded != (quantizer is not None):
+        raise InputError(
+            f"the cache holds {'codes' if coded else 'floats'} and the model reads "
+            f"{'floats' if coded else 'codes'}; make it by init_cache with the same quantizer"
+        )
+    return (cache.keys_LBKSH, cache.values_LBKSH, *((scales,) if coded else ()))
 
 
 class Head(nn.Module):

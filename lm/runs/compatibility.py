@@ -104,6 +104,8 @@ ADDED = {
     "quantization.adapt_every": 0,
     "quantization.adapt_weighting": 1.0,
     "quantization.adapt_widths": [2, 3, 4, 8],
+    # With a quantized cache.
+    "quantization.cache": "none",
 }
 
 # Old key -> its name today, "" where it is gone.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.compression import packed, phases
+from lm.compression.cache import of_parameters
 from lm.compression.phases import has_grids
 from lm.data import ngram
 from lm.errors import InputError, writing
@@ -216,7 +217,9 @@ def with_result(state: Any, result: Any) -> Any:
             new = quantizer_of_layer(coded.quantizer, 0).of_grid(coded.grid)
             return jax.tree.map(lambda x, y: jax.device_put(jnp.asarray(x), y.sharding), new, old)
 
-        scales = jax.tree_util.tree_map_with_path(scale, trained.params, trained.scales)
+        of_weights = of_parameters(trained.scales)
+        scales = jax.tree_util.tree_map_with_path(scale, trained.params, of_weights)
+        scales = {**trained.scales, **scales}
         params = jax.tree_util.tree_map_with_path(weights, trained.params)
         return trained._replace(params=params, scales=scales)
 

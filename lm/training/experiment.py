@@ -131,6 +131,15 @@ class Experiment(NamedTuple):
             return trained
         return trained._replace(params=compression.on_grid(self.quantized, trained))
 
+    def stored(self, state: Any) -> tuple[Trained, Quantized | None]:
+        """`plain`, and what a forward pass does besides in the quantized phase.
+
+        That is the rounding of activations, and of keys and values; None where nothing is left.
+        """
+        if self.quantized is None or not self.usable(state)[1]:
+            return self.plain(state), None
+        return self.plain(state), self.quantized.of_stored()
+
     def _shardings(self) -> Any:
         return jax.tree.map(lambda x: x.sharding, self.abstract_state())
 
@@ -176,7 +185,7 @@ def build(
     shapes = parameter_shapes(model)
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
-    quantized = make_quantized(config.quantization, shapes)
+    quantized = make_quantized(config.quantization, shapes, model)
     scales = jax.eval_shape(quantized.first_scales, shapes) if quantized else ()
     check_adaptation(config)
     phases = plan_phases(config, sum(x.size for x in jax.tree.leaves(shapes)))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.compression.phases import Quantized
-from lm.model.interface import PLAIN, LayerProducts, Model, Outputs, Tokens
+from lm.model.interface import PLAIN, Model, Outputs, Tokens
 from lm.model.trained import Trained
 from lm.parallel import sharded_loss
 from objectives import Objective, losses
@@ -59,8 +59,7 @@ def make_forward(
     def forward(trained, batch):
         params, layers = trained.params, PLAIN
         if quantized is not None:
-            params = quantized.outer(trained)
-            layers = LayerProducts(quantized.product, trained.scales["layers"])
+            params, layers = quantized.outer(trained), quantized.layers(trained)
         blocks = attention_blocks(batch) if attention_blocks else None
         inputs = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"], blocks)
         if dropout:

@@ -17,6 +17,15 @@ from lm.model.packed_matrix import FORMATS, is_packed, pack
 from lm.model.parameters import parameter_kind, path_of
 from lm.model.trained import Trained
 
+# Key -> its value where frozen matrices are packed: the others read or change weights.
+_WITHOUT_PACKING = {
+    "train.ema_decay": 0,
+    "quantization.bits": 16,
+    "quantization.widths": "",
+    "quantization.activations": "none",
+    "quantization.cache": "none",
+}
+
 # Path of a parameter -> whether it is trained.
 Trainable = Callable[[str], bool]
 
@@ -57,11 +66,7 @@ def make_packing(config: ConfigDict, trainable: Trainable) -> Callable[[Any], An
     check_choice("train.frozen", kind, ("as_is", *FORMATS))
     if kind == "as_is":
         return lambda params: params
-    for key, off in (
-        ("train.ema_decay", 0),
-        ("quantization.bits", 16),
-        ("quantization.widths", ""),
-    ):
+    for key, off in _WITHOUT_PACKING.items():
         section, name = key.split(".")
         if config[section][name] != off:
             raise InputError(f"train.frozen={kind} needs {key}={off}: packed weights do not change")
