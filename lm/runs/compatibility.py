@@ -97,6 +97,7 @@ ADDED = {
     "model.window": 0,
     # With a quantized cache.
     "quantization.cache": "none",
+    "quantization.cache_batches": 8,
 }
 
 # Old key -> its name today, "" where it is gone.

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
-from lm.compression import packed
+from lm.compression import cache, packed
 from lm.compression.phases import FULL_PRECISION
 from lm.data import ngram
 from lm.errors import writing
@@ -136,11 +137,32 @@ def begin_quantized(loop: "Loop") -> None:
     loop.report()
     before, bits = loop.watch.read(), loop.config.quantization.bits
     event = {"event": "quantized", "bits": bits} | losses_after_training(loop)
-    loop.state = loop.built.begin_quantized()(loop.state)
+    loop.state = with_key_scales(loop, loop.built.begin_quantized()(loop.state))
     shown = "".join(f", {name} {event[name]:.4f}" for name in ("rtn", "gptq") if name in event)
     loop.say(f"step {loop.step}: the quantized phase begins, {bits:g} bits{shown}")
     loop.writer.write(loop.step, "event", event)
     loop.watch.exclude(before)
+
+
+def with_key_scales(loop: "Loop", state: Any) -> Any:
+    """The state with the scales of a quantized cache from the first training batches."""
+    c, built = loop.config.quantization, loop.built
+    if not built.quantized.cache or not c.cache_batches:
+        return state
+    stream = iter(experiment.train_batches(loop.config, loop.data, mesh=built.mesh))
+    with contextlib.closing(stream):
+        taken = _interruptible(loop, itertools.islice(stream, c.cache_batches))
+        batches = (put_batch(built.mesh, batch) for batch in taken)
+        bits = cache.CACHES[c.cache]
+        scales = cache.calibrate_cache(built.model, state.trained.params, batches, bits=bits)
+
+    def replaced(trained):
+        # A copy each: two parts of a state that is donated cannot be one array.
+        place = jax.jit(jnp.copy, out_shardings=trained.scales[cache.KEYS].sharding)
+        return trained._replace(scales={**trained.scales, cache.KEYS: place(scales)})
+
+    ema = replaced(state.ema) if loop.config.train.ema_decay else ()
+    return state._replace(trained=replaced(state.trained), ema=ema)
 
 
 def losses_after_training(loop: "Loop") -> dict[str, float]:

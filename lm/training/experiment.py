@@ -222,6 +222,7 @@ _MINIMA = {
     "evaluation.sample_tokens": 0,
     "evaluation.ngram_order": 0,
     "quantization.gptq_batches": 0,
+    "quantization.cache_batches": 0,
 }
 
 
