@@ -223,6 +223,10 @@ QUANTIZATION = {
         "none | int8 | int4: keys, one scale a channel, and values, one scale a token; in "
         "generation they are stored so",
     ),
+    "cache_batches": (
+        8,
+        "at the switch, training batches that the scales of keys begin with; 0 is random tokens",
+    ),
     "fraction": ("optimal", "share of the steps with quantization, or 'optimal'"),
     "fused_cooldown": (True, "decay the learning rate inside the quantized phase"),
     "warmup_steps": (20, "not fused: warmup of the quantized phase"),

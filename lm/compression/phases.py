@@ -81,16 +81,6 @@ class Quantized(NamedTuple):
             return None
         return self._replace(rules=_leave, product=make_product(_leave, self.activation))
 
-    def with_key_scales(self, params: Any, key_scales: Any = None) -> Trained:
-        """Parameters on their grids with what `of_stored` needs besides: the scales of the keys.
-
-        Args:
-          params: the parameters.
-          key_scales: of `calibrate_cache`; None without a quantized cache.
-        """
-        scales = jax.tree.map(lambda _: (), params)
-        return Trained(params, scales if key_scales is None else {**scales, KEYS: key_scales})
-
     def outer(self, trained: Trained) -> Any:
         """Parameters with all on the grid that is not in a layer; the layers as they are."""
         on_grid = {
@@ -228,6 +218,38 @@ def _make_cache(kind: str, model: Model | None) -> tuple[Any, Any]:
         return None, None
     quantizer = make_cache_quantizer(bits, model.config.head_width)
     return quantizer, functools.partial(first_key_scales, model, bits=bits)
+
+
+def quantized_while_running(
+    c: ConfigDict, model: Model, params: Any, key_scales: Any = None
+) -> tuple[Trained, Quantized | None]:
+    """A model that is quantized after training, as its packed file will be read.
+
+    Args:
+      c: the `quantization` section, of which `activations` and `cache` count.
+      model: of the parameters.
+      params: on their grids, or in full precision.
+      key_scales: of `calibrate_cache`; None without a quantized cache.
+
+    Returns:
+      What to evaluate and to sample with, and what a forward pass rounds: for `make_eval_step`, and
+      for `Sampler`. The second is None where nothing is rounded.
+
+    Raises:
+      InputError: as `make_quantized`, or a cache without scales, or scales without a cache.
+    """
+    if (c.cache != "none") != (key_scales is not None):
+        given = "without" if key_scales is None else "with"
+        raise InputError(
+            f"quantization.cache={c.cache} {given} scales of keys: int8 and int4 need those of "
+            "calibrate_cache, and none takes none"
+        )
+    section = c.copy_and_resolve_references()
+    section.bits = float(FULL_PRECISION)
+    scales = jax.tree.map(lambda _: (), params)
+    if key_scales is not None:
+        scales[KEYS] = key_scales
+    return Trained(params, scales), make_quantized(section, params, model)
 
 
 def is_on(c: ConfigDict) -> bool:

@@ -106,6 +106,7 @@ ADDED = {
     "quantization.adapt_widths": [2, 3, 4, 8],
     # With a quantized cache.
     "quantization.cache": "none",
+    "quantization.cache_batches": 8,
 }
 
 # Old key -> its name today, "" where it is gone.

@@ -1,37 +1,30 @@
 """What happens beside the training steps: lists of (when, what), both functions of the loop."""
 
-import contextlib
-import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
-from lm.compression import packed, phases
-from lm.compression.cache import of_parameters
+from lm.compression import packed
 from lm.compression.phases import has_grids
 from lm.data import ngram
-from lm.errors import InputError, writing
+from lm.errors import writing
 from lm.evaluation import perplexity
-from lm.model.parameters import path_of
 from lm.parallel.cross_process import from_first_process
-from lm.parallel.mesh import put_batch
-from lm.training import experiment
+from lm.training.interruption import validation_batches
 from lm.training.logging import plot_curves, read_metrics
-from objectives.quantization.gptq import RSQ_SMALLEST, rsq_importance
-from objectives.quantization.mixed import MixedScale, quantizer_of_layer
+from lm.training.quantized_phase import (
+    adapt_widths,
+    begin_quantized,
+    plan_is_due,
+    quantized_phase_begins,
+)
 
 if TYPE_CHECKING:
     from lm.training.loop import Loop
 
 Events = Sequence[tuple[Callable[["Loop"], bool], Callable[["Loop"], Any]]]
-
-
-class Interrupted(Exception):
-    """A signal has asked the run to stop, and the state is that of a whole number of steps."""
 
 
 def evaluation_is_due(loop: "Loop") -> bool:
@@ -58,7 +51,7 @@ def evaluate(loop: "Loop", limit: int | None) -> None:
     loop.report()
     before, built = loop.watch.read(), loop.built
     trained, quantized = built.usable(loop.state)
-    with _validation_batches(loop) as batches:
+    with validation_batches(loop) as batches:
         result = perplexity.evaluate(
             loop.eval_step, trained, batches, built.mesh, limit, quantized=quantized
         )
@@ -77,24 +70,6 @@ def evaluate(loop: "Loop", limit: int | None) -> None:
     loop.say(shown)
     loop.watch.exclude(before)
     loop.validation = result
-
-
-@contextlib.contextmanager
-def _validation_batches(loop: "Loop") -> Iterator[Any]:
-    """Batches of the validation split, between which a signal is looked for."""
-    stream = iter(
-        experiment.evaluation_batches(
-            loop.config, loop.data.validation, loop.data.tokenizer, loop.built.mesh
-        )
-    )
-    with contextlib.closing(stream):
-        yield _interruptible(loop, stream)
-
-
-def _interruptible(loop: "Loop", stream: Iterator[Any]) -> Iterator[Any]:
-    for one in stream:
-        loop.check_interrupt()
-        yield one
 
 
 def sample(loop: "Loop") -> str:
@@ -126,162 +101,6 @@ def save_is_due(loop: "Loop") -> bool:
 def save(loop: "Loop") -> None:
     """Saves a checkpoint."""
     loop.save()
-
-
-def quantized_phase_begins(loop: "Loop") -> bool:
-    """Before the first step of the quantized phase.
-
-    A checkpoint of the step before is one of the first phase, so that a run that goes on from it
-    passes here, too.
-    """
-    return loop.step == loop.built.phases.switch
-
-
-def begin_quantized(loop: "Loop") -> None:
-    """Sets the scales from the weights, and writes down what quantizing after training gives."""
-    loop.report()
-    before, bits = loop.watch.read(), loop.config.quantization.bits
-    results = after_training_now(loop)
-    event = {"event": "quantized", "bits": bits} | losses_after_training(loop, results)
-    loop.state = loop.built.begin_quantized()(loop.state)
-    method = loop.config.quantization.begin_with
-    if method in results:
-        loop.state = with_result(loop.state, results[method])
-    shown = "".join(
-        f", {name} {event[name]:.4f}" for name in ("rtn", "gptq", "rsq") if name in event
-    )
-    loop.say(f"step {loop.step}: the quantized phase begins, {bits:g} bits{shown}")
-    loop.writer.write(loop.step, "event", event)
-    loop.watch.exclude(before)
-
-
-def plan_is_due(loop: "Loop") -> bool:
-    """At the first step of the quantized phase and every quantization.adapt_every after it."""
-    every, since = loop.config.quantization.adapt_every, loop.step - loop.built.phases.switch
-    return bool(every) and since >= 0 and since % every == 0
-
-
-def adapt_widths(loop: "Loop") -> None:
-    """Plans the widths of the layers anew, and writes them down.
-
-    The plan depends on the state, the config and the first training batches alone, so that a run
-    that goes on from a checkpoint of this step makes the same.
-    """
-    loop.report()
-    before, c, built = loop.watch.read(), loop.config, loop.built
-    adaptation = built.quantized.adaptation
-    batches = _first_batches(loop, c.quantization.adapt_batches)
-    rates = {"beta1": c.optimizer.beta1, "beta2": c.optimizer.beta2}
-    rates["learning_rate"] = float(built.schedule(loop.state.step - loop.state.skipped))
-    trained, old = loop.state.trained, adaptation.widths(loop.state.trained.scales)
-    on_grid = phases.on_grid(built.quantized, trained)
-    widths = adaptation.plan(built.model, trained, on_grid, batches, loop.state.optimizer, **rates)
-    if loop.change_widths is None:
-        loop.change_widths = built.change_widths()
-    loop.state = loop.change_widths(loop.state, adaptation.indices(widths))
-    changed = sum(a != b for path in old for a, b in zip(old[path], widths[path], strict=True))
-    event = {"event": "widths", "changed": changed, "widths": {p: list(widths[p]) for p in widths}}
-    loop.say(f"step {loop.step}: {changed} layers of matrices change their widths")
-    known = [line for line in read_metrics(loop.workdir) if line["step"] == loop.step]
-    if not any(line.get("event") == "widths" for line in known):
-        loop.writer.write(loop.step, "event", event)
-    loop.watch.exclude(before)
-
-
-def _first_batches(loop: "Loop", count: int) -> list[Any]:
-    """The first training batches, whatever the step."""
-    with contextlib.closing(iter(experiment.train_batches(loop.config, loop.data))) as stream:
-        taken = itertools.islice(stream, count)
-        return [put_batch(loop.built.mesh, batch) for batch in taken]
-
-
-def with_result(state: Any, result: Any) -> Any:
-    """A state of the quantized phase with the weights and the scales of `result`, a `PostTrained`.
-
-    The moving average, where there is one, begins anew with both.
-    """
-
-    decoded = {path: coded.decode() for path, coded in result.coded.items()}
-
-    def weights(keys, old):
-        new = decoded.get(path_of(keys))
-        return old if new is None else jax.device_put(new, old.sharding)
-
-    def replaced(trained):
-        def scale(keys, weights, old):
-            if isinstance(old, MixedScale):
-                return old._replace(scale=scale(keys, weights, old.scale))
-            coded = result.coded.get(path_of(keys))
-            if coded is None or not jax.tree.leaves(old):
-                return old
-            new = quantizer_of_layer(coded.quantizer, 0).of_grid(coded.grid)
-            return jax.tree.map(lambda x, y: jax.device_put(jnp.asarray(x), y.sharding), new, old)
-
-        of_weights = of_parameters(trained.scales)
-        scales = jax.tree_util.tree_map_with_path(scale, trained.params, of_weights)
-        scales = {**trained.scales, **scales}
-        params = jax.tree_util.tree_map_with_path(weights, trained.params)
-        return trained._replace(params=params, scales=scales)
-
-    ema = replaced(state.ema) if jax.tree.leaves(state.ema) else state.ema
-    return state._replace(trained=replaced(state.trained), ema=ema)
-
-
-def after_training_now(loop: "Loop") -> dict[str, Any]:
-    """What quantizing the weights of now gives: `PostTrained` by method.
-
-    Round to nearest and GPTQ (or RSQ, if the phase begins with it) at the same widths, calibrated
-    with the first training batches.
-    """
-    c = loop.config.quantization
-    if not c.gptq_batches or not has_grids(c):
-        return {}
-    if jax.process_count() > 1:
-        if c.begin_with in ("gptq", "rsq"):
-            raise InputError(
-                f"quantization.begin_with={c.begin_with!r} runs in one process; valid: 'weights', "
-                "'search'"
-            )
-        return {}
-    from lm.compression import after_training
-
-    trained, _ = loop.built.usable(loop.state)
-    batches = _first_batches(loop, c.gptq_batches)
-    rules = loop.built.quantized.rules
-    results = {"rtn": after_training.round_to_nearest_model(trained.params, rules)}
-    method = "rsq" if c.begin_with == "rsq" else "gptq"
-    importance = functools.partial(rsq_importance, smallest=RSQ_SMALLEST)
-    try:
-        results[method] = after_training.gptq_model(
-            loop.built.model,
-            trained.params,
-            batches,
-            rules,
-            importance if method == "rsq" else None,
-            act_order=True,
-            static_groups=True,
-            between=loop.check_interrupt,
-        )
-    except ValueError as error:  # a format that GPTQ has no columns for, or a singular Hessian
-        if c.begin_with == method:
-            raise InputError(f"quantization.begin_with={method!r}: {error}") from None
-        loop.say(f"no GPTQ to compare with: {error}")
-    return results
-
-
-def losses_after_training(loop: "Loop", results: dict[str, Any]) -> dict[str, float]:
-    """Validation losses of the results of `after_training_now`, to compare with."""
-    if not results:
-        return {}
-    trained, _ = loop.built.usable(loop.state)
-    plain, losses = loop.built.eval_step(plain=True), {}
-    limit = loop.config.evaluation.batches or None
-    for name, result in results.items():
-        with _validation_batches(loop) as batches:
-            on_grid = trained._replace(params=result.params)
-            score = perplexity.evaluate(plain, on_grid, batches, loop.built.mesh, limit)
-        losses[name] = score.loss
-    return losses
 
 
 def end_is_new(loop: "Loop") -> bool:

@@ -258,6 +258,7 @@ _MINIMA = {
     "quantization.adapt_bytes": 0,
     "quantization.adapt_every": 0,
     "quantization.adapt_weighting": 0,
+    "quantization.cache_batches": 0,
 }
 
 

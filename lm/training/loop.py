@@ -19,6 +19,7 @@ from lm.references.second_models import open_references
 from lm.runs import identity, initialise, parameters_from, run_record
 from lm.runs.checkpoints import Checkpoints, saved_steps
 from lm.training import events, experiment, schedules
+from lm.training.interruption import Interrupted
 from lm.training.logging import Stopwatch, Writer, write_whole
 from lm.training.progress import above, duration, progress_bar
 from lm.training.resume import (
@@ -265,7 +266,7 @@ class Loop:
                 self.take_step()
                 self.happen(events.AFTER_STEP)
             self.happen(events.AT_END)
-        except events.Interrupted:
+        except Interrupted:
             self.save()
             return Result(self.step, False, None, self.newest(), None)
         return Result(self.step, True, self.validation, self.newest(), events.baseline(self))
@@ -298,7 +299,7 @@ class Loop:
         """Raises Interrupted before a step; also agrees on whether it is time to save."""
         stop, self.time_is_up = self.agree(bool(self.stop), self.minutes_are_over())
         if stop:
-            raise events.Interrupted
+            raise Interrupted
 
     def check_interrupt(self) -> None:
         """Raises Interrupted inside of an event, checkpoint.grace_seconds after a signal.
@@ -307,7 +308,7 @@ class Loop:
         """
         overdue = self.stop.overdue(self.config.checkpoint.grace_seconds)
         if self.agree_to_interrupt(overdue)[0]:
-            raise events.Interrupted
+            raise Interrupted
 
     def report(self) -> None:
         """Writes down the pending step. Reading it one step late lets the device run on."""

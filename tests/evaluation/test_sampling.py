@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import tiny
 
-from lm.compression.phases import make_quantized
+from lm.compression.cache import first_key_scales
+from lm.compression.phases import make_quantized, quantized_while_running
 from lm.data import tokenizers
+from lm.data.partial_text import PartialText
 from lm.evaluation.sampling import Sampler
 from lm.model.trained import Trained
 from lm.model.transformer import make_model
+from lm.training.forward import make_forward
 
 TOKENIZER = tokenizers.load("bytes", 0, (), directory="")
 
@@ -71,6 +74,32 @@ def test_a_sampler_of_the_quantized_phase_has_no_second_model(model, trained):
     expected = Sampler(model, TOKENIZER, temperature=0.0)(on_grid, "ab", 0, 24)
     assert sampler(trained, "ab", 0, 24) == expected
     assert Sampler(model, TOKENIZER, temperature=0.0)(trained, "ab", 0, 24) != expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "cache"),
+    [("int4", "int4"), pytest.param("int8", "none", marks=pytest.mark.slow)],
+)
+def test_activations_and_cache_are_rounded_while_sampling(model, trained, kind, cache):
+    """The text is that of passes over all of it, activations, keys and values rounded in each."""
+    section = tiny.config(quantization__activations=kind, quantization__cache=cache).quantization
+    params = jax.tree.map(lambda x: 3 * x, trained.params)  # so that rounding changes a text
+    steps = None if cache == "none" else first_key_scales(model, params, 4)
+    trained, quantized = quantized_while_running(section, model, params, steps)
+    forward = jax.jit(make_forward(model, quantized))
+    ids = [TOKENIZER.beginning_of_text, *TOKENIZER.encode("ab")[0]]
+    length, start = 16, len(ids)
+    for end in range(start, length):
+        row = jnp.zeros((1, length), jnp.int32).at[0, :end].set(jnp.asarray(ids))
+        b = {"tokens": row, "positions": jnp.arange(length)[None], "segment_ids": row * 0 + 1}
+        outputs, head = forward(trained, b)
+        ids.append(int(jnp.argmax(outputs.hidden[0, end - 1] @ head)))
+    expected = PartialText(TOKENIZER).extend(np.array(ids[start:], np.int32), True)
+    sampler = Sampler(model, TOKENIZER, quantized=quantized, temperature=0.0)
+    found = "".join(sampler.stream(trained, "ab", 0, length - start))
+    assert found == expected
+    plain = Sampler(model, TOKENIZER, temperature=0.0)
+    assert "".join(plain.stream(trained, "ab", 0, length - start)) != expected
 
 
 def test_programs_are_compiled_once(model, trained):

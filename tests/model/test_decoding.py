@@ -8,12 +8,14 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm.compression.cache import first_key_scales, make_cache_quantizer
 from lm.model import decoding
-from lm.model.interface import Tokens
+from lm.model.interface import LayerProducts, Tokens
 
 
-def generate(model, params, prompt, mask, steps):
-    run = functools.partial(decoding.generate, model, steps=steps, temperature=0)
+def generate(model, params, prompt, mask, steps, quantizer=None):
+    options = {"steps": steps, "temperature": 0, "quantizer": quantizer}
+    run = functools.partial(decoding.generate, model, **options)
     return jax.jit(run)(params, prompt, mask, jax.random.key(0))
 
 
@@ -34,6 +36,66 @@ def test_cached_equals_uncached(change):
         out, cache = step(params, tokens[:, chunk], positions[:, chunk], ones[:, chunk], cache)
         np.testing.assert_allclose(out, expected[:, chunk.stop - 1], atol=1e-5)
     assert cache.length == 10
+
+
+def with_cache_of(bits, model, params):
+    """(model that reads a cache of codes, the quantizer of the cache)."""
+    quantizer = make_cache_quantizer(bits, model.config.head_width)
+    steps = first_key_scales(model, params, bits)
+    products = LayerProducts(cache=quantizer, key_scales=steps)
+    return model._replace(apply=functools.partial(model.apply, products=products)), quantizer
+
+
+@pytest.mark.parametrize(
+    ("bits", "change"),
+    [
+        (8, {}),
+        # Layers in a loop, some with a window and some without rotary positions.
+        (4, {"unroll": 1, "layer_pattern": "LN", "window": 4, "qk_norm": True}),
+    ],
+    ids=str,
+)
+def test_a_cache_of_codes_gives_what_a_pass_over_the_whole_text_gives(bits, change):
+    """With and without a cache attention reads the same numbers, and they are not the floats."""
+    model = tiny.model(**change)
+    params = tiny.params(model)
+    quantized, quantizer = with_cache_of(bits, model, params)
+    tokens = jax.random.randint(jax.random.key(1), (2, 10), 0, tiny.VOCAB)
+    positions = jnp.broadcast_to(jnp.arange(10), (2, 10))
+    ones = jnp.ones((2, 10), jnp.int32)
+    expected, plain = (
+        jax.jit(m.apply)(params, Tokens(tokens, positions, ones)).hidden @ m.head(params)
+        for m in (quantized, model)
+    )
+    cache = decoding.init_cache(quantized, 2, 10, quantizer)
+    step = jax.jit(functools.partial(decoding.next_logits, quantized))
+    for chunk in (slice(0, 4), *(slice(i, i + 1) for i in range(4, 10))):
+        out, cache = step(params, tokens[:, chunk], positions[:, chunk], ones[:, chunk], cache)
+        np.testing.assert_allclose(out, expected[:, chunk.stop - 1], atol=1e-5)
+        assert np.abs(out - plain[:, chunk.stop - 1]).max() > 1e-3  # negative control
+    assert cache.keys_LBKSH.dtype == (jnp.int8 if bits == 8 else jnp.uint8)
+    floats = decoding.init_cache(model, 2, 10)
+    assert floats.keys_LBKSH.dtype == jnp.float32
+    assert jax.tree.leaves(floats.value_scales_LBKS1) == []
+    sizes = [
+        sum(x.nbytes for x in jax.tree.leaves((c.keys_LBKSH, c.values_LBKSH, c[-1])))
+        for c in (cache, floats)
+    ]
+    # Of 64 bytes that a key and a value of 8 channels take, 16 or 8 and a scale of 4.
+    assert sizes[0] / sizes[1] == ({8: 16, 4: 8}[bits] + 4) / 64
+
+
+@pytest.mark.slow
+def test_a_prompt_padded_on_the_left_continues_as_alone_from_a_cache_of_codes():
+    model = tiny.model()
+    params = tiny.params(model)
+    quantized, quantizer = with_cache_of(4, model, params)
+    prompt = jax.random.randint(jax.random.key(1), (1, 5), 0, tiny.VOCAB)
+    padded = jnp.concatenate([jnp.full((1, 3), 7), prompt], axis=1)
+    mask = jnp.array([[0, 0, 0, 1, 1, 1, 1, 1]])
+    alone = generate(quantized, params, prompt, jnp.ones_like(prompt), 6, quantizer)
+    beside = generate(quantized, params, padded, mask, 6, quantizer)
+    np.testing.assert_array_equal(alone, beside)
 
 
 def test_generates_what_the_uncached_model_would():
