@@ -10,6 +10,7 @@ from objectives.quantization.block_float import fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
 from objectives.quantization.data_scale import absmax, minmax
 from objectives.quantization.dense_shift import dense_shift
 from objectives.quantization.gptq import calibration_hessian, gptq, round_to_nearest
+from objectives.quantization.hadamard import hadamard, randomized_hadamard
 from objectives.quantization.learned_scale import elastic_binary, lsq, paretoq, seq, ternary
 from objectives.quantization.optimal_qat import (
     QATLaw,
@@ -64,6 +65,7 @@ __all__ = [
     "fp8_e4m3",
     "fp8_e5m2",
     "gptq",
+    "hadamard",
     "init_scales",
     "kumar_precision_law",
     "lsq",
@@ -78,6 +80,7 @@ __all__ = [
     "qat_law",
     "quantization_error",
     "quantize_tree",
+    "randomized_hadamard",
     "round_to_nearest",
     "seq",
     "ternary",
