@@ -18,6 +18,9 @@ from lm.model.packed_matrix import is_packed
 FINAL_NORM = "final_norm"
 WRITERS = ("attention/output", "mlp/down")
 
+# The matrices whose outputs are compared with each other, not summed.
+SCORE_MATRICES = ("attention/query", "attention/key")
+
 # Path of the matrix of an input interface whose rows are in the basis of the residual stream.
 _INTERFACES = {
     "learned": "embedding/table",
@@ -98,6 +101,35 @@ def gain(config: ModelConfig, norm: Any) -> jax.Array:
 def with_gain(config: ModelConfig, norm: Any, gain_D: jax.Array) -> Any:
     """A norm's parameters with another gain, stored in the dtype of the old one."""
     return {**norm, "scale": (gain_D - config.norm_offset).astype(norm["scale"].dtype)}
+
+
+def divide_channels(config: ModelConfig, layers: Any, group: Group, by_I: jax.Array) -> Any:
+    """Layers in which the input of a group is divided, channel by channel, where it is made.
+
+    By the gain and the bias of its norm, or by the producing matrix's columns and bias. The dtypes
+    stay; the group's own matrices are not touched.
+
+    Args:
+      config: of the model.
+      layers: parameters of all layers, stacked, or of one.
+      group: with a norm, or with a producer of as many channels as the group has inputs.
+      by_I: [I], or [L, I] for stacked layers.
+    """
+
+    def divided(array, by):
+        return (array.astype(jnp.float32) / by).astype(array.dtype)
+
+    if group.norm:
+        norm = layers[group.norm]
+        norm = with_gain(config, norm, gain(config, norm) / by_I)
+        if "bias" in norm:
+            norm["bias"] = divided(norm["bias"], by_I)
+        return {**layers, group.norm: norm}
+    changed = {group.producer: divided(leaf_at(layers, group.producer), by_I[..., None, :])}
+    bias = bias_of(group.producer)
+    if (stored := leaf_at(layers, bias)) is not None:
+        changed[bias] = divided(stored, by_I)
+    return with_leaves(layers, changed)
 
 
 def check_changeable(config: ModelConfig, params: Any, action: str) -> None:
