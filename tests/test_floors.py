@@ -22,6 +22,9 @@ _AROUND = (
     *_RUN,
     *("lm/references", "lm/evaluation", "lm/runs/initialise", "lm/runs/parameters_from"),
 )
+_LOOP = tuple(
+    f"lm/training/{name}" for name in ("loop", "events", "quantized_phase", "interruption")
+)
 BELOW = {
     "objectives": (),
     "lm/errors": (),
@@ -36,8 +39,7 @@ BELOW = {
     "lm/runs/parameters_from": _RUN,
     "lm/runs/initialise": (*_RUN, "lm/references"),
     "lm/training/resume": _RUN,
-    "lm/training/events": (*_AROUND, "lm/training/loop"),
-    "lm/training/loop": (*_AROUND, "lm/training/events", "lm/training/resume"),
+    **{name: (*_AROUND, *_LOOP, "lm/training/resume") for name in _LOOP},
     "lm/compression": (*_GROUND, "lm/parallel"),
     "lm/runs": (*_BASE, "lm/parallel"),
     "lm/training": _STEP,

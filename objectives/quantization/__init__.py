@@ -17,6 +17,7 @@ from objectives.quantization.block_float import fp8_e4m3, fp8_e5m2, mxfp4, nvfp4
 from objectives.quantization.data_scale import absmax, minmax
 from objectives.quantization.dense_shift import dense_shift
 from objectives.quantization.gptq import calibration_hessian, gptq, round_to_nearest
+from objectives.quantization.hadamard import hadamard, randomized_hadamard
 from objectives.quantization.learned_range import learned_range
 from objectives.quantization.learned_scale import elastic_binary, lsq, paretoq, seq, ternary
 from objectives.quantization.mixed import Mixed, mixed, quantizer_of_layer, settle
@@ -76,6 +77,7 @@ __all__ = [
     "fp8_e4m3",
     "fp8_e5m2",
     "gptq",
+    "hadamard",
     "init_scales",
     "kumar_precision_law",
     "learned_range",
@@ -95,6 +97,7 @@ __all__ = [
     "quantization_error",
     "quantize_tree",
     "quantizer_of_layer",
+    "randomized_hadamard",
     "round_to_nearest",
     "searched",
     "seq",
