@@ -26,10 +26,24 @@ class _Source:
     run: Any
     trained: Any
     data: Any
-    evaluate: Any
+    measure: Any
     before: Any
+    vocab_size: int
     batches: list[Any] | None = None
     widths: dict[str, Any] | None = None
+
+    def evaluate(self, made: Any) -> Any:
+        """The score of a model on its grids."""
+        import jax
+
+        from lm.model.trained import Trained
+        from lm.training.step import make_eval_step
+
+        config = changed(self.run.config, made.changes)
+        run = workdir.build(config, self.vocab_size) if made.changes else self.run
+        block_size, loss = config.objective.block_size, run.objective.loss
+        step = jax.jit(make_eval_step(run.model, block_size, None, loss))
+        return self.measure(step, Trained(made.result.params), False)
 
     def calibration(self) -> list[Any]:
         """The first training batches, read once."""
@@ -44,6 +58,13 @@ class _Source:
         return self.batches
 
 
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+    """The config with keys of its model section changed."""
+    config = config.copy_and_resolve_references()
+    config.model.update(changes)
+    return config
+
+
 def main() -> None:
     """Quantizes, writes the file, and prints losses and sizes."""
     options.check()
@@ -56,30 +77,27 @@ def main() -> None:
     if command.CORPUS.value:
         loaded.config.data.corpus = command.CORPUS.value
     with jax.set_mesh(loaded.run.mesh):
-        source, quantized = _open(loaded)
+        source = _open(loaded)
         began = time.perf_counter()
-        result = _put_on_grids(source, quantized)
+        made = _put_on_grids(source)
         seconds = time.perf_counter() - began
-        after = source.evaluate(result.params)
-        size = _write(loaded, result) if command.OUTPUT.value else math.nan
+        after = source.evaluate(made)
+        size = _write(loaded, made) if command.OUTPUT.value else math.nan
         if options.METRICS.value:
             _record(Path(options.METRICS.value), loaded.step, source.before, after, size)
         _show(jax.tree.leaves(source.trained.params), source.before, after, size)
         if options.REPORT.value:
-            _write_page(loaded, source, result, (after, size, seconds))
+            _write_page(source, made, (after, size, seconds))
     if command.OUTPUT.value:
         print(f"next: python -m launch.evaluate --model={command.OUTPUT.value}")
 
 
-def _open(loaded: Any) -> tuple[_Source, bool]:
-    """The source, and whether it is on grids already."""
+def _open(loaded: Any) -> _Source:
     import jax
 
     from lm.data import corpora
     from lm.evaluation import perplexity
-    from lm.model.trained import Trained
     from lm.training import experiment
-    from lm.training.step import make_eval_step
 
     run, c = loaded.run, loaded.config
     where = {
@@ -102,32 +120,29 @@ def _open(loaded: Any) -> tuple[_Source, bool]:
         limit = options.VALIDATION.value
         return perplexity.evaluate(step, trained, batches, run.mesh, limit, quantized=quantized)
 
-    plain = jax.jit(make_eval_step(run.model, c.objective.block_size, None, run.objective.loss))
     before = measure(run.eval_step(), trained, quantized)
-    return _Source(
-        run._replace(config=c),
-        trained,
-        data,
-        lambda params: measure(plain, Trained(params), False),
-        before,
-    ), quantized
+    vocab_size = run.model.config.vocab_size
+    return _Source(run._replace(config=c), trained, data, measure, before, vocab_size)
 
 
-def _put_on_grids(source: _Source, quantized: bool) -> Any:
+def _put_on_grids(source: _Source) -> Any:
     """By the run's own rules and scales without --bits, else by --method."""
-    from lm.compression import after_training
+    from lm.compression import after_training, methods
 
     if options.BITS.value is not None:
         return _quantize(source, options.METHOD.value, options.BITS.value)
     trained = source.trained
     result = after_training.put_on_grids(trained.params, trained.scales, source.run.quantized.rules)
-    return after_training.with_scales(result, options.SCALES.value)
+    result = after_training.with_scales(result, options.SCALES.value)
+    return methods.Quantization({}, trained.params, result)
 
 
 def _quantize(source: _Source, method: str, bits: float) -> Any:
     from lm.compression import after_training, methods
 
+    rotate = options.ROTATE.value
     settings = methods.Options(
+        rotate=method == "rsq" if rotate is None else rotate,
         damping=options.DAMPING.value,
         act_order=options.ACT_ORDER.value,
         static_groups=options.ACT_ORDER.value,
@@ -136,12 +151,12 @@ def _quantize(source: _Source, method: str, bits: float) -> Any:
     batches = [] if method in methods.WITHOUT_DATA else source.calibration()
     try:
         rules = _planned(source, method, bits)
-        result = methods.quantize_after_training(
+        made = methods.quantize_after_training(
             method, source.run.model, source.trained.params, batches, rules, settings
         )
     except ValueError as error:
         raise InputError(f"--quantizer={options.QUANTIZER.value}: {error}") from None
-    return after_training.with_scales(result, options.SCALES.value)
+    return made._replace(result=after_training.with_scales(made.result, options.SCALES.value))
 
 
 def _planned(source: _Source, method: str, bits: float) -> Any:
@@ -173,14 +188,14 @@ def _planned(source: _Source, method: str, bits: float) -> Any:
     return widths.with_widths(rules, source.widths, quantizer_of)
 
 
-def _write(loaded: Any, result: Any) -> int:
+def _write(loaded: Any, made: Any) -> int:
     from lm.compression import packed
 
     tokenizer = loaded.tokenizer
     return packed.write_packed(
         command.OUTPUT.value,
-        result.leaves(),
-        config=loaded.config.to_dict(),
+        made.result.leaves(),
+        config=changed(loaded.config, made.changes).to_dict(),
         vocab_size=loaded.run.model.config.vocab_size,
         tokenizer=getattr(tokenizer, "definition", ""),
         chat_template=tokenizer.chat_template or "",
@@ -208,18 +223,18 @@ def _record(folder: Path, step: int, before: Any, after: Any, size: int) -> None
     (folder / "metrics.jsonl").write_text(strict_json.dumps(line) + "\n")
 
 
-def _write_page(loaded: Any, source: _Source, result: Any, measured: tuple[Any, ...]) -> None:
+def _write_page(source: _Source, made: Any, measured: tuple[Any, ...]) -> None:
     """The page of --report, with the other methods of --others."""
     from launch import quantization_page
     from lm.compression.report import describe
 
-    description = describe(source.trained.params, result)
+    description = describe(made.params, made.result)
     count = description.total.parameters
 
-    def row(method, bits, result, after, size, seconds):
-        of_quantizer = next(iter(result.coded.values())).quantizer
+    def row(method, bits, made, after, size, seconds):
+        of_quantizer = next(iter(made.result.coded.values())).quantizer
         if math.isnan(size):
-            size = describe(source.trained.params, result).total.after
+            size = describe(made.params, made.result).total.after
         return quantization_page.Run(
             method,
             bits,
@@ -237,12 +252,12 @@ def _write_page(loaded: Any, source: _Source, result: Any, measured: tuple[Any, 
     own = (options.METHOD.value, options.BITS.value)
     if options.BITS.value is None:
         own = ("trained", source.run.config.quantization.bits)
-    rows = [row(*own, result, *measured)]
+    rows = [row(*own, made, *measured)]
     for method, bits in options.compared():
         began = time.perf_counter()
         other = _quantize(source, method, bits)
         seconds = time.perf_counter() - began
-        rows.append(row(method, bits, other, source.evaluate(other.params), math.nan, seconds))
+        rows.append(row(method, bits, other, source.evaluate(other), math.nan, seconds))
         print(f"{method}, {bits:g} bits: {rows[-1].loss_after:.4f} nats/token")
     name = Path(command.chosen()).name
     page = quantization_page.quantization_page(name, description, rows)

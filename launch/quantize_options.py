@@ -14,7 +14,9 @@ BITS = flags.DEFINE_float(
     "bits", None, "Width of the layers' matrices, to quantize after training."
 )
 METHOD = flags.DEFINE_string(
-    "method", "rtn", "rtn (round to nearest), gptq, or rsq (GPTQ, tokens weighted by attention)."
+    "method",
+    "rtn",
+    "rtn (round to nearest), gptq, rsq (GPTQ, tokens weighted by attention), or awq.",
 )
 QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/quantization.")
 GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
@@ -22,11 +24,16 @@ GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of gra
 OUTER_BITS = flags.DEFINE_float(
     "outer_bits", 4.0, "Least width of the embedding and the head; 16 keeps them as they are."
 )
+ROTATE = flags.DEFINE_bool(
+    "rotate",
+    None,
+    "Rotate the residual stream first, the function staying as it is; by default with rsq.",
+)
 SCALE_SEARCH = flags.DEFINE_bool(
     "scale_search",
     None,
-    "Scales of least error instead of the largest weight's; by default with every --method but rtn "
-    "where the quantizer has a search.",
+    "Scales of least error instead of the largest weight's; by default with gptq and rsq where the "
+    "quantizer has a search.",
 )
 BATCHES = flags.DEFINE_integer(
     "calibration_batches", 8, "Batches of --corpus that a method other than rtn reads."
@@ -73,7 +80,15 @@ def check() -> None:
     """Refuses what needs no model to be seen wrong."""
     from lm.compression.methods import METHODS
 
-    after = ("method", "quantizer", "granularity", "group_size", "outer_bits", "scale_search")
+    after = (
+        "method",
+        "quantizer",
+        "granularity",
+        "group_size",
+        "outer_bits",
+        "scale_search",
+        "rotate",
+    )
     after += ("calibration_batches", "damping", "act_order", "true_sequential", "widths", "budget")
     for name in after:
         if BITS.value is None and flags.FLAGS[name].present:
@@ -133,6 +148,7 @@ def compared() -> Sequence[tuple[str, float]]:
 
 def make_rules(method: str, bits: float) -> tuple[Any, Any]:
     """Rules at one width, and (path, bits) -> quantizer with the same options."""
+    from lm.compression.methods import SEARCHING
     from lm.compression.phases import default_rules, with_search
     from lm.compression.widths import of_width
     from objectives.quantization import QUANTIZERS
@@ -142,7 +158,7 @@ def make_rules(method: str, bits: float) -> tuple[Any, Any]:
     check_choice("--quantizer", name, tuple(QUANTIZERS))
     factory, search = QUANTIZERS[name], SCALE_SEARCH.value
     if search is None:
-        search = method != "rtn" and name in SEARCHED
+        search = method in SEARCHING and name in SEARCHED
     layout = {"granularity": GRANULARITY.value, "group_size": GROUP_SIZE.value}
     layout = {option: value for option, value in layout.items() if value is not None}
     try:

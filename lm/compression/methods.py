@@ -1,5 +1,6 @@
 """Quantization after training by name: one function for every method of launch.quantize."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,50 +8,84 @@ from typing import Any, NamedTuple
 import jax
 
 from lm.compression.after_training import PostTrained, gptq_model, round_to_nearest_model
+from lm.compression.awq import awq_model
+from lm.compression.rotation import rotate_model
 from lm.model.interface import Model
-from objectives.quantization.gptq import RSQ_SMALLEST, rsq_importance
+from lm.model.transformer import make_model
+from lm.parallel.mesh import RULES
+from objectives.quantization.gptq import RSQ_SMALLEST, RSQ_SMALLEST_ROTATED, rsq_importance
 from objectives.quantization.qat import Rules
 
 Batches = Sequence[dict[str, jax.Array]]
 
 
 class Options(NamedTuple):
-    """Of GPTQ, and of what is built on it; see `after_training.gptq_model`.
+    """What methods can be told.
 
-    With act order and static groups is how GPTQ is mostly used today; the official code has neither
-    as a default.
+    Attributes:
+      rotate: whether the residual stream is rotated first, see `rotation.rotate_model`.
+      seed: of the rotation.
+      damping: this and the rest of GPTQ, and of what is built on it; see
+        `after_training.gptq_model`. With act order and static groups is how GPTQ is mostly used
+        today; the official code has neither as a default.
     """
 
+    rotate: bool = False
+    seed: int = 0
     damping: float = 0.01
     act_order: bool = True
     static_groups: bool = True
     true_sequential: bool = False
-    between: Callable[[], None] = lambda: None
 
 
-def _round_to_nearest(model, params, batches, rules, options) -> PostTrained:
+class Quantization(NamedTuple):
+    """What a method has made of a model.
+
+    Attributes:
+      changes: keys of the config's `model` section -> values that are new.
+      params: the parameters before they were rounded: those of the model, or others of the same
+        function (AWQ's clip aside).
+      result: on grids.
+    """
+
+    changes: dict[str, Any]
+    params: Any
+    result: PostTrained
+
+
+def _round_to_nearest(model, params, batches, rules, options):
     del model, batches, options
-    return round_to_nearest_model(params, rules)
+    return params, round_to_nearest_model(params, rules)
 
 
-def _gptq(model, params, batches, rules, options, importance=None) -> PostTrained:
-    return gptq_model(model, params, batches, rules, importance, **options._asdict())
+def _gptq(model, params, batches, rules, options, importance=None):
+    of_gptq = {k: v for k, v in options._asdict().items() if k not in ("rotate", "seed")}
+    return params, gptq_model(model, params, batches, rules, importance, **of_gptq)
 
 
-def _rsq(model, params, batches, rules, options) -> PostTrained:
-    importance = functools.partial(rsq_importance, smallest=RSQ_SMALLEST)
+def _rsq(model, params, batches, rules, options):
+    smallest = RSQ_SMALLEST_ROTATED if options.rotate else RSQ_SMALLEST
+    importance = functools.partial(rsq_importance, smallest=smallest)
     return _gptq(model, params, batches, rules, options, importance)
 
 
-# Name -> (model, parameters, batches, rules, options) -> `PostTrained`.
-METHODS: dict[str, Callable[..., PostTrained]] = {
+def _awq(model, params, batches, rules, options):
+    del options
+    params = awq_model(model, params, batches, rules)
+    return params, round_to_nearest_model(params, rules)
+
+
+# Name -> (model, parameters, batches, rules, options) -> (parameters, `PostTrained`).
+METHODS: dict[str, Callable[..., tuple[Any, PostTrained]]] = {
     "rtn": _round_to_nearest,
     "gptq": _gptq,
     "rsq": _rsq,
+    "awq": _awq,
 }
 
-# Those that read no calibration text.
+# Those that read no calibration text, and those that begin with scales by search.
 WITHOUT_DATA = ("rtn",)
+SEARCHING = ("gptq", "rsq")
 
 
 def quantize_after_training(
@@ -60,12 +95,14 @@ def quantize_after_training(
     batches: Batches,
     rules: Rules,
     options: Options = Options(),  # noqa: B008 a tuple of numbers
-) -> PostTrained:
+) -> Quantization:
     """The parameters on the grids of `rules`, by a method of `METHODS`.
 
       rtn   every weight to the nearest level
       gptq  arXiv 2210.17323, see `after_training.gptq_model`
-      rsq   GPTQ whose Hessians weigh a token by the attention that it receives (arXiv 2503.01820)
+      rsq   GPTQ whose Hessians weigh a token by the attention that it receives (arXiv 2503.01820);
+            with `rotate` as in the paper
+      awq   scales and clips by search, then rtn (arXiv 2306.00978), see `awq.search_awq`
 
     Args:
       method: a name of `METHODS`.
@@ -73,10 +110,15 @@ def quantize_after_training(
       params: the trained parameters.
       batches: calibration data; not read by methods of `WITHOUT_DATA`.
       rules: which leaf is quantized, and how.
-      options: of GPTQ.
+      options: see there.
 
     Raises:
-      InputError: a Hessian has no Cholesky factor, or weights are not finite.
+      InputError: a model that the method cannot change, a Hessian without a Cholesky factor, or
+        weights that are not finite.
       ValueError: a shape that does not fit its quantizer, or a quantizer that the method lacks.
     """
-    return METHODS[method](model, params, batches, rules, options)
+    changes = {}
+    if options.rotate:
+        changes, params = rotate_model(model, params, options.seed)
+        model = make_model(dataclasses.replace(model.config, **changes), RULES)
+    return Quantization(changes, *METHODS[method](model, params, batches, rules, options))

@@ -33,6 +33,7 @@ QUANTIZE = (
     "group_size",
     "outer_bits",
     "scale_search",
+    "rotate",
 )
 QUANTIZE += ("calibration_batches", "damping", "act_order", "true_sequential")
 

@@ -14,8 +14,8 @@ from jax.scipy.linalg import solve_triangular
 
 from objectives.quantization.base import Grid, Quantizer
 
-# The best floor of RSQ's importance without a rotation of the model, from a summary of the paper.
-RSQ_SMALLEST = 0.1
+# The best floors of RSQ's importance without and with a rotation, from a summary of the paper.
+RSQ_SMALLEST, RSQ_SMALLEST_ROTATED = 0.1, 0.01
 
 
 class GPTQ(NamedTuple):

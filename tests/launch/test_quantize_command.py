@@ -51,13 +51,23 @@ def test_it_prints_losses_and_sizes(run, written):
 
 
 @pytest.mark.slow
+def test_a_rotated_model_is_read_back(run, tmp_path):
+    path = tmp_path / "rotated.safetensors"
+    out = quantize(run, path, "--bits=4", "--method=rsq", "--calibration_batches=2")
+    read, _ = command("evaluate", f"--model={path}")
+    assert figure(read, "loss") == figure(out, "validation after")
+    plain = quantize(run, path, "--bits=4", "--method=rsq", "--norotate", "--calibration_batches=2")
+    assert figure(plain, "validation after") != figure(out, "validation after")
+
+
+@pytest.mark.slow
 def test_a_page_shows_it_beside_other_methods(run, tmp_path):
     page = tmp_path / "page.html"
     options = ["--bits=3", "--method=rsq", "--calibration_batches=2", "--validation_batches=1"]
-    options += ["--outer_bits=16", f"--report={page}", "--others=rtn,gptq:2"]
+    options += ["--outer_bits=16", f"--report={page}", "--others=rtn,gptq:2,awq"]
     out, _ = command("quantize", f"--workdir={run[0]}", *options)
     assert "file: " not in out  # There is no --output.
-    for line in ("rtn, 3 bits: ", "gptq, 2 bits: "):
+    for line in ("rtn, 3 bits: ", "gptq, 2 bits: ", "awq, 3 bits: "):
         assert re.search(rf"{line}([\d.]+) nats", out)[1] in page.read_text()
     assert figure(out, "validation after") in page.read_text()
 
