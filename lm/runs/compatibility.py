@@ -95,6 +95,8 @@ ADDED = {
     "model.rope_scaling": "none",
     "model.rope_share": 1.0,
     "model.window": 0,
+    # With equivalent models of quantization after training.
+    "model.norm_bias": False,
 }
 
 # Old key -> its name today, "" where it is gone.
