@@ -29,6 +29,7 @@ MODEL = {
     "norm_placement": ("before", "before | after | both: where a sub-block's norms are"),
     "norm_epsilon": (1e-6, "added to the mean square"),
     "norm_offset": (0.0, "a norm's scale less what is stored of it; Gemma's is 1"),
+    "norm_bias": (False, "rmsnorm: a bias behind the scale, as layernorm has"),
     "parallel_block": (False, "the MLP reads what the attention reads, not its result"),
     "embedding": (
         "learned",

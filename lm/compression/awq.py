@@ -17,6 +17,7 @@ from lm.compression.calibration import (
     group_output,
     inputs_and_output,
     layer_at,
+    multiply,
     sample_rows,
 )
 from lm.errors import InputError
@@ -27,9 +28,9 @@ from lm.model.streams import (
     SCORE_MATRICES,
     Group,
     check_changeable,
-    divide_channels,
     layer_groups,
     leaf_at,
+    scale_inputs,
     with_leaves,
 )
 from lm.parallel.in_turn import in_turn
@@ -181,14 +182,8 @@ def fold_scales(config: ModelConfig, layers: Any, scales: dict[str, Any]) -> Any
       scales: of `AWQ`; [I] for one layer.
     """
     for group in layer_groups(config):
-        if (s_I := scales.get(group.matrices[0])) is None:
-            continue
-        layers = divide_channels(config, layers, group, s_I)
-        scaled = {}
-        for name in group.matrices:
-            w_IO = leaf_at(layers, name)
-            scaled[name] = (w_IO.astype(jnp.float32) * s_I[..., None]).astype(w_IO.dtype)
-        layers = with_leaves(layers, scaled)
+        if (s_I := scales.get(group.matrices[0])) is not None:
+            layers = scale_inputs(config, layers, group, s_I)
     return layers
 
 
@@ -234,7 +229,10 @@ def _programs(model, group, rules, importance, error, clip_tokens):
     quantizers = {name: q for name, q in quantizers.items() if q is not None}
 
     def output(layer, batch, index, inputs_BTI, weights):
-        return group_output(model, layer, batch, index, group, inputs_BTI, weights)
+        def product(name, x_BTI, w_IO):
+            return multiply(x_BTI, weights.get(name, w_IO))
+
+        return group_output(model, layer, batch, index, group, inputs_BTI, product)
 
     def token_weights(layer, inputs_BTI, batch, index):
         valid_BT = batch["segment_ids"] > 0

@@ -4,7 +4,7 @@ B rows, T tokens, D width, I inputs and O outputs of a matrix.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ def group_output(
     index: jax.Array | int,
     group: Group,
     inputs_BTI: jax.Array,
-    weights: dict[str, jax.Array],
+    product: Callable[[str, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """The output [B, T, O] of `group.result`, without its bias, from the input of the group.
 
@@ -91,19 +91,21 @@ def group_output(
       index: of the layer.
       group: matrices that read the input.
       inputs_BTI: the input.
-      weights: name -> a matrix of the group that takes the place of the layer's own.
+      product: (name, input, weight) -> output of a matrix of the group, before its bias.
     """
     found = {}
 
-    def product(path, x_BTI, w_IO, scale):
+    def any_product(path, x_BTI, w_IO, scale):
         del scale
         name = path.removeprefix(f"{LAYERS}/")
-        x_BTI = inputs_BTI if name in group.matrices else x_BTI
-        found[name] = multiply(x_BTI, weights.get(name, w_IO))
+        if name in group.matrices:
+            found[name] = product(name, inputs_BTI, w_IO)
+        else:
+            found[name] = multiply(x_BTI, w_IO)
         return found[name]
 
     x_BTD = jnp.zeros((*inputs_BTI.shape[:2], model.config.width), inputs_BTI.dtype)
-    model.block(layer, x_BTD, batch["positions"], batch["segment_ids"], product, index)
+    model.block(layer, x_BTD, batch["positions"], batch["segment_ids"], any_product, index)
     return found[group.result]
 
 

@@ -83,6 +83,7 @@ def _check(config: ModelConfig, params: Any) -> None:
     check_changeable(config, params, "a rotation")
     for key, only, why in (
         ("norm", "rmsnorm", "a LayerNorm subtracts a mean that a rotation does not keep"),
+        ("norm_bias", False, "what it adds would need a bias of every matrix"),
         ("norm_placement", "before", "a gain behind a sub-block is not one of rotated channels"),
     ):
         if (value := getattr(config, key)) != only:

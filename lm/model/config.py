@@ -99,6 +99,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     norm_offset: float = 0.0
     norm_placement: str = "before"
+    norm_bias: bool = False
     parallel_block: bool = False
     embedding_scale: float = 0.0
     positions: str = "rotary"

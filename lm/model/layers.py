@@ -27,7 +27,8 @@ class Norm(nn.Module):
     """RMSNorm x / rms(x) * scale, or LayerNorm (x - mean) / std * scale + bias; in float32.
 
     What is stored of the scale is `scale - model.norm_offset`. `kind` is that of the config, but
-    for queries and keys, which have an RMSNorm in every model.
+    for queries and keys, which have an RMSNorm in every model, without the bias that
+    `model.norm_bias` adds to the others.
     """
 
     config: ModelConfig
@@ -42,7 +43,7 @@ class Norm(nn.Module):
         y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + c.norm_epsilon)
         scale = _vector(self, "scale", x.shape[-1], "norm", 1 - c.norm_offset)
         y *= scale + c.norm_offset if c.norm_offset else scale
-        if kind == "layernorm":
+        if kind == "layernorm" or (c.norm_bias and not self.kind):
             y += _vector(self, "bias", x.shape[-1], "norm")
         return y.astype(x.dtype)
 

@@ -103,33 +103,73 @@ def with_gain(config: ModelConfig, norm: Any, gain_D: jax.Array) -> Any:
     return {**norm, "scale": (gain_D - config.norm_offset).astype(norm["scale"].dtype)}
 
 
-def divide_channels(config: ModelConfig, layers: Any, group: Group, by_I: jax.Array) -> Any:
-    """Layers in which the input of a group is divided, channel by channel, where it is made.
+def normed_groups(config: ModelConfig) -> list[Group]:
+    """The groups that read a norm.
 
-    By the gain and the bias of its norm, or by the producing matrix's columns and bias. The dtypes
-    stay; the group's own matrices are not touched.
+    Raises:
+      InputError: there are none.
+    """
+    if config.norm_placement == "after":
+        raise InputError(
+            "model.norm_placement=after has no norm in front of a matrix whose inputs could be "
+            "shifted; valid: before, both"
+        )
+    return [group for group in layer_groups(config) if group.norm]
+
+
+def scale_inputs(config: ModelConfig, layers: Any, group: Group, s_I: jax.Array) -> Any:
+    """The same function with the input of a group divided by s where it is made, and s W.
+
+    It is divided in the gain and the bias of the norm, or in the producer's columns and bias.
+    Computed in float32; the dtypes stay.
 
     Args:
       config: of the model.
       layers: parameters of all layers, stacked, or of one.
       group: with a norm, or with a producer of as many channels as the group has inputs.
-      by_I: [I], or [L, I] for stacked layers.
+      s_I: [I], or [L, I] for stacked layers.
     """
 
-    def divided(array, by):
-        return (array.astype(jnp.float32) / by).astype(array.dtype)
+    def times(name, factor):
+        leaf = leaf_at(layers, name)
+        return (
+            {} if leaf is None else {name: (leaf.astype(jnp.float32) * factor).astype(leaf.dtype)}
+        )
 
     if group.norm:
         norm = layers[group.norm]
-        norm = with_gain(config, norm, gain(config, norm) / by_I)
-        if "bias" in norm:
-            norm["bias"] = divided(norm["bias"], by_I)
-        return {**layers, group.norm: norm}
-    changed = {group.producer: divided(leaf_at(layers, group.producer), by_I[..., None, :])}
-    bias = bias_of(group.producer)
-    if (stored := leaf_at(layers, bias)) is not None:
-        changed[bias] = divided(stored, by_I)
-    return with_leaves(layers, changed)
+        changed = {group.norm: with_gain(config, norm, gain(config, norm) / s_I)}
+        layers = with_leaves(layers, changed)
+        layers = with_leaves(layers, times(f"{group.norm}/bias", 1 / s_I))
+    else:
+        columns = times(group.producer, 1 / s_I[..., None, :])
+        layers = with_leaves(layers, columns | times(bias_of(group.producer), 1 / s_I))
+    for name in group.matrices:
+        layers = with_leaves(layers, times(name, s_I[..., None]))
+    return layers
+
+
+def shift_norm(layers: Any, group: Group, shift_I: jax.Array) -> Any:
+    """Layers in which the group's norm, if it has a bias, gives its output less the shift."""
+    name = f"{group.norm}/bias"
+    if (bias := leaf_at(layers, name)) is None:
+        return layers
+    return with_leaves(layers, {name: (bias.astype(jnp.float32) - shift_I).astype(bias.dtype)})
+
+
+def with_biases(config: ModelConfig, norms: set[str]) -> dict[str, Any]:
+    """Keys of the config that change so that these norms, and what reads them, have biases."""
+    changes: dict[str, Any] = {}
+    if norms and config.norm == "rmsnorm" and not config.norm_bias:
+        changes["norm_bias"] = True
+    for group in layer_groups(config):
+        if group.norm in norms:
+            attention = group.result == "attention/output"
+            if attention and config.attention_bias == "none":
+                changes["attention_bias"] = "qkv"
+            if not attention and not config.mlp_bias:
+                changes["mlp_bias"] = True
+    return changes
 
 
 def check_changeable(config: ModelConfig, params: Any, action: str) -> None:

@@ -34,6 +34,7 @@ _PLAIN = {
 # Key -> (key, value) without which it has no effect.
 _ONLY_WITH = {
     "qk_norm_scope": ("qk_norm", True),
+    "norm_bias": ("norm", "rmsnorm"),
     "max_positions": ("positions", "learned"),
     "rope_base": ("positions", "rotary"),
     "rope_share": ("positions", "rotary"),

@@ -107,6 +107,8 @@ ADDED = {
     # With a quantized cache.
     "quantization.cache": "none",
     "quantization.cache_batches": 8,
+    # With equivalent models of quantization after training.
+    "model.norm_bias": False,
 }
 
 # Old key -> its name today, "" where it is gone.

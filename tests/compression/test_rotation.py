@@ -116,6 +116,7 @@ def test_dtypes_are_kept():
     ("overrides", "message"),
     [
         ({"norm": "layernorm"}, "model.norm=layernorm .* valid: rmsnorm"),
+        ({"norm_bias": True}, "model.norm_bias=True .* valid: False"),
         ({"norm_placement": "both"}, "model.norm_placement=both .* valid: before"),
         ({"embedding": "binary"}, "model.embedding=binary .* valid: learned"),
         ({"adapter_rank": 2}, "model.adapter_rank=2: .* merge"),
