@@ -32,18 +32,21 @@ class _Source:
     batches: list[Any] | None = None
     widths: dict[str, Any] | None = None
 
-    def evaluate(self, made: Any) -> Any:
-        """The score of a model on its grids."""
-        import jax
-
-        from lm.model.trained import Trained
-        from lm.training.step import make_eval_step
-
+    def stored(self, made: Any) -> Any:
+        """The run of a model whose weights are on their grids, as its file will be read."""
         config = changed(self.run.config, made.changes)
-        run = workdir.build(config, self.vocab_size) if made.changes else self.run
-        block_size, loss = config.objective.block_size, run.objective.loss
-        step = jax.jit(make_eval_step(run.model, block_size, None, loss))
-        return self.measure(step, Trained(made.result.params), False)
+        config.quantization.update(bits=16.0, widths="", adapt_every=0, fraction="1")
+        return workdir.build(config, self.vocab_size)
+
+    def evaluate(self, made: Any) -> Any:
+        """The score of a model on its grids, activations, keys and values included."""
+        from lm.model.trained import Trained
+
+        run, result = self.stored(made), made.result
+        if run.quantized is None:
+            return self.measure(run.eval_step(), Trained(result.params), False)
+        trained = run.quantized.with_key_scales(result.params, result.key_scales)
+        return self.measure(run.eval_step(), trained, True)
 
     def calibration(self) -> list[Any]:
         """The first training batches, read once."""
@@ -74,6 +77,10 @@ def main() -> None:
     if options.BITS.value is not None:
         options.make_rules(options.METHOD.value, options.BITS.value)
     loaded = workdir.merged(workdir.load_chosen())
+    if options.BITS.value is not None:
+        loaded.config.quantization.update(
+            activations=options.ACTIVATIONS.value, cache=options.CACHE.value
+        )
     if command.CORPUS.value:
         loaded.config.data.corpus = command.CORPUS.value
     with jax.set_mesh(loaded.run.mesh):
@@ -139,10 +146,14 @@ def _put_on_grids(source: _Source) -> Any:
 
 def _quantize(source: _Source, method: str, bits: float) -> Any:
     from lm.compression import after_training, methods
+    from lm.compression.cache import CACHES, calibrate_cache
+    from lm.compression.phases import ACTIVATIONS
+    from objectives.quantization import activation_quantizer
 
     rotate = options.ROTATE.value
     settings = methods.Options(
         rotate=method == "rsq" if rotate is None else rotate,
+        activation=activation_quantizer(ACTIVATIONS[options.ACTIVATIONS.value]),
         damping=options.DAMPING.value,
         act_order=options.ACT_ORDER.value,
         static_groups=options.ACT_ORDER.value,
@@ -156,7 +167,19 @@ def _quantize(source: _Source, method: str, bits: float) -> Any:
         )
     except ValueError as error:
         raise InputError(f"--quantizer={options.QUANTIZER.value}: {error}") from None
-    return made._replace(result=after_training.with_scales(made.result, options.SCALES.value))
+    result = after_training.with_scales(made.result, options.SCALES.value)
+    bits = CACHES[options.CACHE.value]
+    if bits:
+        run = source.stored(made)
+        key_scales = calibrate_cache(
+            run.model,
+            result.params,
+            source.calibration(),
+            bits=bits,
+            product=run.quantized.product,
+        )
+        result = result._replace(key_scales=key_scales)
+    return made._replace(result=result)
 
 
 def _planned(source: _Source, method: str, bits: float) -> Any:

@@ -16,7 +16,8 @@ BITS = flags.DEFINE_float(
 METHOD = flags.DEFINE_string(
     "method",
     "rtn",
-    "rtn (round to nearest), gptq, rsq (GPTQ, tokens weighted by attention), or awq.",
+    "rtn (round to nearest), gptq, rsq (GPTQ, tokens weighted by attention), awq, or "
+    "outlier_suppression (of quantized --activations).",
 )
 QUANTIZER = flags.DEFINE_string("quantizer", "absmax", "A name of objectives/quantization.")
 GRANULARITY = flags.DEFINE_string("granularity", None, "tensor, channel or group.")
@@ -24,6 +25,10 @@ GROUP_SIZE = flags.DEFINE_integer("group_size", None, "Inputs in a group; of gra
 OUTER_BITS = flags.DEFINE_float(
     "outer_bits", 4.0, "Least width of the embedding and the head; 16 keeps them as they are."
 )
+ACTIVATIONS = flags.DEFINE_string(
+    "activations", "none", "none, int4 to int8, fp8_e4m3 or fp8_e5m2: inputs of the products."
+)
+CACHE = flags.DEFINE_string("cache", "none", "none, int8 or int4: keys and values of attention.")
 ROTATE = flags.DEFINE_bool(
     "rotate",
     None,
@@ -78,7 +83,9 @@ OTHERS = flags.DEFINE_list(
 
 def check() -> None:
     """Refuses what needs no model to be seen wrong."""
+    from lm.compression.cache import CACHES
     from lm.compression.methods import METHODS
+    from lm.compression.phases import ACTIVATIONS as KINDS
 
     after = (
         "method",
@@ -88,6 +95,8 @@ def check() -> None:
         "outer_bits",
         "scale_search",
         "rotate",
+        "activations",
+        "cache",
     )
     after += ("calibration_batches", "damping", "act_order", "true_sequential", "widths", "budget")
     for name in after:
@@ -103,6 +112,8 @@ def check() -> None:
         if not folder.is_dir():
             raise InputError(f"--{flag.name}={flag.value}: there is no folder {folder}")
     check_choice("--method", METHOD.value, tuple(METHODS))
+    check_choice("--activations", ACTIVATIONS.value, tuple(KINDS))
+    check_choice("--cache", CACHE.value, tuple(CACHES))
     check_choice("--scales", SCALES.value, ("float32", "float16", "bfloat16"))
     compared()
     for flag in (BATCHES, VALIDATION):

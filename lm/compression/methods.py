@@ -9,6 +9,7 @@ import jax
 
 from lm.compression.after_training import PostTrained, gptq_model, round_to_nearest_model
 from lm.compression.awq import awq_model
+from lm.compression.outlier_suppression import outlier_suppression_model
 from lm.compression.rotation import rotate_model
 from lm.model.interface import Model
 from lm.model.transformer import make_model
@@ -25,6 +26,8 @@ class Options(NamedTuple):
     Attributes:
       rotate: whether the residual stream is rotated first, see `rotation.rotate_model`.
       seed: of the rotation.
+      activation: of `objectives.quantization.activation_quantizer`, the quantizer of inputs; None
+        for inputs as they are.
       damping: this and the rest of GPTQ, and of what is built on it; see
         `after_training.gptq_model`. With act order and static groups is how GPTQ is mostly used
         today; the official code has neither as a default.
@@ -32,6 +35,7 @@ class Options(NamedTuple):
 
     rotate: bool = False
     seed: int = 0
+    activation: Callable[[jax.Array], jax.Array] | None = None
     damping: float = 0.01
     act_order: bool = True
     static_groups: bool = True
@@ -55,12 +59,16 @@ class Quantization(NamedTuple):
 
 def _round_to_nearest(model, params, batches, rules, options):
     del model, batches, options
-    return params, round_to_nearest_model(params, rules)
+    return {}, params, round_to_nearest_model(params, rules)
+
+
+# Options that are not those of GPTQ.
+_OTHERS = ("rotate", "seed", "activation")
 
 
 def _gptq(model, params, batches, rules, options, importance=None):
-    of_gptq = {k: v for k, v in options._asdict().items() if k not in ("rotate", "seed")}
-    return params, gptq_model(model, params, batches, rules, importance, **of_gptq)
+    of_gptq = {k: v for k, v in options._asdict().items() if k not in _OTHERS}
+    return {}, params, gptq_model(model, params, batches, rules, importance, **of_gptq)
 
 
 def _rsq(model, params, batches, rules, options):
@@ -72,15 +80,22 @@ def _rsq(model, params, batches, rules, options):
 def _awq(model, params, batches, rules, options):
     del options
     params = awq_model(model, params, batches, rules)
-    return params, round_to_nearest_model(params, rules)
+    return {}, params, round_to_nearest_model(params, rules)
 
 
-# Name -> (model, parameters, batches, rules, options) -> (parameters, `PostTrained`).
-METHODS: dict[str, Callable[..., tuple[Any, PostTrained]]] = {
+def _outlier_suppression(model, params, batches, rules, options):
+    found = outlier_suppression_model(model, params, batches, rules, options.activation)
+    changes, params = found
+    return changes, params, round_to_nearest_model(params, rules)
+
+
+# Name -> (model, parameters, batches, rules, options) -> what `Quantization` has.
+METHODS: dict[str, Callable[..., tuple[dict[str, Any], Any, PostTrained]]] = {
     "rtn": _round_to_nearest,
     "gptq": _gptq,
     "rsq": _rsq,
     "awq": _awq,
+    "outlier_suppression": _outlier_suppression,
 }
 
 # Those that read no calibration text, and those that begin with scales by search.
@@ -103,6 +118,7 @@ def quantize_after_training(
       rsq   GPTQ whose Hessians weigh a token by the attention that it receives (arXiv 2503.01820);
             with `rotate` as in the paper
       awq   scales and clips by search, then rtn (arXiv 2306.00978), see `awq.search_awq`
+      outlier_suppression   shifts and scales of quantized inputs, then rtn (arXiv 2304.09145)
 
     Args:
       method: a name of `METHODS`.
@@ -121,4 +137,5 @@ def quantize_after_training(
     if options.rotate:
         changes, params = rotate_model(model, params, options.seed)
         model = make_model(dataclasses.replace(model.config, **changes), RULES)
-    return Quantization(changes, *METHODS[method](model, params, batches, rules, options))
+    more, params, result = METHODS[method](model, params, batches, rules, options)
+    return Quantization(changes | more, params, result)

@@ -61,6 +61,24 @@ def test_a_rotated_model_is_read_back(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method=rtn", "--activations=int8", "--cache=int8"],
+        ["--method=outlier_suppression", "--activations=int4", "--cache=int4"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_activations_keys_and_values_are_those_of_the_evaluation(run, tmp_path, options):
+    path = tmp_path / "all.safetensors"
+    out = quantize(run, path, "--bits=8", "--calibration_batches=2", *options)
+    read, _ = command("evaluate", f"--model={path}")
+    assert figure(read, "loss") == figure(out, "validation after")
+    weights = quantize(run, path, "--bits=8", "--calibration_batches=2")
+    assert figure(weights, "validation after") != figure(out, "validation after")
+
+
+@pytest.mark.slow
 def test_a_page_shows_it_beside_other_methods(run, tmp_path):
     page = tmp_path / "page.html"
     options = ["--bits=3", "--method=rsq", "--calibration_batches=2", "--validation_batches=1"]
