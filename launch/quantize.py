@@ -28,25 +28,27 @@ class _Source:
     data: Any
     measure: Any
     before: Any
-    vocab_size: int
     batches: list[Any] | None = None
     widths: dict[str, Any] | None = None
 
-    def stored(self, made: Any) -> Any:
-        """The run of a model whose weights are on their grids, as its file will be read."""
-        config = changed(self.run.config, made.changes)
-        config.quantization.update(bits=16.0, widths="", adapt_every=0, fraction="1")
-        return workdir.build(config, self.vocab_size)
-
     def evaluate(self, made: Any) -> Any:
-        """The score of a model on its grids, activations, keys and values included."""
-        from lm.model.trained import Trained
+        """The score of a model on its grids, with activations, keys and values as its config says.
 
-        run, result = self.stored(made), made.result
-        if run.quantized is None:
-            return self.measure(run.eval_step(), Trained(result.params), False)
-        trained = run.quantized.with_key_scales(result.params, result.key_scales)
-        return self.measure(run.eval_step(), trained, True)
+        The result is what the evaluation of its file will give.
+        """
+        import jax
+
+        from lm.compression.methods import with_changes
+        from lm.compression.phases import quantized_while_running
+        from lm.training.step import make_eval_step
+
+        c, result = self.run.config, made.result
+        model = with_changes(self.run.model, made.changes)
+        trained, rounding = quantized_while_running(
+            c.quantization, model, result.params, result.key_scales
+        )
+        step = make_eval_step(model, c.objective.block_size, rounding, self.run.objective.loss)
+        return self.measure(jax.jit(step), trained, rounding is not None)
 
     def calibration(self) -> list[Any]:
         """The first training batches, read once."""
@@ -128,8 +130,7 @@ def _open(loaded: Any) -> _Source:
         return perplexity.evaluate(step, trained, batches, run.mesh, limit, quantized=quantized)
 
     before = measure(run.eval_step(), trained, quantized)
-    vocab_size = run.model.config.vocab_size
-    return _Source(run._replace(config=c), trained, data, measure, before, vocab_size)
+    return _Source(run._replace(config=c), trained, data, measure, before)
 
 
 def _put_on_grids(source: _Source) -> Any:
@@ -147,7 +148,7 @@ def _put_on_grids(source: _Source) -> Any:
 def _quantize(source: _Source, method: str, bits: float) -> Any:
     from lm.compression import after_training, methods
     from lm.compression.cache import CACHES, calibrate_cache
-    from lm.compression.phases import ACTIVATIONS
+    from lm.compression.phases import ACTIVATIONS, make_product
     from objectives.quantization import activation_quantizer
 
     rotate = options.ROTATE.value
@@ -170,13 +171,12 @@ def _quantize(source: _Source, method: str, bits: float) -> Any:
     result = after_training.with_scales(made.result, options.SCALES.value)
     bits = CACHES[options.CACHE.value]
     if bits:
-        run = source.stored(made)
         key_scales = calibrate_cache(
-            run.model,
+            methods.with_changes(source.run.model, made.changes),
             result.params,
             source.calibration(),
             bits=bits,
-            product=run.quantized.product,
+            product=make_product(lambda path: None, settings.activation),
         )
         result = result._replace(key_scales=key_scales)
     return made._replace(result=result)

@@ -87,7 +87,7 @@ def load_pretrained(path: str) -> Loaded:
     """
     found = open_pretrained(path)
     config = finetune.get_config(path, found)
-    run = build(config, found.vocab_size)
+    run = _build(config, found.vocab_size)
     trained = Trained(load_params(found, run.model, run.mesh))
     state = TrainState(0, trained, (), trained, (), 0, 0, 0.0)
     return Loaded(config, run, found.tokenizer, state, 0)
@@ -108,7 +108,7 @@ def load_packed(path: str) -> Loaded:
         tokenizer = tokenizers.load("bytes", 0, (), directory="")
     # The weights are on their grids already; activations, keys and values are not.
     config.quantization.update(bits=16.0, widths="", adapt_every=0, fraction="1")
-    run = build(config, found.vocab_size)
+    run = _build(config, found.vocab_size)
     # A file has no first phase, not even that of a model that was never trained here: step 0.
     run = run._replace(phases=run.phases._replace(switch=-1))
     abstract = run.abstract_state().trained
@@ -152,7 +152,7 @@ def load(
         tokenizer = tokenizers.Subwords(definition.read_text(), str(definition), *_ends(config))
     else:
         tokenizer = tokenizers.load(config.data.tokenizer, 0, (), directory=config.data.directory)
-    run = build(config, record.vocab_size)
+    run = _build(config, record.vocab_size)
     read = tuple(dict.fromkeys((*run_record.parameters(config), *fields)))
     abstract = run.abstract_state()
     state = run_record.restore(record, abstract, flag, command.say, step, fields=read)
@@ -166,7 +166,7 @@ def merged(loaded: Loaded) -> Loaded:
     config = loaded.config.copy_and_resolve_references()
     config.model.adapter_rank = 0
     config.train.update(trainable="", frozen="as_is")
-    run = build(config, loaded.run.model.config.vocab_size)
+    run = _build(config, loaded.run.model.config.vocab_size)
     with jax.set_mesh(run.mesh):
         merge = functools.partial(adapters.merge, loaded.run.model.config)
         trained, state = loaded.run.usable(loaded.state)[0], loaded.state
@@ -190,7 +190,7 @@ def _ends(config: ConfigDict) -> tuple[str, str]:
     return config.data.end_of_text, config.data.beginning_of_text
 
 
-def build(config: ConfigDict, vocab_size: int) -> experiment.Experiment:
+def _build(config: ConfigDict, vocab_size: int) -> experiment.Experiment:
     """The functions of a config, its mesh being that of --config.mesh.*, one device by default."""
     # The mesh of training need not be the mesh of today.
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | command.mesh()

@@ -33,6 +33,7 @@ from lm.model.parameters import LAYERS
 from lm.model.products import plain_product
 from lm.model.transformer import make_model
 from lm.parallel.in_turn import in_turn
+from lm.parallel.mesh import to_host
 from objectives.quantization import Grid, absmax, lsq
 
 # `quantization.cache` -> bits of a key or a value; 0 leaves them.
@@ -141,7 +142,7 @@ def calibrate_cache(
     if not found:
         raise InputError("the steps of a quantized cache need at least one batch of text")
     largest_LKH = functools.reduce(jnp.maximum, found)
-    if not jnp.isfinite(largest_LKH).all():
+    if not to_host(jnp.isfinite(largest_LKH).all()):
         raise InputError("keys of this model are not finite on the calibration text")
     return _steps(largest_LKH, bits)
 

@@ -103,6 +103,11 @@ WITHOUT_DATA = ("rtn",)
 SEARCHING = ("gptq", "rsq")
 
 
+def with_changes(model: Model, changes: dict[str, Any]) -> Model:
+    """The model with keys of its config changed."""
+    return make_model(dataclasses.replace(model.config, **changes), RULES) if changes else model
+
+
 def quantize_after_training(
     method: str,
     model: Model,
@@ -136,6 +141,6 @@ def quantize_after_training(
     changes = {}
     if options.rotate:
         changes, params = rotate_model(model, params, options.seed)
-        model = make_model(dataclasses.replace(model.config, **changes), RULES)
+        model = with_changes(model, changes)
     more, params, result = METHODS[method](model, params, batches, rules, options)
     return Quantization(changes | more, params, result)

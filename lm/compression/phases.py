@@ -245,7 +245,7 @@ def quantized_while_running(
             "calibrate_cache, and none takes none"
         )
     section = c.copy_and_resolve_references()
-    section.bits = float(FULL_PRECISION)
+    section.update(bits=float(FULL_PRECISION), widths="", adapt_every=0, begin_with="weights")
     scales = jax.tree.map(lambda _: (), params)
     if key_scales is not None:
         scales[KEYS] = key_scales

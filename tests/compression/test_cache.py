@@ -4,6 +4,7 @@ B rows, N query heads, K key-value heads, T tokens, H head width.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -180,11 +181,12 @@ def test_a_scan_over_layers_that_recomputes_them_gives_the_same_gradients(model,
 def test_calibration_finds_the_largest_key_of_every_channel(model, params):
     """Against the keys in a cache of floats; padding, however large its keys, is not read."""
     batches, largest = [tiny.batch(seed=i) for i in range(2)], []
+    read = jax.jit(functools.partial(decoding.next_logits, model))
     for b in batches:
         b["segment_ids"] = b["segment_ids"].at[:, -3:].set(0)
         cache = decoding.init_cache(model, *b["tokens"].shape)
         places = b["positions"], b["segment_ids"]
-        _, cache = decoding.next_logits(model, params, b["tokens"], *places, cache)
+        _, cache = read(params, b["tokens"], *places, cache)
         largest.append(np.abs(cache.keys_LBKSH[:, :, :, :-3]).max((1, 3)))
         assert np.any(np.abs(cache.keys_LBKSH).max((1, 3)) > largest[-1])  # negative control
     for bits, high in ((8, 127), (4, 7)):
@@ -201,10 +203,10 @@ def calibrated(model, params):
 def after_training(model, params, calibrated):
     """(activations, cache) -> what is trained, what is rounded, and hidden states of a batch."""
     found = {("none", "none"): (Trained(params), None)}
-    for kind, cache in (("int8", "none"), ("int8", "int8"), ("int4", "int4")):
+    for kind, cache in (("int8", "int8"), ("int4", "int4")):
         section = tiny.config().quantization
         section.update(activations=kind, cache=cache, bits=4.0)
-        scales = {"none": None, "int8": calibrated, "int4": calibrated * (127 / 7)}[cache]
+        scales = {"int8": calibrated, "int4": calibrated * (127 / 7)}[cache]
         found[kind, cache] = quantized_while_running(section, model, params, scales)
     return {
         name: (*pair, jax.jit(make_forward(model, pair[1]))(pair[0], tiny.batch())[0].hidden)
@@ -213,17 +215,18 @@ def after_training(model, params, calibrated):
 
 
 def test_cache_and_activations_are_rounded_after_training(model, params, after_training):
-    """Each counts, and 4 bits more than 8; the weights are as they were given."""
+    """4 bits more than 8; the weights are as they were given."""
     hidden = {name: found[2] for name, found in after_training.items()}
     plain = hidden["none", "none"]
     distance = {name: float(np.abs(x - plain).mean()) for name, x in hidden.items()}
-    assert 0 < distance["int8", "none"] < distance["int8", "int8"] < distance["int4", "int4"] / 4
+    assert 0 < distance["int8", "int8"] < distance["int4", "int4"] / 8
     assert quantized_while_running(tiny.config().quantization, model, params) == (
         Trained(params, jax.tree.map(lambda _: (), params)),
         None,
     )
 
 
+@pytest.mark.slow
 def test_evaluation_after_training_is_of_the_quantized_forward_pass(model, after_training):
     """Beside the loss of the plain one."""
     b, (trained, quantized, hidden) = tiny.batch(), after_training["int4", "int4"]

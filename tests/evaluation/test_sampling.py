@@ -86,20 +86,21 @@ def test_activations_and_cache_are_rounded_while_sampling(model, trained, kind, 
     params = jax.tree.map(lambda x: 3 * x, trained.params)  # so that rounding changes a text
     steps = None if cache == "none" else first_key_scales(model, params, 4)
     trained, quantized = quantized_while_running(section, model, params, steps)
-    forward = jax.jit(make_forward(model, quantized))
+    forward, plain = (jax.jit(make_forward(model, q)) for q in (quantized, None))
     ids = [TOKENIZER.beginning_of_text, *TOKENIZER.encode("ab")[0]]
-    length, start = 16, len(ids)
+    length, start, same = 16, len(ids), []
     for end in range(start, length):
         row = jnp.zeros((1, length), jnp.int32).at[0, :end].set(jnp.asarray(ids))
         b = {"tokens": row, "positions": jnp.arange(length)[None], "segment_ids": row * 0 + 1}
         outputs, head = forward(trained, b)
         ids.append(int(jnp.argmax(outputs.hidden[0, end - 1] @ head)))
+        in_floats = jnp.argmax(plain(trained, b)[0].hidden[0, end - 1] @ head)
+        same.append(int(in_floats) == ids[-1])
     expected = PartialText(TOKENIZER).extend(np.array(ids[start:], np.int32), True)
     sampler = Sampler(model, TOKENIZER, quantized=quantized, temperature=0.0)
     found = "".join(sampler.stream(trained, "ab", 0, length - start))
     assert found == expected
-    plain = Sampler(model, TOKENIZER, temperature=0.0)
-    assert "".join(plain.stream(trained, "ab", 0, length - start)) != expected
+    assert not all(same)  # negative control: floats would have gone on otherwise
 
 
 def test_programs_are_compiled_once(model, trained):

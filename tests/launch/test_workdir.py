@@ -25,11 +25,10 @@ MODEL = make_model(ModelConfig(vocab_size=TOKENIZER.vocab_size, **CONFIG.model))
 
 @pytest.fixture(scope="module")
 def rounded():
-    """A fresh model with weights of 8 bits, and the scales of keys for a cache of 8 bits."""
+    """A fresh model, its weights as they are, and the scales of keys for a cache of 8 bits."""
     params = jax.tree.map(lambda x: 3 * x, tiny.params(MODEL))
-    result = after_training.round_to_nearest_model(params, default_rules(8, absmax))
-    batches = [tiny.batch(seed=3)]
-    return result._replace(key_scales=calibrate_cache(MODEL, result.params, batches))
+    scales = calibrate_cache(MODEL, params, [tiny.batch(seed=3)])
+    return after_training.PostTrained(params, {}, {}, scales)
 
 
 def write(folder, result, **quantization):

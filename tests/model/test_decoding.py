@@ -50,8 +50,13 @@ def with_cache_of(bits, model, params):
     ("bits", "change"),
     [
         (8, {}),
+        pytest.param(4, {}, marks=pytest.mark.slow),
         # Layers in a loop, some with a window and some without rotary positions.
-        (4, {"unroll": 1, "layer_pattern": "LN", "window": 4, "qk_norm": True}),
+        pytest.param(
+            4,
+            {"unroll": 1, "layer_pattern": "LN", "window": 4, "qk_norm": True},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
