@@ -130,7 +130,7 @@ def search_awq(
         official command takes 128 * 512; the time is in proportion.
       clip_tokens: of which this many count in the search of clips, 512 in the official code.
       importance: None, or the weight of each token in the loss of scales and clips; it is called
-        while a program is traced, once for every group.
+        while programs are traced, once for the scales and once for the clips of every group.
       error: of the search of scales, "squared" or "absolute", see `output_error`; clips are chosen
         by squared errors always.
       between: called before every group; an exception that it raises ends the work.
@@ -141,7 +141,7 @@ def search_awq(
     """
     config = model.config
     check_changeable(config, params, "AWQ")
-    groups = _groups(config, params[LAYERS], rules)
+    groups = _groups(config, rules)
     programs = {
         group: _programs(model, group, rules, importance, error, clip_tokens) for group in groups
     }
@@ -162,7 +162,7 @@ def search_awq(
                 if not np.isfinite(found.losses[name][0]):
                     raise InputError(f"AWQ: layer {index} has outputs that are not finite")
         if clip:
-            folded = fold_scales(config, layer, found.scales)
+            folded = _folded(config, layer, found.scales)
             for group, (_, limit) in programs.items():
                 name = group.matrices[0]
                 scale = found.scales.get(name, np.ones(inputs[name].shape[-1], np.float32))
@@ -187,6 +187,9 @@ def fold_scales(config: ModelConfig, layers: Any, scales: dict[str, Any]) -> Any
     return layers
 
 
+_folded = jax.jit(fold_scales, static_argnums=0)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def apply_awq(model: Model, params: Any, found: AWQ, rules: Rules) -> Any:
     """The parameters with scales folded in, then clipped.
@@ -207,7 +210,7 @@ def apply_awq(model: Model, params: Any, found: AWQ, rules: Rules) -> Any:
     return {**params, LAYERS: with_leaves(layers, clipped)}
 
 
-def _groups(config: ModelConfig, layers: Any, rules: Rules) -> list[Group]:
+def _groups(config: ModelConfig, rules: Rules) -> list[Group]:
     """Those of which a matrix is quantized."""
     return [
         group

@@ -76,7 +76,10 @@ def rotate_model(
         else None
     )
     changes = {key: False for key in ("tied_head", "code_head") if getattr(config, key)}
-    return changes, _rotated(dataclasses.replace(config, dtype="float32"), params, r_DD, r_HH)
+    params = jax.tree.map(jnp.asarray, params)
+    shardings, structure = jax.tree.flatten(jax.tree.map(lambda a: a.sharding, params))
+    config = dataclasses.replace(config, dtype="float32")
+    return changes, _compiled(config, structure, tuple(shardings))(params, r_DD, r_HH)
 
 
 def _check(config: ModelConfig, params: Any) -> None:
@@ -99,7 +102,14 @@ def _of_width(key: str, config: ModelConfig, make: Callable[[int], Any]) -> Any:
         raise InputError(f"model.{key}={width} cannot be rotated: {error}") from None
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.lru_cache
+def _compiled(config, structure, shardings):
+    """`_rotated` with results that lie where the parameters lay; XLA places a new head."""
+    placed = jax.tree.unflatten(structure, shardings)
+    placed = {**placed, HEAD: placed.get(HEAD)}
+    return jax.jit(functools.partial(_rotated, config), out_shardings=placed)
+
+
 def _rotated(config: ModelConfig, params: Any, r_DD: jax.Array, r_HH: jax.Array | None) -> Any:
     """The new parameters."""
     head_DV = make_model(config).head(params)

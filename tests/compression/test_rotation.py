@@ -37,9 +37,14 @@ VARIANTS = {
 }
 
 
-def logits(model, params):
+@functools.cache
+def _run(model):
     batch = tiny.batch(2, 12)
-    return jax.jit(lambda p: tiny.hidden(model, p, batch) @ model.head(p))(params)
+    return jax.jit(lambda params: tiny.hidden(model, params, batch) @ model.head(params))
+
+
+def logits(model, params):
+    return _run(model)(params)
 
 
 @functools.cache
@@ -47,11 +52,12 @@ def uneven(name):
     """A model with gains and biases that are not those of the start."""
     model = tiny.model(**VARIANTS[name])
     leaves, structure = jax.tree.flatten(tiny.params(model))
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [
-        x + 0.3 * jnp.where(x.std() > 1e-6, x.std(), 1) * jax.random.normal(k, x.shape)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
+    rng = np.random.default_rng(7)
+    moved = []
+    for leaf in map(np.asarray, leaves):
+        spread = leaf.std() if leaf.std() > 1e-6 else 1
+        noise = 0.3 * spread * rng.normal(size=leaf.shape)
+        moved.append(jnp.asarray(leaf + noise, jnp.float32))
     return model, jax.tree.unflatten(structure, moved)
 
 

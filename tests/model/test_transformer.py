@@ -306,3 +306,20 @@ def test_config_keys_are_those_of_the_base_config():
 def test_refuses(change, names):
     with pytest.raises(InputError, match=names):
         tiny.model(**change)
+
+
+def test_a_norm_may_have_a_bias():
+    """In front of sub-blocks and the head, not on queries and keys; off, there is none."""
+    plain, biased = (tiny.model(norm_bias=on, qk_norm=True) for on in (False, True))
+    params, more = tiny.params(plain), tiny.params(biased)
+    paths = {jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(more)}
+    paths -= {jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(params)}
+    at = {"['layers']['attention_norm']", "['layers']['mlp_norm']", "['final_norm']"}
+    assert paths == {f"{norm}['bias']" for norm in at}
+    batch, run = tiny.batch(2, 8), jax.jit(lambda p: tiny.hidden(biased, p, tiny.batch(2, 8)))
+    zeros = {**more, "final_norm": {"scale": params["final_norm"]["scale"], "bias": jnp.zeros(32)}}
+    np.testing.assert_array_equal(
+        run(zeros), jax.jit(tiny.hidden, static_argnums=0)(plain, params, batch)
+    )
+    ones = {**more, "final_norm": {**zeros["final_norm"], "bias": jnp.ones(32)}}
+    np.testing.assert_allclose(run(ones), run(zeros) + 1, atol=1e-6)
