@@ -104,6 +104,10 @@ def check() -> None:
             raise InputError(f"--{name} needs --bits=WIDTH; without, the run's own grids are taken")
     if not (command.OUTPUT.value or REPORT.value):
         raise InputError("--output=FILE is missing, for example --output=int4.safetensors")
+    if REPORT.value and BITS.value is not None and BITS.value >= 16:
+        raise InputError(
+            f"--report shows quantized weights; valid: --bits below 16, not {BITS.value:g}"
+        )
     if OTHERS.value and not REPORT.value:
         raise InputError("--others needs --report=PAGE.html")
     _check_plan()
