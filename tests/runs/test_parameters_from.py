@@ -236,6 +236,7 @@ def test_the_config_of_a_fine_tuning_takes_a_run_too(root, source):
     assert c.data.end_of_text == "</s>"
 
 
+@pytest.mark.slow
 def test_adapters_on_codes_go_on_as_they_are_or_are_merged(root, source):
     """A run with adapters on a packed base, and two that begin with it: with and without them."""
     folder, old = source
