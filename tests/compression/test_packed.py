@@ -29,6 +29,7 @@ WIDTHS = {
     "elastic_binary": (1,),
     "ternary": (1.58,),
     "seq": (2,),
+    "learned_range": (2, 3, 4, 5, 6, 7, 8),
     "lsq": (3, 4, 5, 6, 7, 8),
     "absmax": (2, 3, 4, 5, 6, 7, 8),
     "minmax": (2, 3, 4, 5, 6, 7, 8),
