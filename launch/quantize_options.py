@@ -41,7 +41,7 @@ SCALE_SEARCH = flags.DEFINE_bool(
     "quantizer has a search.",
 )
 BATCHES = flags.DEFINE_integer(
-    "calibration_batches", 8, "Batches of --corpus that a method other than rtn reads."
+    "calibration_batches", 8, "Training batches for all that needs text but losses."
 )
 VALIDATION = flags.DEFINE_integer(
     "validation_batches",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.compression.cache import KEYS
+from lm.compression.calibration import embed, layer_at, multiply
 from lm.compression.integer_grids import round_scales
 from lm.compression.packed import KEY_SCALES, Coded, code_leaves
 from lm.errors import InputError
@@ -27,7 +28,7 @@ from lm.model.parameters import (
     layer_matrices,
     path_of,
 )
-from lm.model.products import project
+from lm.model.streams import leaf_at, with_leaves
 from lm.parallel.in_turn import in_turn
 from objectives.quantization import calibration_hessian, gptq, init_scales, quantizer_of_layer
 from objectives.quantization.gptq import GPTQ
@@ -162,27 +163,27 @@ def gptq_model(
             f"factor, damped by up to {_MOST_DAMPINGS * damping:g}; take more batches"
         )
 
-    states = list(in_turn(_embed(model, nearest.params, batch) for batch in batches))
+    states = list(in_turn(embed(model, nearest.params, batch) for batch in batches))
     found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
     for index in range(model.config.layers):
-        layer = _layer(params[LAYERS], index)
+        layer = layer_at(params[LAYERS], index)
         for group in groups:
             of_group = functools.partial(layer_hessians, group)
             hessians = _total(map(of_group, again(layer), states, batches, again(index)))
             for name in group:
-                weights = _get(layer, name)
+                weights = leaf_at(layer, name)
                 result = quantize(f"{LAYERS}/{name}", weights, hessians[name], index)
-                layer = _set(layer, name, result.weights.astype(weights.dtype))
-                found[name].append(jax.device_get(result._replace(weights=())))
+                layer = with_leaves(layer, {name: result.weights.astype(weights.dtype)})
+                found[name].append(jax.deviceleaf_at(result._replace(weights=())))
         states = list(in_turn(map(forward, again(layer), states, batches, again(index))))
     for name, layers in found.items():
         path = f"{LAYERS}/{name}"
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
-        dtype = _get(params[LAYERS], name).dtype
+        dtype = leaf_at(params[LAYERS], name).dtype
         coded[path] = Coded(rules(path), stacked.codes, stacked.grid, dtype)
         losses[path] = stacked.loss
     if head:
-        path, weights = HEAD_MATRIX, _get(params, HEAD_MATRIX)
+        path, weights = HEAD_MATRIX, leaf_at(params, HEAD_MATRIX)
         outer = {**nearest.params, LAYERS: params[LAYERS]}
         hessian = _total(map(head_hessian, again(outer), states, batches))
         result = quantize(path, weights, hessian)
@@ -208,7 +209,7 @@ def _passes(model, importance):
             if name in names:
                 inputs_BTI = jnp.where(valid_BT[..., None], inputs, 0)
                 found[name] = calibration_hessian(inputs_BTI, r_BT)
-            return _multiply(inputs, weights)
+            return multiply(inputs, weights)
 
         model.block(layer, x_BTD, *_places(batch), product, index)
         return found
@@ -250,7 +251,7 @@ def attention_received(
                 return jnp.broadcast_to(c_BT[..., None], shape).astype(inputs.dtype)
             if path == ATTENTION_OUTPUT:
                 outputs.append(inputs.astype(jnp.float32).sum() / model.config.head_width)
-            return _multiply(inputs, weights)
+            return multiply(inputs, weights)
 
         model.block(layer, x_BTD, positions_BT, segment_ids_BT, product, index)
         return outputs[0]
@@ -270,21 +271,6 @@ def _gptq(weights, hessian, quantizer, damping, act_order, static_groups):
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(model, params, batch):
-    return model.embed(params, batch["tokens"], batch["positions"])
-
-
-@jax.jit
-def _layer(layers, index):
-    """One layer's part of stacked leaves; the index is data, so that one program serves all."""
-    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), layers)
-
-
-def _multiply(inputs, weights):
-    return project(inputs, weights.astype(inputs.dtype))
-
-
 def _places(batch):
     return batch["positions"], batch["segment_ids"]
 
@@ -294,17 +280,8 @@ def _total(trees):
     return functools.reduce(functools.partial(jax.tree.map, jnp.add), in_turn(trees))
 
 
-def _get(tree, name: str):
-    return functools.reduce(lambda node, key: node[key], name.split("/"), tree)
-
-
-def _set(tree, name: str, leaf):
-    key, _, rest = name.partition("/")
-    return {**tree, key: _set(tree[key], rest, leaf) if rest else leaf}
-
-
 def _replace(tree, coded: dict[str, Coded]):
     """`tree` with the leaves of `coded` decoded; the others are the same arrays."""
     for name, leaf in coded.items():
-        tree = _set(tree, name, leaf.decode())
+        tree = with_leaves(tree, {name: leaf.decode()})
     return tree

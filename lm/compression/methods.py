@@ -114,7 +114,7 @@ def quantize_after_training(
     params: Any,
     batches: Batches,
     rules: Rules,
-    options: Options = Options(),  # noqa: B008 a tuple of numbers
+    options: Options | None = None,
 ) -> Quantization:
     """The parameters on the grids of `rules`, by a method of `METHODS`.
 
@@ -131,14 +131,14 @@ def quantize_after_training(
       params: the trained parameters.
       batches: calibration data; not read by methods of `WITHOUT_DATA`.
       rules: which leaf is quantized, and how.
-      options: see there.
+      options: see there; their defaults without.
 
     Raises:
       InputError: a model that the method cannot change, a Hessian without a Cholesky factor, or
         weights that are not finite.
       ValueError: a shape that does not fit its quantizer, or a quantizer that the method lacks.
     """
-    changes = {}
+    changes, options = {}, options or Options()
     if options.rotate:
         changes, params = rotate_model(model, params, options.seed)
         model = with_changes(model, changes)

@@ -202,6 +202,8 @@ def test_a_model_from_a_folder_is_its_own_teacher_on_grids(root, folder, tmp_pat
         c.objective.loss = "self_distillation"
         c.objective.references.teacher = str(teacher)
         c.quantization.update(bits=float(bits), fraction="1")
+        if bits < 16:  # None of it is of the teacher.
+            c.quantization.update(cache="int8", begin_with="gptq", gptq_batches=1)
         train(c, tmp_path / f"run_{case}")
         first[case] = lines(tmp_path / f"run_{case}", "train")[0]["loss"]
     assert abs(first["same"]) < 1e-6

@@ -83,7 +83,9 @@ def test_a_trained_range_is_better_than_that_of_the_largest_weights():
 
     @jax.jit
     def step(ends):
-        loss = lambda ends: jnp.square(quantizer.quantize(w, ends) - w).mean()  # noqa: E731
+        def loss(ends):
+            return jnp.square(quantizer.quantize(w, ends) - w).mean()
+
         value, gradient = jax.value_and_grad(loss)(ends)
         return value, jax.tree.map(lambda x, g: x - 0.02 * jnp.sign(g), ends, gradient)
 
