@@ -174,7 +174,7 @@ def gptq_model(
                 weights = leaf_at(layer, name)
                 result = quantize(f"{LAYERS}/{name}", weights, hessians[name], index)
                 layer = with_leaves(layer, {name: result.weights.astype(weights.dtype)})
-                found[name].append(jax.deviceleaf_at(result._replace(weights=())))
+                found[name].append(jax.device_get(result._replace(weights=())))
         states = list(in_turn(map(forward, again(layer), states, batches, again(index))))
     for name, layers in found.items():
         path = f"{LAYERS}/{name}"
