@@ -21,13 +21,18 @@ SMALL = (
 )
 
 
-def train(patch: str, folder: Path, arguments: str) -> list[dict]:
-    """The lines of the training steps of a run in a patched copy."""
+def copy_and_patch(patch: str, folder: Path):
+    """Copies the packages of this repository to `folder` and applies the patch there."""
     for name in ("lm", "objectives", "launch", "configs"):
         shutil.copytree(ROOT / name, folder / name)
     text = (ROOT / "docs" / "patches" / patch).read_text()
     # Outside of any repository, git apply is a patch program.
     subprocess.run(["git", "apply", "-"], input=text, text=True, cwd=folder, check=True)
+
+
+def train(patch: str, folder: Path, arguments: str) -> list[dict]:
+    """The lines of the training steps of a run in a patched copy."""
+    copy_and_patch(patch, folder)
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(folder)
     command = f"-m launch.train --config=configs/base.py --workdir=run {SMALL} {arguments}"
@@ -48,6 +53,11 @@ def train(patch: str, folder: Path, arguments: str) -> list[dict]:
 def test_a_patch_touches_at_most_four_files(name):
     text = (ROOT / "docs" / "patches" / f"{name}.patch").read_text()
     assert 1 < len(re.findall(r"^diff --git", text, flags=re.MULTILINE)) <= 4
+
+
+@pytest.mark.parametrize("name", ["second_head", "dpo"])
+def test_a_patch_applies(name, tmp_path):
+    copy_and_patch(f"{name}.patch", tmp_path / "copy")
 
 
 @pytest.mark.slow

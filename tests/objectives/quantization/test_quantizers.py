@@ -579,3 +579,18 @@ def test_paretoq_chooses_by_width():
 def test_bad_arguments(make_it, reason):
     with pytest.raises(ValueError, match=reason):
         make_it()
+
+
+def test_minmax_rounds_weights_halfway_between_levels_as_exact_division_does():
+    """Weights m + d q of a file in Q4_1 with m = -7.5 d are all halfway between two levels."""
+    random = np.random.default_rng(0)
+    step_GO = random.uniform(0.01, 0.1, (40, 8)).astype(np.float16).astype(np.float32)
+    codes_GKO = np.stack([random.permutation(32) % 16 for _ in range(320)]).reshape(40, 8, 32)
+    w_GKO = step_GO[:, None] * (codes_GKO.swapaxes(1, 2).astype(np.float32) - np.float32(7.5))
+    low_GO, high_GO = w_GKO.min(1, keepdims=True), w_GKO.max(1, keepdims=True)
+    scale_GO = (high_GO - low_GO) / np.float32(15)
+    zero_GO = -np.rint(low_GO / scale_GO)
+    expected_GKO = scale_GO * (np.clip(np.rint(w_GKO / scale_GO) + zero_GO, 0, 15) - zero_GO)
+    quantizer = QUANTIZERS["minmax"](bits=4, granularity="group", group_size=32)
+    rounded = jax.jit(lambda w: quantizer.quantize(w, ()))(w_GKO.reshape(-1, 8))
+    np.testing.assert_array_equal(rounded, expected_GKO.reshape(-1, 8))
