@@ -13,7 +13,7 @@ import numpy as np
 from launch.figures import COLOURS
 
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
-# Marks of 8 units around (0, 0): a line is told by its shape, too.
+# Marks of 8 units around (0, 0), so that lines differ by shape as well as by colour.
 _MARKS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
     "M-4 -4h8v8h-8z",

@@ -7,8 +7,8 @@ Against: the same with --config.objective.loss=cross_entropy
 Cost:    4 minutes on 2 CPU cores: the teacher's forward pass comes on top.
 
 Claim: labels of a model's own distribution bring a quantized model nearer to it than those of the
-text. UNCONFIRMED: any number of the paper, whose text is written by the model itself; here it is
-that of the corpus. For a pretrained model there is configs/qat.py.
+text. The paper trains on text that the model itself writes, this config on the corpus, so none of
+the paper's numbers is confirmed here. For a pretrained model there is configs/qat.py.
 """
 
 from ml_collections import ConfigDict

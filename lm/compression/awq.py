@@ -108,8 +108,8 @@ def search_awq(
     folded into what makes x: x / s meets s W. With s_X = mean |x| the candidates are the powers
     s_X^(i / 20), normalised, see `objectives.quantization.awq`; the best has the smallest error of
     the real output of attention (query, key and value together) or MLP (up and gate), or of the
-    matrix itself (output, down), with W' = Q(s W) / s. Then weights are clipped by group, other
-    than query and key, whose outputs decide through a softmax.
+    matrix itself (output, down), with W' = Q(s W) / s. Then weights are clipped by group, except
+    those of query and key, because the softmax magnifies errors of their outputs.
 
     A layer's inputs are those of the model as it was: nothing is quantized before it, and all
     groups of a layer are searched with the layer's own weights, then folded together. `output` has
@@ -136,7 +136,7 @@ def search_awq(
       between: called before every group; an exception that it raises ends the work.
 
     Raises:
-      InputError: adapters, packed matrices, or a layer whose outputs are not finite.
+      InputError: adapters, packed matrices, or a layer with outputs that are not finite.
       ValueError: another `error`, or a quantizer of tables.
     """
     config = model.config

@@ -13,9 +13,9 @@ know them from memory. KIVI takes asymmetric scales over groups of tokens, and k
 an unfinished group in floats; a group in the middle of a text would then differ between a pass over
 the text and decoding. A fixed symmetric step has no groups, and the same numbers in both: ours.
 
-Keys are quantized behind the rotary embedding, as the cache holds them. KVQuant argues for keys in
-front of it, whose outliers stay in their channels; decoding would then have to rotate the whole
-cache for every token. That form is left out.
+Keys are quantized after the rotary embedding, as the cache holds them. KVQuant quantizes them
+before it, where outliers stay in their channels; decoding would then have to rotate the whole cache
+for every token. That form is left out.
 
 B rows, T tokens, L layers, K key-value heads, S tokens of a cache, H head width.
 """

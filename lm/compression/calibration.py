@@ -85,7 +85,7 @@ def group_output(
     in front of the group, and behind the result.
 
     Args:
-      model: whose layer it is.
+      model: the model that the layer belongs to.
       layer: parameters of the layer.
       batch: positions and segments.
       index: of the layer.

@@ -137,8 +137,8 @@ def search_outlier_suppression(
       The name of the norm, such as "attention_norm" -> its `Migration`.
 
     Raises:
-      InputError: no norm in front of the matrices, adapters, packed matrices, or a layer whose
-        outputs are not finite.
+      InputError: no norm in front of the matrices, adapters, packed matrices, or a layer with
+        outputs that are not finite.
     """
     config = model.config
     check_changeable(config, params, "Outlier Suppression+")
