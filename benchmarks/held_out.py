@@ -8,7 +8,6 @@ language reference that comes with Python: the values of pydoc_data.topics in th
 names, with an empty line between two of them. A file is read as it is.
 """
 
-import json
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -17,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from launch import command, workdir
+from lm import strict_json
 from lm.errors import InputError
 from lm.evaluation import perplexity
 
@@ -39,7 +39,7 @@ def main() -> None:
             )
             for name, ids in texts.items()
         }
-    print(json.dumps({name: round(score.loss, 5) for name, score in scores.items()}))
+    print(strict_json.dumps({name: round(score.loss, 5) for name, score in scores.items()}))
 
 
 def read(name: str) -> str:
@@ -48,7 +48,10 @@ def read(name: str) -> str:
         return "\n\n".join(topics[key] for key in sorted(topics))
     if not Path(name).is_file():
         raise InputError(f"--texts={name}: no such file; valid: 'topics', or text files")
-    return Path(name).read_text(encoding="utf-8")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--texts={name}: not UTF-8 text: {error}") from None
 
 
 def tokens(tokenizer, text: str) -> np.ndarray:
