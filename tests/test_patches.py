@@ -21,7 +21,7 @@ SMALL = (
 )
 
 
-def copy_and_patch(patch: str, folder: Path):
+def copy_and_patch(patch: str, folder: Path) -> None:
     """Copies the packages of this repository to `folder` and applies the patch there."""
     for name in ("lm", "objectives", "launch", "configs"):
         shutil.copytree(ROOT / name, folder / name)
