@@ -68,6 +68,8 @@ class Objective(NamedTuple):
       taps: name of a tap of the model (`lm.model.transformer.TAPS`) -> (batch) -> its argument.
         `aux` holds the result under the same name.
       heads: name -> `Head`. `aux` holds its `TokenStatistics` under this name.
+      unpaired: of an objective that reads `sides`: whether it judges answers one by one, so that
+        labelled answers are read as well as pairs.
       must_match: what must be the same when a run goes on, by name, as text. The shapes of the
         state need not be declared.
     """
@@ -83,4 +85,5 @@ class Objective(NamedTuple):
     teacher: str = ""
     taps: Mapping[str, Callable[..., jax.Array]] = {}
     heads: Mapping[str, Head] = {}
+    unpaired: bool = False
     must_match: Mapping[str, str] = {}
