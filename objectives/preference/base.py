@@ -34,12 +34,14 @@ class Pairs(NamedTuple):
         reference sum(d m log p).
       lengths: sum(d), and 1 where there is no pair.
       live_BP: whether there is a pair.
+      further: sums over the answers that a method adds, by name.
     """
 
     log_p: Sides
     log_ratio: Sides
     lengths: Sides
     live_BP: jax.Array
+    further: Mapping[str, Sides] = {}
 
 
 class Verdict(NamedTuple):
@@ -57,9 +59,11 @@ class Verdict(NamedTuple):
 
 # (pairs) -> verdict
 Judge = Callable[[Pairs], Verdict]
-# (batch, references) -> [B, T] float32, of every token
-Multiplier = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], jax.Array]
-# (statistics, aux, batch, prepared, pairs) -> further terms
+# (aux, batch, references) -> [B, T] float32, of every token
+Multiplier = Callable[..., jax.Array]
+# (statistics, aux, batch, references) -> {name: [B, T]}
+Values = Callable[..., dict[str, jax.Array]]
+# (pairs, statistics, batch, totals) -> further terms
 Further = Callable[..., dict[str, Term]]
 
 
@@ -68,6 +72,7 @@ def pairwise(
     *,
     references: tuple[str, ...] = (REFERENCE,),
     multiplier: Multiplier | None = None,
+    values: Values | None = None,
     further: Further | None = None,
     loss: Loss = CROSS_ENTROPY,
     coefficient: float = 1.0,
@@ -87,6 +92,7 @@ def pairwise(
       judge: the loss.
       references: losses of the tokens that are compared with.
       multiplier: of the log-ratio of a token, a constant to gradients; None is 1.
+      values: of the tokens, whose sums over the answers `judge` finds in `Pairs.further`.
       further: terms besides.
       loss: what gives the statistics.
       coefficient: of the term "loss".
@@ -94,24 +100,25 @@ def pairwise(
     compares = REFERENCE in references
 
     def prepare(statistics, aux, batch, given, state, step):
-        rows = {name: reference(given, name) for name in references}
-        if multiplier is not None:
-            rows["multiplier"] = jax.lax.stop_gradient(multiplier(batch, rows))
-        return Prepared(rows, totals(batch), state)
+        return Prepared({name: reference(given, name) for name in references}, totals(batch), state)
 
     def terms(statistics, aux, batch, prepared):
-        ratio_BT = statistics.log_probability
-        if compares:
-            ratio_BT = ratio_BT + prepared.rows[REFERENCE]
-        pairs = read_pairs(batch, statistics, ratio_BT, prepared.rows.get("multiplier"))
-        verdict, count = judge(pairs), prepared.totals["pairs"]
-        value = over_pairs(pairs, verdict.loss_BP)
-        found = {"loss": Term(value, count, coefficient)}
+        known, total = prepared.rows, prepared.totals
+        ratio_BT = statistics.log_probability + (known[REFERENCE] if compares else 0.0)
+        multiplier_BT = None if multiplier is None else multiplier(aux, batch, known)
+        pairs = read_pairs(batch, statistics, ratio_BT, multiplier_BT)
+        if values is not None:
+            given = values(statistics, aux, batch, known).items()
+            sums = {name: _of_pairs(pair_sums(batch, x_BT), pairs.live_BP) for name, x_BT in given}
+            pairs = pairs._replace(further=sums)
+        verdict = judge(pairs)
+        loss_term = Term(over_pairs(pairs, verdict.loss_BP), total["pairs"], coefficient)
+        found = {"loss": loss_term}
         if further is not None:
-            found |= further(statistics, aux, batch, prepared, pairs)
-        found |= pair_metrics(pairs, verdict.rewards, count)
+            found |= further(pairs, statistics, batch, total)
+        found |= pair_metrics(pairs, verdict.rewards, total["pairs"])
         if compares:
-            found["log_ratio"] = mean_of_answers(batch, ratio_BT, prepared.totals)
+            found["log_ratio"] = mean_of_answers(batch, ratio_BT, total)
         return found
 
     return Objective(
@@ -151,17 +158,18 @@ def read_pairs(
     if multiplier_BT is not None:
         # Selected first: a token of weight 0 may hold anything.
         live_BT = batch["weights"] != 0
-        ratio_BT = jnp.where(live_BT, multiplier_BT, 0.0) * jnp.where(live_BT, ratio_BT, 0.0)
-
-    def of_pairs(sides, other):
-        return Sides(*(jnp.where(live_BP, x_BP, other) for x_BP in sides))
-
+        multiplier_BT = jax.lax.stop_gradient(jnp.where(live_BT, multiplier_BT, 0.0))
+        ratio_BT = multiplier_BT * jnp.where(live_BT, ratio_BT, 0.0)
     return Pairs(
-        of_pairs(pair_sums(batch, statistics.log_probability), 0.0),
-        of_pairs(pair_sums(batch, ratio_BT), 0.0),
-        of_pairs(lengths(batch), 1.0),
+        _of_pairs(pair_sums(batch, statistics.log_probability), live_BP),
+        _of_pairs(pair_sums(batch, ratio_BT), live_BP),
+        _of_pairs(lengths(batch), live_BP, 1.0),
         live_BP,
     )
+
+
+def _of_pairs(sides: Sides, live_BP: jax.Array, other: float = 0.0) -> Sides:
+    return Sides(*(jnp.where(live_BP, x_BP, other) for x_BP in sides))
 
 
 def over_pairs(pairs: Pairs, values_BP: jax.Array) -> jax.Array:

@@ -55,9 +55,7 @@ def judge(
       ValueError: as `dpo`.
     """
     check_number("beta", beta, above=0)
-    check_number("label_smoothing", label_smoothing, least=0)
-    if label_smoothing >= 0.5:
-        raise ValueError(f"label_smoothing={label_smoothing} must be below 0.5")
+    check_smoothing(label_smoothing)
     if robust and not label_smoothing:
         raise ValueError("robust=True must have label_smoothing above 0")
 
@@ -68,6 +66,13 @@ def judge(
         return Verdict(loss_BP, rewards)
 
     return verdict
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raises ValueError for a share of wrong labels that is not in [0, 0.5)."""
+    check_number("label_smoothing", label_smoothing, least=0)
+    if label_smoothing >= 0.5:
+        raise ValueError(f"label_smoothing={label_smoothing} must be below 0.5")
 
 
 def smoothed(margin: jax.Array, label_smoothing: float = 0.0, robust: bool = False) -> jax.Array:
