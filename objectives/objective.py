@@ -72,6 +72,8 @@ class Objective(NamedTuple):
       perturb: (batch) -> batch that all models read in its place, in training.
       computed_references: those of `references` that must be models, as stored ones are of batches
         that were not perturbed.
+      unpaired: of an objective that reads `sides`: whether it judges answers one by one, so that
+        labelled answers are read as well as pairs.
       must_match: what must be the same when a run goes on, by name, as text. The shapes of the
         state need not be declared.
     """
@@ -90,4 +92,5 @@ class Objective(NamedTuple):
     reference_taps: Mapping[str, Callable[..., jax.Array]] = {}
     perturb: Callable[..., Mapping[str, jax.Array]] | None = None
     computed_references: tuple[str, ...] = ()
+    unpaired: bool = False
     must_match: Mapping[str, str] = {}

@@ -115,7 +115,8 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     built = built._replace(config=config)
     references = open_references(built, data.tokenizer.fingerprint)
     stored = references.stored(data.train, data.tokenizer.fingerprint)
-    dataset = experiment.train_batches(config, data, stored, built.mesh)
+    usable = experiment.usable_records(config, built.objective, data)
+    dataset = experiment.train_batches(config, data, stored, built.mesh, usable)
     record = resolved(config, data.tokenizer, built)
     before = check_workdir(workdir, record)
     with jax.set_mesh(built.mesh):
@@ -131,13 +132,17 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
     record["run_id"] = identity.run_id(run_record.read_record(workdir) or {})
-    counted = count_without_target(data.train, data.tokenizer, config.data.sequence_length)
+    counted = usable or count_without_target(
+        data.train, data.tokenizer, config.data.sequence_length
+    )
     if line := counted.describe():
         say(line)
     check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}
-        source = GrainSource(dataset, built.mesh, stored)
+        reading = experiment.reading_of(config, data.train)
+        further = (*stored, *(reading.keys if reading else ()))
+        source = GrainSource(dataset, built.mesh, further)
         run_id = record["run_id"]
         parts = _Parts(built, data, source, second_models, frozen, start, beginning, run_id)
         loop = Loop(config, workdir, say, parts, stop)

@@ -92,6 +92,7 @@ def bco(
         whole_batch=True,
         differentiated=("nll", "log_probability"),
         batch_keys=KEYS,
+        unpaired=True,
         references=names,
     )
 

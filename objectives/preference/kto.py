@@ -76,6 +76,7 @@ def kto(
         whole_batch=mismatched,
         differentiated=("nll", "log_probability"),
         batch_keys=(*KEYS, MISMATCHED) if mismatched else KEYS,
+        unpaired=True,
         references=(REFERENCE,),
     )
 

@@ -101,6 +101,7 @@ def unlearning(
         loss=loss,
         differentiated=("nll", "log_probability", "other_loss"),
         batch_keys=KEYS,
+        unpaired=True,
         references=references,
         teacher=loss.teacher,
     )
