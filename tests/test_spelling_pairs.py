@@ -27,4 +27,5 @@ def test_answers_differ_in_one_word(tmp_path):
 
 def test_a_count_that_is_too_large_is_one_line(tmp_path):
     found = make(tmp_path / "a.jsonl", "--count=10000")
-    assert found.returncode == 2 and "valid: 1 to" in found.stderr
+    assert found.returncode == 2
+    assert "valid: 1 to" in found.stderr

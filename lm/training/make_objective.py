@@ -98,6 +98,13 @@ def describe_weighting(config: ConfigDict) -> str:
     return f"{' * '.join(members)}, normalisation {c.normalisation}"
 
 
+def describe_objective(config: ConfigDict) -> str:
+    """The objective with its hyper-parameters, in one line."""
+    c = config.objective
+    hyper = c[c.name].to_dict() if c.name in c else {}
+    return f"{c.name}({', '.join(f'{key}={value}' for key, value in hyper.items())})"
+
+
 def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
     """The loss named by `objective.loss`.
 
