@@ -15,7 +15,6 @@ from lm.compression import phases as compression
 from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
 from lm.compression.widths import inline
 from lm.data import batches, corpora, corruption, pairs, scores, tokenizers
-from lm.errors import InputError
 from lm.model import xla_cpu
 from lm.model.config import ModelConfig, check_choice
 from lm.model.interface import Model
@@ -284,8 +283,8 @@ def usable_records(config: ConfigDict, objective: Objective, data: Data) -> pair
     if reading is None:
         return None
     length = config.data.sequence_length
-    for split in (data.train, data.validation):
-        pairs.check_kinds(split, reading)
+    for texts in (data.train, data.validation):
+        pairs.check_kinds(texts, reading)
     found = pairs.usable(data.train, data.tokenizer, reading, length)
     pairs.usable(data.validation, data.tokenizer, reading, length)
     return found
