@@ -185,7 +185,7 @@ OBJECTIVE = {
 # Hugging Face folder or a .gguf file) or a folder of launch.score. Read where the objective needs
 # it; "" is nowhere.
 REFERENCES = {
-    "reference_nll": ("", "rho1: losses that the excess is over"),
+    "reference_nll": ("", "rho1: losses that the excess is over; dpo and others: the reference"),
     "history_nll": ("", "ss_token: losses that progress is measured from"),
     "prior_nll": ("", "prior: losses of a model without the context"),
     "full_nll": ("", "block_sensitive: losses under full attention"),
@@ -194,6 +194,10 @@ REFERENCES = {
     "error_mask": ("", "fait: scores only"),
     "faulty_log_probability": ("", "fait: scores only"),
     "teacher": ("", "of a distillation: ema, a work directory, a Hugging Face folder or a .gguf"),
+    "reward_nll": ("", "tgdpo: losses of a model trained with dpo before"),
+    "better_nll": ("", "treg: losses under a prompt for better answers, scores only"),
+    "worse_nll": ("", "treg: losses under a prompt for worse answers, scores only"),
+    "desirable_probability": ("", "bco with match_prompts: scores only"),
 }
 
 QUANTIZATION = {
