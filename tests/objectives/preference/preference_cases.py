@@ -13,7 +13,7 @@ from objectives.cross_entropy import TokenStatistics
 from objectives.objective import Objective
 from objectives.terms import minimise
 
-PROMPT, PADDING, WIDTH = 2, 3, 5
+PROMPT, LENGTH, WIDTH = 2, 40, 5
 LENGTHS = ((2, 3), (4, 1), (1, 2), (3, 3))
 # Pairs of each row, by number.
 ROWS = ((0, 1), (2,), (3,))
@@ -62,33 +62,33 @@ def case(seed=0, lengths=LENGTHS) -> Case:
     return Case(draw(seed, lengths), known)
 
 
-def segments(lengths, rows, mismatched):
+def segments(lengths, rows, mismatched, prompt=PROMPT):
     """(row, first target, number of targets, kind, pair, number in the row) of every answer."""
     for row, pairs in enumerate(rows):
-        start = PROMPT
+        start = prompt
         for number, pair in enumerate(pairs):
             kinds = ("chosen", "rejected", "mismatched") if mismatched else ("chosen", "rejected")
             for kind in kinds:
                 size = lengths[pair][1 if kind == "rejected" else 0]
                 yield row, start, size, kind, pair, number
-                start += size + PROMPT
+                start += size + prompt
 
 
-def place(answers: Answers, rows=ROWS, mismatched=False, other=np.nan) -> np.ndarray:
+def place(answers: Answers, rows=ROWS, mismatched=False, other=np.nan, prompt=PROMPT) -> np.ndarray:
     """The numbers at their places, [B, T], and `other` elsewhere."""
     lengths = [(len(a), len(b)) for a, b in zip(answers.chosen, answers.rejected, strict=True)]
-    found = list(segments(lengths, rows, mismatched))
-    length = max(start + size for _, start, size, *_ in found) + PADDING
-    array = np.full((len(rows), length), other, np.float32)
-    for row, start, size, kind, pair, _ in found:
+    array = np.full((len(rows), LENGTH), other, np.float32)
+    for row, start, size, kind, pair, _ in segments(lengths, rows, mismatched, prompt):
         array[row, start : start + size] = getattr(answers, kind)[pair]
     return array
 
 
-def make_batch(lengths=LENGTHS, rows=ROWS, mismatched=False) -> dict[str, np.ndarray]:
+def make_batch(
+    lengths=LENGTHS, rows=ROWS, mismatched=False, prompt=PROMPT, length=LENGTH
+) -> dict[str, np.ndarray]:
     """A batch whose prompts and padding have weight 0."""
-    found = list(segments(lengths, rows, mismatched))
-    shape = (len(rows), max(start + size for _, start, size, *_ in found) + PADDING)
+    found = segments(lengths, rows, mismatched, prompt)
+    shape = len(rows), length
     batch = {
         "weights": np.zeros(shape, np.float32),
         "pair_ids": np.full(shape, -1, np.int32),
@@ -99,7 +99,7 @@ def make_batch(lengths=LENGTHS, rows=ROWS, mismatched=False) -> dict[str, np.nda
         "targets": 1 + np.arange(np.prod(shape), dtype=np.int32).reshape(shape),
     }
     for segment, (row, start, size, kind, _, number) in enumerate(found, 1):
-        whole = row, slice(start - PROMPT, start + size)
+        whole = row, slice(start - prompt, start + size)
         batch["segment_ids"][whole] = segment
         batch["weights"][row, start : start + size] = 1
         if kind == "mismatched":
@@ -121,15 +121,17 @@ class Inputs(NamedTuple):
     state: object = ()
 
 
-def make_inputs(objective: Objective, one: Case, rows=ROWS) -> Inputs:
-    """The case in rows, NaN at what has no weight, with random hidden states."""
+def make_inputs(objective: Objective, one: Case, rows=ROWS, other=np.nan, prompt=PROMPT) -> Inputs:
+    """The case in rows, `other` at what has no weight, with random hidden states."""
     lengths = [(len(a), len(b)) for a, b in zip(one.log_p.chosen, one.log_p.rejected, strict=True)]
     mismatched = "mismatched_ids" in objective.batch_keys
-    batch = make_batch(lengths, rows, mismatched)
-    log_p = place(one.log_p, rows, mismatched)
-    placed = {name: place(x, rows, mismatched) for name, x in one.known.items()}
-    states = np.random.default_rng(5).standard_normal((*log_p.shape, WIDTH)).astype(np.float32)
-    states = np.where(batch["weights"][..., None] != 0, states, np.nan)
+    batch = make_batch(lengths, rows, mismatched, prompt)
+    log_p = place(one.log_p, rows, mismatched, other, prompt)
+    placed = {name: place(x, rows, mismatched, other, prompt) for name, x in one.known.items()}
+    live = batch["weights"] != 0
+    # The states of an answer depend on the answer, wherever it stands.
+    states = np.sin(np.arange(1, WIDTH + 1) * 10 * np.where(live, log_p, 0)[..., None])
+    states = np.where(live[..., None], states, other).astype(np.float32)
     names = {*objective.taps, *(f"reference_{name}" for name in objective.reference_taps)}
     return jax.tree.map(
         jnp.asarray,
@@ -151,13 +153,23 @@ def statistics(objective: Objective, log_p, divergence) -> TokenStatistics:
 
 
 def run(objective: Objective, x: Inputs):
-    """((value, (terms, state)), d value / d (log_p, divergence))."""
+    """((value, (terms, state)), d value / d (log_p, divergence)), compiled once an objective."""
+    if id(objective) not in _COMPILED:
+        # With the objective, whose id would else become that of another one.
+        _COMPILED[id(objective)] = objective, jax.jit(_make_run(objective))
+    return _COMPILED[id(objective)][1](x)
 
-    def f(log_p, divergence):
-        found = statistics(objective, log_p, divergence)
+
+_COMPILED = {}
+
+
+def _make_run(objective):
+    def minimised(differentiated, x):
+        found = statistics(objective, *differentiated)
         seen = (found, x.aux) if objective.whole_batch else (None, {})
         prepared = objective.prepare(*seen, x.batch, x.references, x.state, 0)
         value, terms = minimise(objective.terms(found, x.aux, x.batch, prepared))
         return value, ({**terms, **prepared.metrics}, prepared.state)
 
-    return jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(x.log_p, x.divergence)
+    grads = jax.value_and_grad(minimised, has_aux=True)
+    return lambda x: grads((x.log_p, x.divergence), x)
