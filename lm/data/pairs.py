@@ -238,8 +238,8 @@ def pack_records(records: grain.IterDataset, length: int) -> grain.IterDataset:
     return pack_whole(records, length, row_of_records)
 
 
-def row_of_records(records: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """One row of whole records, as `make_row` makes it, with their pairs numbered in the row."""
+def row_of_records(records: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """Returns one row of records, each of `encode_record` or `Encoder`; see `make_row`."""
     answers = []
     # How many numbers the records before have taken.
     taken = dict.fromkeys(("pair_ids", MISMATCHED), 0)

@@ -111,6 +111,11 @@ def open_references(run: Experiment, tokenizer: str | None = None) -> References
                     f"{key}={source!r} holds no losses of answers under other prompts, which "
                     f"objective.name={run.config.objective.name!r} compares; valid: a model"
                 )
+            if name in run.objective.computed_references:
+                raise InputError(
+                    f"{key}={source!r} is of answers as they are, and objective.name="
+                    f"{run.config.objective.name!r} replaces tokens of them; valid: a model"
+                )
             try:
                 stored[name] = scores.load(source)
             except InputError as error:

@@ -24,6 +24,10 @@ SOURCES = {
     "error_mask": _STORED,
     "faulty_log_probability": _STORED,
     "teacher": ("ema", "base", "model"),
+    "reward_nll": _LOSSES,
+    "better_nll": _STORED,
+    "worse_nll": _STORED,
+    "desirable_probability": _STORED,
 }
 
 # Those that are losses of a model.

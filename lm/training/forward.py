@@ -103,23 +103,24 @@ def make_training_statistics(
 ) -> Callable[..., tuple[TokenStatistics, dict[str, Any]]]:
     """(trained, batch, teacher=None) -> (statistics [B, T] with the loss of each token, aux).
 
-    `aux` holds the taps of the model that the objective asks for, and the statistics of its further
-    heads. The batch holds "keys" for a random loss; `teacher` is a `ReferenceModel`. An evaluation
-    is without `dropout`.
+    `aux` holds the taps of the model that the objective asks for, those of the teacher behind
+    "reference_", and the statistics of its further heads. The batch holds "keys" for a random loss;
+    `teacher` is a `ReferenceModel`. An evaluation is without `dropout`.
     """
     loss = objective.loss
     forward = make_forward(model, quantized, loss.attention_blocks, objective.taps, dropout)
 
     def statistics(trained, batch, teacher=None):
         outputs, head_DV = forward(trained, batch)
+        aux = dict(outputs.aux)
         inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
         inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"))
         if teacher is not None:
             of_teacher, its_head = teacher.forward(teacher.trained, batch)
             scores = products(teacher.softcap)
             inputs = inputs._replace(teacher=losses.Teacher(of_teacher.hidden, its_head, scores))
+            aux |= {f"reference_{name}": x for name, x in of_teacher.aux.items()}
         found = sharded_loss.training_statistics(loss, inputs, batch["weights"])
-        aux = dict(outputs.aux)
         for name, head in objective.heads.items():
             states_BTD = head.states(trained.loss, outputs.hidden, outputs.aux)
             further = _inputs(model, block_size, states_BTD, head_DV, head.targets(batch))

@@ -39,7 +39,10 @@ def make_objective(config: ConfigDict) -> Objective:
         objective = factory(base, **hyper) if extends else factory(**hyper)
     except ValueError as error:
         raise InputError(f"objective.{c.name}.{error}") from None
-    _check_needs(config, f"objective.name={c.name!r}", objective)
+    user = f"objective.name={c.name!r}"
+    _check_needs(config, user, objective)
+    if objective.teacher:
+        check_sources(config, user, (objective.teacher,))
     return objective
 
 

@@ -67,6 +67,8 @@ def make_train_step(
         models = reference_models(state.trained, {EMA: ema, **(frozen or {})})
         if random:
             batch = {**batch, "keys": token_keys(c.seed, state.step, batch["targets"].shape)}
+        if objective.perturb:
+            batch = objective.perturb(batch)
         live, held = split(state.trained, trainable)
         gradients = make_gradients(_of_live(statistics, held), objective, c.accumulation)
         grads, metrics, objective_state = gradients(
@@ -128,18 +130,19 @@ def make_reference_models(
     `References.restore`), and so is the model below the adapters: its frozen weights as they are
     stored. Attention is not cut: a reference attends to whole segments.
     """
-    block_size = config.objective.block_size
+    block_size, taps = config.objective.block_size, objective.reference_taps
     whole = objective.loss._replace(attention_blocks=None)
     functions = {
         EMA: (
-            make_forward(model, quantized),
+            make_forward(model, quantized, taps=taps),
             make_prediction_statistics(model, block_size, quantized, whole),
             model.config.logit_softcap,
         )
     }
     for source, one in (second_models or {}).items():
         statistics = make_prediction_statistics(one, block_size)
-        functions[source] = make_forward(one), statistics, one.config.logit_softcap
+        forward = make_forward(one, taps=taps)
+        functions[source] = forward, statistics, one.config.logit_softcap
 
     def models(trained, others):
         of_source = {source: ReferenceModel(*functions[source], x) for source, x in others.items()}
@@ -147,7 +150,7 @@ def make_reference_models(
             base, its = base_model(model, trained)
             statistics = make_prediction_statistics(base, block_size)
             of_source[BASE] = ReferenceModel(
-                make_forward(base), statistics, base.config.logit_softcap, its
+                make_forward(base, taps=taps), statistics, base.config.logit_softcap, its
             )
         return {
             name: of_source[source]

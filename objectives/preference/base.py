@@ -100,7 +100,7 @@ def pairwise(
     compares = REFERENCE in references
 
     def prepare(statistics, aux, batch, given, state, step):
-        return Prepared({name: reference(given, name) for name in references}, totals(batch), state)
+        return Prepared(read_references(batch, given, references), totals(batch), state)
 
     def terms(statistics, aux, batch, prepared):
         known, total = prepared.rows, prepared.totals
@@ -130,6 +130,17 @@ def pairwise(
         teacher=loss.teacher,
         differentiated=("nll", "log_probability", "other_loss"),
     )
+
+
+def read_references(
+    batch: Mapping[str, jax.Array], given: Mapping[str, jax.Array], names: tuple[str, ...]
+) -> dict[str, jax.Array]:
+    """The named references, [B, T] and detached; 0 where a token has no weight.
+
+    What they hold there can be NaN, which would come into a gradient as 0 * NaN.
+    """
+    live_BT = batch["weights"] != 0
+    return {name: jnp.where(live_BT, reference(given, name), 0.0) for name in names}
 
 
 def totals(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

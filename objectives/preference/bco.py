@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from objectives.objective import Objective, Prepared
 from objectives.preference.answers import KEYS, Sides, pair_sums
-from objectives.preference.base import REFERENCE, mean_of_answers, scaled
+from objectives.preference.base import REFERENCE, mean_of_answers, read_references, scaled
 from objectives.preference.unpaired import answer_metrics, over_answers, read_answers, totals
 from objectives.terms import Term
-from objectives.weighting.base import check_name, check_number, reference
+from objectives.weighting.base import check_name, check_number
 
 DESIRABLE = "desirable_probability"
 
@@ -52,7 +52,7 @@ def bco(
     names = (REFERENCE, *(DESIRABLE,) * match_prompts)
 
     def prepare(statistics, aux, batch, references, state, step):
-        rows = {name: reference(references, name) for name in names}
+        rows = read_references(batch, references, names)
         log_p_BT = jax.lax.stop_gradient(statistics.log_probability)
         answers = read_answers(batch, statistics, log_p_BT + rows[REFERENCE])
         total = totals(batch)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from objectives.objective import Objective, Prepared
 from objectives.preference.answers import KEYS, Sides, sums_by_number
-from objectives.preference.base import REFERENCE, mean_of_answers, scaled
+from objectives.preference.base import REFERENCE, mean_of_answers, read_references, scaled
 from objectives.preference.unpaired import answer_metrics, over_answers, read_answers, totals
 from objectives.terms import Term
-from objectives.weighting.base import check_name, check_number, reference
+from objectives.weighting.base import check_name, check_number
 
 MISMATCHED = "mismatched_ids"
 
@@ -48,12 +48,14 @@ def kto(
     mismatched = reference_point == "mismatched"
 
     def prepare(statistics, aux, batch, references, state, step):
-        reference_BT = reference(references, REFERENCE)
+        rows = read_references(batch, references, (REFERENCE,))
         point = jnp.zeros((), jnp.float32)
         if mismatched:
-            point = estimate(batch, jax.lax.stop_gradient(statistics.log_probability), reference_BT)
+            point = estimate(
+                batch, jax.lax.stop_gradient(statistics.log_probability), rows[REFERENCE]
+            )
         total = {**totals(batch), "point": point}
-        return Prepared({REFERENCE: reference_BT}, total, state, {"reference_point": point})
+        return Prepared(rows, total, state, {"reference_point": point})
 
     def terms(statistics, aux, batch, prepared):
         total = prepared.totals

@@ -9,10 +9,16 @@ from objectives.losses.base import CROSS_ENTROPY, Loss
 from objectives.losses.taught import taught_statistics
 from objectives.objective import Objective, Prepared
 from objectives.preference.answers import KEYS, Sides
-from objectives.preference.base import REFERENCE, mean_of_answers, mean_of_chosen, scaled
+from objectives.preference.base import (
+    REFERENCE,
+    mean_of_answers,
+    mean_of_chosen,
+    read_references,
+    scaled,
+)
 from objectives.preference.unpaired import Answers, answer_metrics, read_answers, totals
 from objectives.terms import Term
-from objectives.weighting.base import check_name, check_number, reference
+from objectives.weighting.base import check_name, check_number
 
 TEACHER = "teacher"
 
@@ -76,7 +82,7 @@ def unlearning(
     loss = taught() if retain == "kl" else CROSS_ENTROPY
 
     def prepare(statistics, aux, batch, given, state, step):
-        return Prepared({name: reference(given, name) for name in references}, totals(batch), state)
+        return Prepared(read_references(batch, given, references), totals(batch), state)
 
     def terms(statistics, aux, batch, prepared):
         total = prepared.totals
