@@ -235,10 +235,11 @@ def pack_records(records: grain.IterDataset, length: int) -> grain.IterDataset:
       records: each of `Encoder`, at most `length` positions.
       length: T.
     """
-    return pack_whole(records, length, _row_of_records)
+    return pack_whole(records, length, row_of_records)
 
 
-def _row_of_records(records: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
+def row_of_records(records: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """Returns one row of records, each of `encode_record` or `Encoder`; see `make_row`."""
     answers = []
     # How many numbers the records before have taken.
     taken = dict.fromkeys(("pair_ids", MISMATCHED), 0)

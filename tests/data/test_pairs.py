@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from lm.data import scores
+from lm.data import packing, scores
 from lm.data.batches import evaluation_batches, train_batches
 from lm.data.documents import Corpus, Document
 from lm.data.layout import encode_document
@@ -17,6 +17,13 @@ from lm.errors import InputError
 PAIRED, UNPAIRED = Reading("dpo"), Reading("bco", unpaired=True)
 MISMATCHED = Reading("kto", unpaired=True, mismatched=True)
 LENGTH = 64
+
+
+@pytest.fixture(autouse=True)
+def few_open_rows(request, monkeypatch):
+    """Rows are finished soon, but where the padding is measured."""
+    if "padding" not in request.node.name:
+        monkeypatch.setattr(packing, "_OPEN_ROWS", 4)
 
 
 def answer(prompt, text, **fields):
@@ -188,9 +195,9 @@ def test_without_such_an_objective_a_pair_is_its_chosen_answer():
     corpus = pairs(9)
     plain = [document._replace(rejected=None) for document in corpus.documents]
     other = Corpus("plain", plain, "plain", 0)
-    for packing in ("concat", "best_fit"):
+    for how in ("concat", "best_fit"):
         found, expected = (
-            evaluation_batches([c], Bytes(), batch_size=2, sequence_length=32, packing=packing)
+            evaluation_batches([c], Bytes(), batch_size=2, sequence_length=32, packing=how)
             for c in (corpus, other)
         )
         for one, two in zip(found, expected, strict=True):
@@ -200,8 +207,8 @@ def test_without_such_an_objective_a_pair_is_its_chosen_answer():
 
 
 def test_lognormal_lengths_leave_less_than_a_quarter_of_padding():
-    corpus = pairs(2000, median=60)
-    batches = itertools.islice(train([corpus], PAIRED, sequence_length=512, batch_size=8), 40)
+    corpus = pairs(600, median=60)
+    batches = itertools.islice(train([corpus], PAIRED, sequence_length=512, batch_size=8), 30)
     padding = np.mean([np.mean(batch["segment_ids"] == 0) for batch in batches])
     assert 0 < padding < 0.25
 
@@ -214,7 +221,7 @@ def test_a_stream_goes_on_exactly_from_its_state_in_json(reading):
     for _ in range(5):
         next(batches)
     state = json.loads(json.dumps(batches.get_state()))
-    expected = [next(batches) for _ in range(12)]
+    expected = [next(batches) for _ in range(5)]
     again = iter(train(corpora, reading, sequence_length=128, **options))
     again.set_state(state)
     for batch in expected:
