@@ -1,0 +1,5 @@
+"""A config for each objective of preferences."""
+"""A config for each objective of preferences."""
+"""A config for each objective of preferences."""
+"""A config for each objective of preferences."""
+"""A config for each objective of preferences."""
