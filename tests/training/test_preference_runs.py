@@ -129,9 +129,10 @@ def expected(name):
 
 
 def check(found, wanted, tolerance=2e-5):
-    for one, other in zip(found, wanted, strict=True):
+    for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
         assert one.keys() == other.keys()
-        for key in one:
+        # In the first step the policy is the reference: rounding decides which answer is better.
+        for key in one.keys() - ({"accuracy"} if number == 0 else set()):
             assert one[key] == pytest.approx(other[key], rel=tolerance, abs=tolerance), key
 
 
