@@ -13,9 +13,8 @@ neither. The paper's tables have not been checked here.
 
 RESULT
 
-On your own data: --config.data.corpus=PAIRS.jsonl, a line with prompt, chosen and rejected each,
-and for a model from outside configs/finetune.py:SOURCE with --config.objective.name=dpo
---config.objective.references.reference_nll=SOURCE.
+On your own data: --config.data.corpus=PAIRS.jsonl, each line with prompt, chosen and rejected. For
+a model from outside see docs/data.md.
 """
 
 from ml_collections import ConfigDict
