@@ -102,7 +102,7 @@ DATA = {
     "end_of_text": ("", "token of a tokenizer.json; '' is the one that it declares"),
     "beginning_of_text": ("", "token that opens a document; '' is as declared, else the end"),
     "sequence_length": (256, "tokens a row, T"),
-    "packing": ("concat", "concat (and split) | best_fit (documents stay whole)"),
+    "packing": ("concat", "concat (and split) | best_fit (documents stay whole, as pairs must)"),
     "corrupted": (0.0, "share of training documents that get their words in random order"),
     "shuffle_rows": (1024, "rows of one shuffle window, after packing"),
     "validation_fraction": (0.05, "share of documents held out, by a hash of their name"),
@@ -181,11 +181,11 @@ OBJECTIVE = {
 }
 
 # Where what an objective compares with comes from: ema (the average of the model's parameters, with
-# train.ema_decay above 0), a second, frozen model (the newest checkpoint of a work directory, a
-# Hugging Face folder or a .gguf file) or a folder of launch.score. Read where the objective needs
-# it; "" is nowhere.
+# train.ema_decay above 0), base (the frozen model below the adapters), a second, frozen model (the
+# newest checkpoint of a work directory, a Hugging Face folder or a .gguf file) or a folder of
+# launch.score. Read where the objective needs it; "" is nowhere.
 REFERENCES = {
-    "reference_nll": ("", "rho1: losses that the excess is over"),
+    "reference_nll": ("", "rho1: losses that the excess is over; dpo and others: the reference"),
     "history_nll": ("", "ss_token: losses that progress is measured from"),
     "prior_nll": ("", "prior: losses of a model without the context"),
     "full_nll": ("", "block_sensitive: losses under full attention"),
@@ -193,7 +193,14 @@ REFERENCES = {
     "contrast_probability": ("", "critical_token: scores only"),
     "error_mask": ("", "fait: scores only"),
     "faulty_log_probability": ("", "fait: scores only"),
-    "teacher": ("", "of a distillation: ema, a work directory, a Hugging Face folder or a .gguf"),
+    "teacher": (
+        "",
+        "of a distillation: ema, base, a work directory, a Hugging Face folder or a .gguf",
+    ),
+    "reward_nll": ("", "tgdpo: losses of a model trained with dpo before"),
+    "better_nll": ("", "treg: losses under a prompt for better answers, scores only"),
+    "worse_nll": ("", "treg: losses under a prompt for worse answers, scores only"),
+    "desirable_probability": ("", "bco with match_prompts: scores only"),
 }
 
 QUANTIZATION = {

@@ -1,6 +1,9 @@
 """Writes a self-contained HTML page of a text, with tokens coloured by weight and by loss.
 
 python -m launch.inspect --model=runs/quickstart --text=FILE [--output=inspect.html]
+
+With a run of a preference objective and records of preferences, the page shows the answers of each
+record side by side, with tokens coloured by their log-ratio and by what the objective does to them.
 """
 
 from pathlib import Path
@@ -29,19 +32,23 @@ def main() -> None:
     command.use_compilation_cache()
     import jax
 
-    from launch import page
+    from launch import page, pair_page
     from lm.data import corpora
-    from lm.references import inspection
+    from lm.data.pairs import check_kinds
+    from lm.references import inspection, pair_inspection
     from lm.references.second_models import open_references
     from lm.training import make_objective
 
-    documents = list(corpora.read(_TEXT.value).documents)
+    corpus = corpora.read(_TEXT.value)
+    documents = list(corpus.documents)
     loaded = workdir.load_chosen(fields=("trained",))
     c = loaded.config
     overrides = [f"weighting={_WEIGHTING.value}"] * bool(_WEIGHTING.value) + _OBJECTIVE.value
     for override in overrides:
         _override(c.objective, override)
     run = loaded.run._replace(objective=make_objective.make_objective(c))
+    reading = make_objective.preference_reading(c, run.objective)
+    check_kinds([corpus], reading)
     references = open_references(run, loaded.tokenizer.fingerprint)
     for name in references.scores:
         raise InputError(
@@ -53,14 +60,24 @@ def main() -> None:
         second_models = {
             source: (one.run.model, frozen[source]) for source, one in references.models.items()
         }
-        found = inspection.inspect(run, loaded.state, documents, loaded.tokenizer, second_models)
-    weighting = make_objective.describe_weighting(c)
+        given = documents, loaded.tokenizer
+        if reading:
+            found = pair_inspection.inspect_pairs(run, loaded.state, *given, reading, second_models)
+        else:
+            found = inspection.inspect(run, loaded.state, *given, second_models)
+    weighting = (
+        make_objective.describe_objective(c) if reading else make_objective.describe_weighting(c)
+    )
     for name in run.references():
         weighting += f", {name} from {Path(c.objective.references[name]).name}"
     source, folder = Path(_TEXT.value).name, Path(command.chosen()).name
     heading = page.Heading(source, folder, loaded.step, weighting)
-    command.write_text(output, page.render(found, documents, loaded.tokenizer, heading))
-    print(f"{found.metrics['targets']:,.0f} targets, {found.metrics['kept_share']:.1%} kept")
+    if reading:
+        command.write_text(output, pair_page.render(found, loaded.tokenizer, heading))
+        print(f"{len(found.documents):,} of {len(documents):,} records")
+    else:
+        command.write_text(output, page.render(found, documents, loaded.tokenizer, heading))
+        print(f"{found.metrics['targets']:,.0f} targets, {found.metrics['kept_share']:.1%} kept")
     print(f"page: {output}")
 
 

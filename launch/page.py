@@ -1,6 +1,6 @@
 """A self-contained HTML page of texts, with tokens coloured by weight or by loss.
 
-Its template, style and script are in `page.html`.
+Its template is `page.html`; `page.css` and `page.js` are in every page of tokens.
 """
 
 import codecs
@@ -20,6 +20,8 @@ from lm.data.tokenizers import Tokenizer
 from lm.references.inspection import Inspection
 
 _BINS = 24
+
+_SHARED = ("page.css", "page.js")
 
 # The largest 1% of values get the full colour: scaled by one outlier, all others would be pale.
 _BRIGHTEST = 99
@@ -66,12 +68,12 @@ def render(
         ("entropy", inspection.entropy[real_RT]),
         *((name, values[real_RT]) for name, values in inspection.references.items()),
     ]
-    strongest, bright = _brightest(weights[is_target]), _brightest(losses[is_target])
+    strongest, bright = brightest(weights[is_target]), brightest(losses[is_target])
     shades = zip(
         is_target.tolist(),
         (np.isfinite(weights) & np.isfinite(losses)).tolist(),
-        _shade(weights, strongest),
-        _shade(losses, bright),
+        shades_of(weights, strongest),
+        shades_of(losses, bright),
         strict=True,
     )
     count, cuts = len(documents), len(inspection.document_R) - len(documents)
@@ -80,20 +82,27 @@ def render(
         f"{len(weights):,} tokens in {count + cuts:,} windows of at most {real_RT.shape[1]:,}, "
         "each a row; the batch is all of them."
     )
-    return string.Template(
-        importlib.resources.files("launch").joinpath("page.html").read_text("utf-8")
-    ).substitute(
+    return fill(
+        "page.html",
         title=html.escape(f"Token weights of {heading.source}"),
         weighting=html.escape(heading.weighting),
         about=html.escape(about),
         figures=_figures(inspection.metrics),
         chart=_chart(losses[is_target], batch["weights"][real_RT][is_target], weights[is_target]),
-        brightest_weight=_brightest_in_words(strongest, "", weights[is_target]),
-        brightest_loss=_brightest_in_words(bright, " nats", losses[is_target]),
+        brightest_weight=brightest_in_words(strongest, "", weights[is_target]),
+        brightest_loss=brightest_in_words(bright, " nats", losses[is_target]),
         legend=_legend(not is_target.all(), cuts > 0),
         texts="\n".join(_texts(inspection, documents, tokenizer, shades)),
-        data=_data(columns, is_target),
+        data=numbers_as_json(columns, is_target),
     )
+
+
+def fill(template: str, **values: str) -> str:
+    """Returns a page: a template of this package with values, style and script in their places."""
+    folder = importlib.resources.files("launch")
+    read = {name: folder.joinpath(name).read_text("utf-8") for name in (template, *_SHARED)}
+    shared = {"style": read["page.css"], "script": read["page.js"]}
+    return string.Template(read[template]).substitute(**shared, **values)
 
 
 def pieces(document: Document, tokenizer: Tokenizer) -> list[bytes]:
@@ -125,7 +134,7 @@ def _texts(inspection, documents, tokenizer, shades) -> Iterator[str]:
             if number in starts:
                 parts.append(f"<b>window {starts[number]}</b>")
             at_end = number == len(covered) - 1 and not piece
-            content = _mark("end", "raw") if at_end else _content(piece, decoder)
+            content = mark("end", "raw") if at_end else token_content(piece, decoder)
             parts.append(_span(content, *next(shades)))
         title = f"<h2>{html.escape(document.name)}</h2>\n" if len(documents) > 1 else ""
         yield f"{title}<pre>{''.join(parts)}</pre>"
@@ -137,7 +146,7 @@ def _span(content: str, is_target: bool, sound: bool, weight: float, loss: float
     return f'<span{of_class} style="--w:{weight:.3g};--l:{loss:.3g}">{content}</span>'
 
 
-def _content(piece: bytes, decoder: codecs.IncrementalDecoder) -> str:
+def token_content(piece: bytes, decoder: codecs.IncrementalDecoder) -> str:
     """Returns what the page shows for a token: its text, or bytes in hexadecimal.
 
     Bytes are shown for a character that is spread over several tokens; the character itself is
@@ -148,33 +157,33 @@ def _content(piece: bytes, decoder: codecs.IncrementalDecoder) -> str:
     only_space = not text.strip()
     content = "".join(_character(c, only_space) for c in text)
     if left or not piece:
-        content += _mark(left.hex(" ").upper() or "∅", "raw")
+        content += mark(left.hex(" ").upper() or "∅", "raw")
     return content
 
 
 def _character(c: str, in_space: bool) -> str:
     if c in _SHOWN_AS:
-        return _mark(_SHOWN_AS[c]) + (c if c != "\r" else "")
+        return mark(_SHOWN_AS[c]) + (c if c != "\r" else "")
     if c == " " and in_space:
         return '<i class="dot"> </i>'
     if unicodedata.category(c) == "Cc" or c in _LAYOUT_CONTROLS:
-        return _mark(f"U+{ord(c):04X}", "raw")
+        return mark(f"U+{ord(c):04X}", "raw")
     return html.escape(c)
 
 
-def _mark(sign: str, kind: str = "") -> str:
+def mark(sign: str, kind: str = "") -> str:
     """Returns a sign that is visible, but is not copied with the text."""
     of_class = f' class="{kind}"' if kind else ""
     return f'<i{of_class} data-c="{sign}"></i>'
 
 
-def _shade(values, highest):
+def shades_of(values: np.ndarray, highest: float) -> list[float]:
     """Returns min(|x| / |highest|, 1); 0 for values that are not finite."""
     size = np.abs(np.where(np.isfinite(values), values, 0.0))
     return np.minimum(size / (abs(highest) or 1.0), 1.0).tolist()
 
 
-def _brightest(values) -> float:
+def brightest(values: np.ndarray) -> float:
     """Returns the value that gets the full colour; negative if there are negative weights."""
     finite = values[np.isfinite(values)]
     if not finite.any():
@@ -183,9 +192,10 @@ def _brightest(values) -> float:
     return float(-size if finite.min() < 0 else size)
 
 
-def _brightest_in_words(brightest, unit, values) -> str:
-    beyond = np.abs(values[np.isfinite(values)]).max(initial=0.0) > abs(brightest)
-    return f"{brightest:.3g}{unit}{' and beyond' * bool(beyond)}"
+def brightest_in_words(highest: float, unit: str, values: np.ndarray) -> str:
+    """Returns the value of the full colour, and whether there are values beyond it."""
+    beyond = np.abs(values[np.isfinite(values)]).max(initial=0.0) > abs(highest)
+    return f"{highest:.3g}{unit}{' and beyond' * bool(beyond)}"
 
 
 def _legend(prompts: bool, cuts: bool) -> str:
@@ -251,7 +261,7 @@ def _round_up(x: float) -> float:
     return 4 * unit * next(n for n in (1, 2, 2.5, 5, 10) if n * unit >= x / 4 * (1 - 1e-9))
 
 
-def _data(columns, is_target) -> str:
+def numbers_as_json(columns: Sequence[tuple[str, np.ndarray]], is_target: np.ndarray) -> str:
     """Returns the numbers as JSON; it holds no text, so it cannot close its script element."""
     content = {
         "columns": [{"label": n, "values": [_number(x) for x in v.tolist()]} for n, v in columns],

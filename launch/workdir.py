@@ -21,6 +21,7 @@ from lm.model import adapters
 from lm.model.trained import Trained
 from lm.pretrained.load import load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
+from lm.references.sources import BASE
 from lm.runs import compatibility, run_record
 from lm.training import experiment
 from lm.training.state import TrainState
@@ -165,6 +166,12 @@ def merged(loaded: Loaded) -> Loaded:
         return loaded
     config = loaded.config.copy_and_resolve_references()
     config.model.adapter_rank = 0
+    if BASE in config.objective.references.values():
+        # There is no model below the adapters any more to compare with.
+        config.objective.update(name="weighted", loss="cross_entropy", weighting="uniform")
+        config.objective.references.update(
+            {n: "" for n, source in config.objective.references.items() if source == BASE}
+        )
     config.train.update(trainable="", frozen="as_is")
     run = _build(config, loaded.run.model.config.vocab_size)
     with jax.set_mesh(run.mesh):

@@ -6,8 +6,9 @@ weighted objective.
 """
 
 from objectives.objective import Head, Objective, Prepared
+from objectives.preference import PREFERENCE
 from objectives.weighted import weighted
 
-OBJECTIVES = {"weighted": weighted}
+OBJECTIVES = {"weighted": weighted, **PREFERENCE}
 
 __all__ = ["OBJECTIVES", "Head", "Objective", "Prepared"]

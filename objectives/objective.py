@@ -68,6 +68,12 @@ class Objective(NamedTuple):
       taps: name of a tap of the model (`lm.model.transformer.TAPS`) -> (batch) -> its argument.
         `aux` holds the result under the same name.
       heads: name -> `Head`. `aux` holds its `TokenStatistics` under this name.
+      reference_taps: taps of the teacher, as `taps`; `aux` holds "reference_" + name.
+      perturb: (batch) -> batch that all models read in its place, in training.
+      computed_references: those of `references` that must be models, as stored ones are of batches
+        that were not perturbed.
+      unpaired: of an objective that reads `sides`: whether it judges answers one by one, so that
+        labelled answers are read as well as pairs.
       must_match: what must be the same when a run goes on, by name, as text. The shapes of the
         state need not be declared.
     """
@@ -83,4 +89,8 @@ class Objective(NamedTuple):
     teacher: str = ""
     taps: Mapping[str, Callable[..., jax.Array]] = {}
     heads: Mapping[str, Head] = {}
+    reference_taps: Mapping[str, Callable[..., jax.Array]] = {}
+    perturb: Callable[..., Mapping[str, jax.Array]] | None = None
+    computed_references: tuple[str, ...] = ()
+    unpaired: bool = False
     must_match: Mapping[str, str] = {}

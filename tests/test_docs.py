@@ -104,7 +104,7 @@ def test_every_command_has_flags_config_files_and_keys_that_exist():
         for path in (ROOT / "launch").rglob("*.py")
         for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text())
     }
-    keys = set(base.meanings()) | {"objective.second_head.coefficient", "objective.dpo.beta"}
+    keys = set(base.meanings()) | {"objective.second_head.coefficient", "objective.hinge.delta"}
     for page, (module, *words) in commands():
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), page
         for word in words:

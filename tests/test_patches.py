@@ -49,13 +49,13 @@ def train(patch: str, folder: Path, arguments: str) -> list[dict]:
     return [line for line in lines if line["kind"] == "train"]
 
 
-@pytest.mark.parametrize("name", ["second_head", "dpo"])
+@pytest.mark.parametrize("name", ["second_head", "hinge"])
 def test_a_patch_touches_at_most_four_files(name):
     text = (ROOT / "docs" / "patches" / f"{name}.patch").read_text()
     assert 1 < len(re.findall(r"^diff --git", text, flags=re.MULTILINE)) <= 4
 
 
-@pytest.mark.parametrize("name", ["second_head", "dpo"])
+@pytest.mark.parametrize("name", ["second_head", "hinge"])
 def test_a_patch_applies(name, tmp_path):
     copy_and_patch(f"{name}.patch", tmp_path / "copy")
 
@@ -79,19 +79,22 @@ def test_a_second_head_learns_the_token_after_next(tmp_path):
 
 
 @pytest.mark.slow
-def test_dpo_begins_at_log_two_and_widens_the_margin(tmp_path):
-    """Its reference is the moving average, which at first is the model; in two micro-batches."""
-    for name, end in (("chosen", ""), ("rejected", "!")):
-        answers = [{"prompt": f"{i} + {i} =", "response": f" {2 * i}{end}"} for i in range(200)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, answers)))
+def test_a_hinge_widens_the_margin(tmp_path):
+    """It is convex: its mean over pairs is at least that of the mean margin. Two micro-batches."""
+    pairs = [
+        {"prompt": f"{i} + {i} =", "chosen": f" {2 * i}", "rejected": f" {2 * i}!"}
+        for i in range(200)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     lines = train(
-        "dpo.patch",
+        "hinge.patch",
         tmp_path / "copy",
-        f"--config.data.corpus={tmp_path}/chosen.jsonl,{tmp_path}/rejected.jsonl "
-        "--config.data.packing=pairs --config.objective.name=dpo --config.train.accumulation=2 "
-        "--config.train.ema_decay=0.99 --config.objective.references.reference_nll=ema",
+        f"--config.data.corpus={tmp_path}/pairs.jsonl --config.data.packing=best_fit "
+        "--config.objective.name=hinge --config.objective.hinge.delta=9 "
+        "--config.train.accumulation=2",
     )
-    assert lines[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
-    assert lines[0]["margin"] == pytest.approx(0, abs=1e-5)
-    assert lines[2]["margin"] > 0.001
+    for line in lines:
+        assert line["loss"] >= 9 - line["margin"] - 1e-4
+        assert line["loss"] > 0
+    assert lines[2]["margin"] > lines[0]["margin"]
     assert lines[2]["loss"] < lines[0]["loss"]

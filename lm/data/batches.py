@@ -7,12 +7,12 @@ counted through all corpora of the split in their order, and -1 in the padding: 
 the same document in every epoch, process, packing, mixture and resumed run. `sample_positions`
 counts the positions of a document from 0, through all rows that it was cut into. Stored scores of
 the documents' positions join the batch as float32 arrays by the names of the references that they
-are.
+are. For an objective that reads preference data `lm.data.pairs` says what a row has besides.
 """
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -22,6 +22,7 @@ from lm.data import cuts
 from lm.data.documents import Corpus, Document
 from lm.data.layout import PADDING, add_fields, encode_document, encode_pieces
 from lm.data.packing import pack
+from lm.data.pairs import Encoder, Reading, Usable, check_kinds, pack_records, usable
 from lm.data.scores import Stored
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
@@ -49,6 +50,8 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     streams: int = 0,
+    reading: Reading | None = None,
+    found: Usable | None = None,
 ) -> grain.IterDataset:
     """Returns an endless dataset of this process's rows of every training batch.
 
@@ -76,6 +79,8 @@ def train_batches(
       process_count: how many there are.
       streams: how many streams there are; 0 is one a process. With more than one, the state of an
         iterator is {"streams": {number: state}}, with all those of this process.
+      reading: how preference data is read; None reads documents, of a pair the chosen answer.
+      found: the usable records, where somebody has looked for them already.
 
     Returns:
       A Grain dataset of batches with B / process_count rows; with `workers`, close its iterators.
@@ -86,12 +91,21 @@ def train_batches(
     """
     _check(batch_size, sequence_length, packing, process_count)
     _check_order(shuffle_rows, workers, seed)
-    weights = _weights(corpora, mixture_weights)
+    check_kinds(corpora, reading)
+    if reading and found is None:
+        found = usable(corpora, tokenizer, reading, sequence_length)
+    sizes = [len(corpus.documents) for corpus in corpora]
+    if found:
+        sizes = [len(kept) for kept in found.kept]
+    weights = _weights(sizes, mixture_weights)
     streams = streams or process_count
-    _check_streams(corpora, streams, process_count, batch_size)
-    check_enough(corpora, tokenizer, batch_size=batch_size, sequence_length=sequence_length)
+    _check_streams(corpora, sizes, streams, process_count, batch_size)
+    if found:
+        _refuse_fewer(found.positions, batch_size, sequence_length)
+    else:
+        check_enough(corpora, tokenizer, batch_size=batch_size, sequence_length=sequence_length)
 
-    numbered = list(_numbered(corpora, tokenizer, scores or {}))
+    numbered = list(_numbered(corpora, tokenizer, scores or {}, reading, sequence_length, found))
 
     def stream(number: int) -> grain.IterDataset:
         parts = [
@@ -103,7 +117,7 @@ def train_batches(
         ]
         # Mixed before to_iter_dataset: a mixture of iterators has the threads of each of them.
         documents = grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
-        rows = pack(documents.to_iter_dataset(_READ), packing, sequence_length)
+        rows = _rows(documents, packing, sequence_length, reading)
         if shuffle_rows > 1:
             rows = grain.experimental.WindowShuffleIterDataset(
                 rows, window_size=shuffle_rows, seed=_derive_seed(seed, number, len(corpora))
@@ -124,6 +138,13 @@ def train_batches(
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_WAITING)
 
 
+def _rows(
+    documents: grain.MapDataset, packing: str, length: int, reading: Reading | None
+) -> grain.IterDataset:
+    read = documents.to_iter_dataset(_READ)
+    return pack_records(read, length) if reading else pack(read, packing, length)
+
+
 def _check_order(shuffle_rows: int, workers: int, seed: int) -> None:
     if shuffle_rows < 1:
         raise InputError(f"data.shuffle_rows must be at least 1, got {shuffle_rows}")
@@ -133,28 +154,32 @@ def _check_order(shuffle_rows: int, workers: int, seed: int) -> None:
         raise InputError(f"train.seed must be at least 0, got {seed}")
 
 
-def _weights(corpora: Sequence[Corpus], mixture_weights: Sequence[float]) -> list[float]:
-    weights = list(mixture_weights) or [len(corpus.documents) for corpus in corpora]
-    if len(weights) != len(corpora) or min(weights) <= 0:
+def _weights(sizes: Sequence[int], mixture_weights: Sequence[float]) -> list[float]:
+    weights = list(mixture_weights) or list(sizes)
+    if len(weights) != len(sizes) or min(weights) <= 0:
         raise InputError(
-            f"data.mixture_weights must be {len(corpora)} positive numbers, one a corpus, or (),"
+            f"data.mixture_weights must be {len(sizes)} positive numbers, one a corpus, or (),"
             f" got {tuple(weights)}"
         )
     return weights
 
 
 def _check_streams(
-    corpora: Sequence[Corpus], streams: int, process_count: int, batch_size: int
+    corpora: Sequence[Corpus],
+    sizes: Sequence[int],
+    streams: int,
+    process_count: int,
+    batch_size: int,
 ) -> None:
     if streams < 0 or streams % process_count or batch_size % streams:
         raise InputError(
             f"data.streams must be a multiple of the {process_count} processes and divide"
             f" train.batch_size {batch_size}, got {streams}"
         )
-    for corpus in corpora:
-        if len(corpus.documents) < streams:
+    for corpus, size in zip(corpora, sizes, strict=True):
+        if size < streams:
             raise InputError(
-                f"data.corpus {corpus.name!r}: its {len(corpus.documents)} training documents"
+                f"data.corpus {corpus.name!r}: its {size} training documents"
                 f" cannot be shared among {streams} processes or streams; use fewer"
             )
 
@@ -201,10 +226,12 @@ def evaluation_batches(
     packing: str = "concat",
     process_index: int = 0,
     process_count: int = 1,
+    reading: Reading | None = None,
 ) -> grain.IterDataset:
     """Returns a finite dataset of this process's rows of every evaluation batch.
 
-    Every target is in exactly one row, in the order of the corpora. Every process packs all rows
+    Every target is in exactly one row, in the order of the corpora, but for those of preference
+    data that cannot be trained on. Every process packs all rows
     and keeps its own, so that the batches of all processes together are the same for any number of
     processes, and each yields the same number of them. The last batch is filled up with rows of
     padding.
@@ -217,6 +244,7 @@ def evaluation_batches(
       packing: `concat` or `best_fit`.
       process_index: which of the processes that evaluate together this one is.
       process_count: how many there are.
+      reading: as for `train_batches`.
 
     Returns:
       A Grain dataset of batches with B / process_count rows.
@@ -225,10 +253,10 @@ def evaluation_batches(
       InputError: an argument is impossible.
     """
     _check(batch_size, sequence_length, packing, process_count)
-    documents = grain.MapDataset.concatenate(
-        [documents.map(encode) for documents, encode in _numbered(corpora, tokenizer, {})]
-    )
-    rows = pack(documents.to_iter_dataset(_READ), packing, sequence_length)
+    check_kinds(corpora, reading)
+    numbered = _numbered(corpora, tokenizer, {}, reading, sequence_length)
+    documents = grain.MapDataset.concatenate([part.map(encode) for part, encode in numbered])
+    rows = _rows(documents, packing, sequence_length, reading)
     batches = rows.batch(batch_size, drop_remainder=False).map(
         functools.partial(_own_rows, batch_size, process_index, process_count)
     )
@@ -253,11 +281,18 @@ def check_enough(
                 found += len(positions)
                 if found >= needed:
                     return
-    raise InputError(
-        f"data.corpus: the training split has {found:,} tokens, fewer than one batch of"
-        f" train.batch_size {batch_size} x data.sequence_length {sequence_length} ="
-        f" {needed:,}; use more text or a smaller batch"
-    )
+    _refuse_fewer(found, batch_size, sequence_length)
+
+
+def _refuse_fewer(found: int, batch_size: int, sequence_length: int) -> None:
+    """Raises InputError for fewer positions than one batch has."""
+    needed = batch_size * sequence_length
+    if found < needed:
+        raise InputError(
+            f"data.corpus: the training split has {found:,} tokens, fewer than one batch of"
+            f" train.batch_size {batch_size} x data.sequence_length {sequence_length} ="
+            f" {needed:,}; use more text or a smaller batch"
+        )
 
 
 def _check(batch_size: int, sequence_length: int, packing: str, process_count: int) -> None:
@@ -273,29 +308,38 @@ def _check(batch_size: int, sequence_length: int, packing: str, process_count: i
 
 
 class _Numbered(Sequence):
-    """Pairs of an index in the corpus and the document there."""
+    """Pairs of an index in the corpus and the document there: of all documents, or some."""
 
-    def __init__(self, documents: Sequence[Document]):
-        self._documents = documents
+    def __init__(self, documents: Sequence[Document], kept: np.ndarray | None = None):
+        self._documents, self._kept = documents, kept
 
     def __len__(self) -> int:
-        return len(self._documents)
+        return len(self._documents if self._kept is None else self._kept)
 
     def __getitem__(self, index: int) -> tuple[int, Document]:
+        index = index if self._kept is None else int(self._kept[index])
         return index, self._documents[index]
 
 
 def _numbered(
-    corpora: Sequence[Corpus], tokenizer: Tokenizer, scores: Mapping[str, Sequence[Stored]]
-) -> Iterator[tuple[grain.MapDataset, functools.partial]]:
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    scores: Mapping[str, Sequence[Stored]],
+    reading: Reading | None,
+    length: int,
+    found: Usable | None = None,
+) -> Iterator[tuple[grain.MapDataset, Callable[..., Any]]]:
     """Yields for each corpus its numbered documents, and what makes positions of one of them."""
     sizes = [len(corpus.documents) for corpus in corpora]
     for number, first in enumerate(itertools.accumulate(sizes[:-1], initial=0)):
         stored = {name: parts[number] for name, parts in scores.items()}
-        yield (
-            grain.MapDataset.source(_Numbered(corpora[number].documents)),
-            functools.partial(_encode, tokenizer=tokenizer, first=first, stored=stored),
-        )
+        documents = corpora[number].documents
+        if reading:
+            encode = Encoder(documents, tokenizer, reading, length, first, stored)
+        else:
+            encode = functools.partial(_encode, tokenizer=tokenizer, first=first, stored=stored)
+        kept = found.kept[number] if found else None
+        yield grain.MapDataset.source(_Numbered(documents, kept)), encode
 
 
 def _encode(
@@ -310,7 +354,12 @@ def _encode(
     if not stored and sum(len(text) for text, _ in document.spans) > cuts.PIECE:
         return _encode_pieces(document, tokenizer, sample)
     positions = encode_document(document, tokenizer)
-    values = {name: one.read(index, document, len(positions)) for name, one in stored.items()}
+    # The scores of a pair are those of both answers.
+    others = [len(encode_document(one, tokenizer)) for one in document.answers[1:] if stored]
+    count = len(positions)
+    values = {
+        name: one.read(index, document, count + sum(others))[:count] for name, one in stored.items()
+    }
     places = np.arange(len(positions), dtype=np.int32)
     return add_fields(positions, sample_ids=sample, sample_positions=places, **values)
 

@@ -37,6 +37,14 @@ def read_messages(messages: Any, where: str) -> tuple[tuple[str, ...], tuple[str
     """
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{where}: messages must be a list of at least one message")
+    roles, contents = read_turns(messages, where)
+    if "assistant" not in roles:
+        raise InputError(f"{where}: messages have none of the assistant, so nothing to train on")
+    return roles, contents
+
+
+def read_turns(messages: list[Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the roles and the contents of messages of any roles; see `read_messages`."""
     roles, contents = [], []
     for number, message in enumerate(messages, 1):
         here = f"{where}: message {number}"
@@ -50,8 +58,6 @@ def read_messages(messages: Any, where: str) -> tuple[tuple[str, ...], tuple[str
                 raise InputError(f"{here} has {key}, which is not read; only its content is")
         roles.append(role)
         contents.append(_content(message.get("content"), here))
-    if "assistant" not in roles:
-        raise InputError(f"{where}: messages have none of the assistant, so nothing to train on")
     return tuple(roles), tuple(contents)
 
 
@@ -73,6 +79,7 @@ def spans(
     messages: Sequence[Message],
     special_tokens: Collection[str],
     where: str,
+    weights: Sequence[float] | None = None,
 ) -> tuple[tuple[str, float], ...]:
     """Returns the text of a chat with the weights of its tokens as targets.
 
@@ -84,6 +91,7 @@ def spans(
       messages: at least one.
       special_tokens: of the tokenizer; of one character, they are text here.
       where: the document, which errors open with.
+      weights: one a message; an answer of weight 0 is no target. None is 1 for every answer.
 
     Returns:
       Spans, none of them empty. Special tokens that the template wrote are `SpecialToken`s.
@@ -98,7 +106,11 @@ def spans(
     marked = [m._replace(content=_guarded(m.content, special, mark)) for m in messages]
     try:
         full = template.render(marked)
-        ranges = list(_answers(template, marked, full, special.found, probe))
+        wanted = [
+            message.role == "assistant" and (weights is None or weights[i] != 0)
+            for i, message in enumerate(messages)
+        ]
+        ranges = list(_answers(template, marked, wanted, full, special.found, probe))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     found, start = [], 0
@@ -193,15 +205,14 @@ def _guarded(content: str, names: _Names, mark: str) -> str:
 def _answers(
     template: ChatTemplate,
     messages: Sequence[Message],
+    wanted: Sequence[bool],
     full: str,
     special: re.Pattern[str],
     probe: str,
 ) -> Iterator[tuple[int, int]]:
-    """Yields where in `full` each answer begins and ends, end of turn included."""
+    """Yields where in `full` each wanted answer begins and ends, end of turn included."""
     least = 0
-    for i, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
+    for i in itertools.compress(range(len(messages)), wanted):
         here = f"chat template: message {i + 1}, of the assistant,"
         plain = template.render(messages[:i]) if i else ""
         opened = template.render(messages[:i], add_generation_prompt=True) if i else ""

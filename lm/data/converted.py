@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TextIO
 
 from lm import strict_json
 from lm.data.hashing import Fingerprint
+from lm.data.preferences import LABELLED, PAIR, is_preference
 from lm.errors import InputError
 
 PLAIN = (".jsonl", ".ndjson")
@@ -23,6 +24,9 @@ SUFFIXES = (*PLAIN, *_COMPRESSED, ".json", ".parquet")
 # Text grows by less than this when it is decompressed; a file that does not is hostile.
 _MOST_GROWTH = 1000
 _CHUNK = 1 << 20
+
+# What is read differently than by older commits, whose files in the cache are left alone.
+_VERSIONS = {".parquet": ".parquet with preferences"}
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DAMAGED = (OSError, EOFError, ValueError, RecursionError, NotImplementedError, zlib.error)
@@ -48,7 +52,7 @@ def as_json_lines(path: Path, cache: Path) -> Path:
     if name.endswith(PLAIN):
         return path
     digest = Fingerprint()
-    digest.add(_ending(name).encode())
+    digest.add(_VERSIONS.get(_ending(name), _ending(name)).encode())
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -160,10 +164,15 @@ def _elements(file: TextIO, text: str) -> Iterator[str]:
 def _from_parquet(path: Path, output: BinaryIO) -> None:
     parquet = _package("pyarrow.parquet", path)
     file = parquet.ParquetFile(path)
-    wanted = [n for n in ("text", "prompt", "response", "messages") if n in file.schema_arrow.names]
+    names = file.schema_arrow.names
+    wanted = [n for n in ("text", "prompt", "response", "messages") if n in names]
+    if is_preference(dict.fromkeys(names)):
+        wanted = [n for n in ("prompt", *PAIR, *LABELLED) if n in names]
     if not wanted:
-        names = ", ".join(file.schema_arrow.names)
-        raise InputError(f"{path}: needs text, or prompt and response, or messages; it has {names}")
+        raise InputError(
+            f"{path}: needs text, or prompt and response, or messages, or prompt, chosen and "
+            f"rejected, or prompt, completion and label; it has {', '.join(names)}"
+        )
     batches = file.iter_batches(batch_size=1024, columns=wanted)
     _write((record for batch in batches for record in batch.to_pylist()), output)
 

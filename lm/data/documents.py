@@ -24,17 +24,33 @@ class Document(NamedTuple):
         of a tokenizer around them. () for all other text.
       framed: the spans hold the first and the last token already, so that no beginning or end of
         text is added.
+      rejected: of a pair, whose chosen answer is in `spans`: the same prompt with the rejected one.
+      label: of a labelled answer, whether it is desirable; None for all others.
     """
 
     name: str
     spans: tuple[tuple[str, float], ...]
     roles: tuple[str, ...] = ()
     framed: bool = False
+    rejected: "Document | None" = None
+    label: bool | None = None
 
     @property
     def text(self) -> str:
-        """All spans as one text."""
+        """All spans as one text; of a pair, that with the chosen answer."""
         return "".join(text for text, _ in self.spans)
+
+    @property
+    def answers(self) -> tuple["Document", ...]:
+        """The chosen and the rejected answer of a pair, each with its prompt; else itself."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def kind(self) -> str:
+        """What the record was: "pairs" of answers, "labelled" answers, or ordinary "text"."""
+        if self.rejected is not None:
+            return "pairs"
+        return "text" if self.label is None else "labelled"
 
 
 class Corpus(NamedTuple):
@@ -47,12 +63,14 @@ class Corpus(NamedTuple):
       fingerprint: tells this split's content from any other.
       replaced: documents that are not valid UTF-8, whose bad bytes read as U+FFFD; not counted
         for datasets of TFDS.
+      kind: of its documents, all the same: "text", "pairs" or "labelled".
     """
 
     name: str
     documents: Sequence[Document]
     fingerprint: str
     replaced: int
+    kind: str = "text"
 
 
 def decode(content: bytes) -> tuple[str, bool]:

@@ -10,14 +10,18 @@ import json
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.data.chats import read_messages
 from lm.data.documents import Corpus, Document, decode, span_fields
 from lm.data.hashing import Fingerprint, held_out
+from lm.data.preferences import is_preference, read_preference
 from lm.errors import InputError
+
+# What a record may have instead of a text, for messages.
+_OTHERS = ", or messages, or prompt, chosen and rejected, or prompt, completion and label"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -33,7 +37,7 @@ _OTHER = {
 
 
 class _Index(NamedTuple):
-    """Of every record: its line, where it begins and ends in bytes, and its split."""
+    """Of every record: its line, where it begins and ends in bytes, and its split; their kind."""
 
     numbers: np.ndarray
     offsets: np.ndarray
@@ -41,6 +45,7 @@ class _Index(NamedTuple):
     held_out: np.ndarray
     fingerprints: dict[str, str]
     replaced: dict[str, int]
+    kind: str
 
 
 def load_jsonl(
@@ -57,8 +62,9 @@ def load_jsonl(
 
     Raises:
       InputError: a line, of either split, is not an object with the strings `text`, or `prompt`
-        and `response`, or with the list `messages` of a chat; the message opens with the file and
-        the line's number. Or the file is no text in UTF-8.
+        and `response`, or with the list `messages` of a chat, or one of `lm.data.preferences`, or
+        is of another kind than the first; the message opens with the file and the line's number.
+        Or the file is no text in UTF-8.
     """
     original = original or path
     try:
@@ -69,7 +75,7 @@ def load_jsonl(
     chosen = np.flatnonzero(index.held_out == (split == "validation"))
     places = (index.numbers[chosen], index.offsets[chosen], index.lengths[chosen])
     lines = _Lines(path, original, *places)
-    return Corpus(name, lines, index.fingerprints[split], index.replaced[split])
+    return Corpus(name, lines, index.fingerprints[split], index.replaced[split], index.kind)
 
 
 @functools.lru_cache(maxsize=8)
@@ -81,7 +87,7 @@ def _index(
     numbers, offsets, lengths, held = array("q"), array("q"), array("q"), array("b")
     digests = {"train": Fingerprint(), "validation": Fingerprint()}
     replaced = {"train": 0, "validation": 0}
-    offset = 0
+    offset, kind = 0, ""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             content = line.strip()
@@ -89,7 +95,13 @@ def _index(
                 _check_beginning(content, original)
                 content = content.removeprefix(_BYTE_ORDER_MARK)
             if content:
-                *_, bad = _parse(content, f"{original}:{number}")
+                document, bad = _parse(content, "", f"{original}:{number}")
+                kind = kind or document.kind
+                if document.kind != kind:
+                    raise InputError(
+                        f"{original}:{number}: is of the kind {document.kind}, the records before "
+                        f"it are {kind}; put them into different files"
+                    )
                 out = held_out(content, validation_fraction)
                 split = "validation" if out else "train"
                 digests[split].add(content)
@@ -104,6 +116,7 @@ def _index(
         np.array(held, bool),
         {split: digest.hexadecimal() for split, digest in digests.items()},
         replaced,
+        kind or "text",
     )
 
 
@@ -140,12 +153,12 @@ class _Lines(Sequence):
             file.seek(self._offsets[index])
             line = file.read(self._lengths[index])
         line = line.removeprefix(_BYTE_ORDER_MARK)
-        spans, roles, _ = _parse(line, f"{self._original}:{number}")
-        return Document(f"{self._original.name}:{number}", spans, roles)
+        name = f"{self._original.name}:{number}"
+        return _parse(line, name, f"{self._original}:{number}")[0]
 
 
-def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], tuple[str, ...], bool]:
-    """Returns the spans of a line of JSON, their roles, and whether text had to be repaired."""
+def _parse(line: bytes, name: str, where: str) -> tuple[Document, bool]:
+    """Returns the document of a line of JSON, and whether text of it had to be repaired."""
     content, replaced = decode(line)
     try:
         record = json.loads(content)
@@ -156,21 +169,32 @@ def _parse(line: bytes, where: str) -> tuple[tuple[tuple[str, float], ...], tupl
         raise InputError(f"{where}: not a line of JSON that can be read: {reason}") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: must be a JSON object, got {type(record).__name__}")
-    roles, texts = (), []
+    document = _read(record, name, where)
+    sound = _repaired(document)
+    return sound, replaced or sound != document
+
+
+def _read(record: dict[str, Any], name: str, where: str) -> Document:
+    if is_preference(record):
+        return read_preference(record, name, where)
     if "messages" in record and "text" not in record and not {"prompt", "response"} <= set(record):
         roles, contents = read_messages(record["messages"], where)
         weights = [float(role == "assistant") for role in roles]
-        texts = list(zip(contents, weights, strict=True))
-    else:
-        for field, weight in span_fields(record, where, ", or messages"):
-            text = record[field]
-            if not isinstance(text, str):
-                raise InputError(f"{where}: {field} must be a string, got {type(text).__name__}")
-            texts.append((text, weight))
-    spans = []
-    for text, weight in texts:
-        # JSON may escape half of a surrogate pair, which UTF-8 cannot hold.
-        sound = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        replaced |= sound != text
-        spans.append((sound, weight))
-    return tuple(spans), roles, replaced
+        return Document(name, tuple(zip(contents, weights, strict=True)), roles)
+    texts = []
+    for field, weight in span_fields(record, where, _OTHERS):
+        text = record[field]
+        if not isinstance(text, str):
+            raise InputError(f"{where}: {field} must be a string, got {type(text).__name__}")
+        texts.append((text, weight))
+    return Document(name, tuple(texts))
+
+
+def _repaired(document: Document) -> Document:
+    """JSON may escape half of a surrogate pair, which UTF-8 cannot hold: it reads as U+FFFD."""
+    spans = tuple(
+        (text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), weight)
+        for text, weight in document.spans
+    )
+    other = document.rejected
+    return document._replace(spans=spans, rejected=_repaired(other) if other else None)

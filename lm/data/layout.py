@@ -35,7 +35,7 @@ BATCH = {name: POSITION[name] for name in POSITION.names} | {
 }
 
 # What an array holds in the padding, where that is not 0.
-PADDING = {"sample_ids": -1}
+PADDING = {"sample_ids": -1, "pair_ids": -1, "mismatched_ids": -1}
 
 
 def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
@@ -102,9 +102,9 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
     """
     if not document.roles:
         return document
-    contents = (text for text, _ in document.spans)
+    contents, weights = zip(*document.spans, strict=True)
     messages = list(map(chats.Message, document.roles, contents))
-    spans = chats.spans(tokenizer.chat, messages, tokenizer.special_tokens, document.name)
+    spans = chats.spans(tokenizer.chat, messages, tokenizer.special_tokens, document.name, weights)
     framed = any(isinstance(text, SpecialToken) for text, _ in spans)
     return Document(document.name, spans, framed=framed)
 

@@ -4,7 +4,8 @@
 where they fit in a row, and pads.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grain
@@ -32,13 +33,20 @@ def pack(documents: grain.IterDataset, packing: str, length: int) -> grain.IterD
     """
     if packing == "concat":
         return _ConcatThenSplit(documents, length)
+    return pack_whole(documents, length, make_row)
+
+
+def pack_whole(
+    documents: grain.IterDataset, length: int, make: Callable[..., dict[str, np.ndarray]]
+) -> grain.IterDataset:
+    """Returns the rows of `best_fit`, as `make` makes one of the documents in it and the length."""
     packed = grain.experimental.BestFitPackIterDataset(
         _Cut(documents, length),
         length_struct={_FIELD: length},
         num_packing_bins=_OPEN_ROWS,
         shuffle_bins=False,
     )
-    return packed.map(_split_segments)
+    return packed.map(functools.partial(_split_segments, make))
 
 
 class _ConcatThenSplit(grain.IterDataset):
@@ -159,10 +167,12 @@ class _Cursor:
         self._piece = self._piece[count:]
 
 
-def _split_segments(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _split_segments(
+    make: Callable[..., dict[str, np.ndarray]], packed: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     row, segment_ids = packed[_FIELD], packed[f"{_FIELD}_segment_ids"]
     starts = np.flatnonzero(np.diff(segment_ids)) + 1
     pieces = np.split(row, starts)
     if segment_ids[-1] == 0:
         pieces.pop()  # The padding.
-    return make_row(pieces, len(row))
+    return make(pieces, len(row))

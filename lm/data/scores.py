@@ -231,5 +231,7 @@ def _open(file: str | Path) -> Any:
 
 
 def _digest(document: Document) -> bytes:
-    parts = (document.name, document.text, *document.roles)
+    parts = [document.name]
+    for answer in document.answers:
+        parts += [answer.text, *answer.roles]
     return bytes.fromhex(fingerprint(part.encode(errors="surrogatepass") for part in parts))

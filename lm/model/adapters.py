@@ -43,8 +43,17 @@ def adapter(module: nn.Module, name: str, x_BTD: jax.Array, shape: tuple, axes: 
 
 
 def merged_config(config: ModelConfig) -> ModelConfig:
-    """The architecture after `merge`."""
+    """The architecture after `merge`, and that below the adapters."""
     return dataclasses.replace(config, adapter_rank=0)
+
+
+def without(params: Any) -> Any:
+    """The parameters of the model below the adapters: the same arrays, without A and B."""
+    return {
+        name: without(part) if isinstance(part, dict) else part
+        for name, part in params.items()
+        if not name.endswith((IN, OUT))
+    }
 
 
 def merge(config: ModelConfig, params: Any) -> Any:

@@ -45,5 +45,10 @@ def _attention_to(passed: ForwardPass, to_BT: jax.Array) -> jax.Array:
     )
 
 
+def _hidden(passed: ForwardPass, _: Any) -> jax.Array:
+    """The states in front of the head, [B, T, D]; the argument is ignored."""
+    return passed.hidden_BTD
+
+
 # Name of a tap -> (forward pass, argument of the tap) -> array.
-TAPS = {"attention_to": _attention_to}
+TAPS = {"attention_to": _attention_to, "hidden": _hidden}

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.data.layout import BATCH
+from lm.data.pairs import KEYS
 from lm.errors import InputError
 from lm.parallel.mesh import batch_sharding
 from lm.planning.flops import PEAK_FLOPS
@@ -327,6 +328,7 @@ def abstract_batch(
     shape = (run.config.train.batch_size, run.config.data.sequence_length)
     placed = batch_sharding(run.mesh)
     dtypes = BATCH | dict.fromkeys(stored, jnp.dtype(jnp.float32))
+    dtypes |= {name: jnp.dtype(jnp.int32) for name in KEYS if name in run.objective.batch_keys}
     return {n: jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for n, dtype in dtypes.items()}
 
 

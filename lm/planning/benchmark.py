@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from lm.data.layout import BATCH
+from lm.data.pairs import KEYS
 from lm.model.attention import attend
 from lm.parallel.mesh import put_batch
 from lm.training import experiment
@@ -122,6 +123,12 @@ def random_batch(run: experiment.Experiment, seed: int = 0) -> dict[str, jax.Arr
         rows[name] = rng.integers(0, run.model.config.vocab_size, shape, np.int32)
     for name in ("positions", "sample_positions"):
         rows[name] = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+    for name in KEYS:
+        if name in run.objective.batch_keys:
+            # A pair a row; answers under other prompts are left out.
+            halves = np.where(np.arange(shape[1]) < shape[1] // 2, 1, -1)
+            values = {"pair_ids": 0, "sides": halves}.get(name, -1)
+            rows[name] = np.broadcast_to(np.int32(values), shape)
     rows["sample_ids"] = np.repeat(np.arange(shape[0], dtype=np.int32)[:, None], shape[1], 1)
     return put_batch(run.mesh, rows)
 

@@ -16,9 +16,13 @@ from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 from lm.model.interface import Model
 from lm.model.trained import Trained
-from lm.references.sources import EMA
+from lm.references.sources import BASE, EMA
 from lm.training.experiment import Experiment, weighting_names
-from lm.training.forward import make_prediction_statistics, make_training_statistics
+from lm.training.forward import (
+    base_model,
+    make_prediction_statistics,
+    make_training_statistics,
+)
 from lm.training.state import TrainState, average_as_model
 from objectives.losses import CROSS_ENTROPY
 from objectives.terms import minimise
@@ -112,6 +116,8 @@ def inspect(
             whole = likelihood._replace(attention_blocks=None)
             model, options = run.model, (quantized, whole)
             trained = average_as_model(model, state.ema)
+        elif source == BASE:
+            (model, trained), options = base_model(run.model, state.trained), ()
         else:
             (model, trained), options = second_models[source], ()
         measure = make_prediction_statistics(model, c.objective.block_size, *options)

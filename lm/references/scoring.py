@@ -168,17 +168,20 @@ def _pieces(
 ) -> Iterator[_Piece]:
     documents = (document for corpus in corpora for document in corpus.documents)
     for number, document in enumerate(documents):
-        document = rendered(document, tokenizer)
-        positions = encode_document(document, tokenizer)
-        total, places = len(positions), np.arange(len(positions))
-        if without_context:
-            places = np.flatnonzero(positions["weights"])
-            positions = encode_document(_without_context(document), tokenizer)
-            # Where the document ends with context, its end is not the end of the rest.
-            places = np.pad(places, (0, len(positions) - len(places)), constant_values=total)
-        for start in range(0, len(positions), length):
-            cut = slice(start, start + length)
-            yield _Piece(number, total, positions[cut], places[cut])
+        answers = [rendered(answer, tokenizer) for answer in document.answers]
+        encoded = [encode_document(answer, tokenizer) for answer in answers]
+        total, first = sum(map(len, encoded)), 0
+        for answer, positions in zip(answers, encoded, strict=True):
+            places = first + np.arange(len(positions))
+            first += len(positions)
+            if without_context:
+                places = places[positions["weights"] != 0]
+                positions = encode_document(_without_context(answer), tokenizer)
+                # Where the document ends with context, its end is not the end of the rest.
+                places = np.pad(places, (0, len(positions) - len(places)), constant_values=total)
+            for start in range(0, len(positions), length):
+                cut = slice(start, start + length)
+                yield _Piece(number, total, positions[cut], places[cut])
 
 
 def _without_context(document: Document) -> Document:

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from lm.data import scores
 from lm.data.documents import Corpus
+from lm.data.pairs import MISMATCHED
 from lm.errors import InputError
 from lm.model.trained import Trained
 from lm.pretrained.load import load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
-from lm.references.sources import EMA, SOURCES, valid_sources
+from lm.references.sources import BASE, EMA, SOURCES, valid_sources
 from lm.runs import run_record
 from lm.training.experiment import Experiment, build
 from objectives.losses.base import softmax
@@ -97,9 +98,24 @@ def open_references(run: Experiment, tokenizer: str | None = None) -> References
     models, stored = {}, {}
     for name in run.references():
         source, key = run.config.objective.references[name], f"objective.references.{name}"
-        if source == EMA:
+        if source == BASE and run.objective.loss.predict is not softmax:
+            raise InputError(
+                f"{key}={source!r}: objective.loss={run.config.objective.loss!r} has a head that "
+                "is trained, so that the model below the adapters is no model of its own"
+            )
+        if source in (EMA, BASE):
             continue
         if "scores" in SOURCES[name] and scores.is_scores(source):
+            if MISMATCHED in run.objective.batch_keys:
+                raise InputError(
+                    f"{key}={source!r} holds no losses of answers under other prompts, which "
+                    f"objective.name={run.config.objective.name!r} compares; valid: a model"
+                )
+            if name in run.objective.computed_references:
+                raise InputError(
+                    f"{key}={source!r} is of answers as they are, and objective.name="
+                    f"{run.config.objective.name!r} replaces tokens of them; valid: a model"
+                )
             try:
                 stored[name] = scores.load(source)
             except InputError as error:

@@ -6,12 +6,14 @@ from lm.errors import InputError
 
 # The source that is the run's own moving average.
 EMA = "ema"
+# The source that is the run's own frozen parameters without their adapters.
+BASE = "base"
 
-_LOSSES = ("ema", "model", "scores")
+_LOSSES = ("ema", "base", "model", "scores")
 _STORED = ("scores",)
 
-# Name of a reference -> what its source may be: the moving average, a frozen second model, or a
-# folder of scores.
+# Name of a reference -> what its source may be: the moving average, the frozen model below the
+# adapters, a frozen second model, or a folder of scores.
 SOURCES = {
     "reference_nll": _LOSSES,
     "history_nll": _LOSSES,
@@ -21,14 +23,19 @@ SOURCES = {
     "contrast_probability": _STORED,
     "error_mask": _STORED,
     "faulty_log_probability": _STORED,
-    "teacher": ("ema", "model"),
+    "teacher": ("ema", "base", "model"),
+    "reward_nll": _LOSSES,
+    "better_nll": _STORED,
+    "worse_nll": _STORED,
+    "desirable_probability": _STORED,
 }
 
 # Those that are losses of a model.
-LOSSES = tuple(name for name, kinds in SOURCES.items() if kinds == _LOSSES)
+LOSSES = tuple(name for name in SOURCES if name.endswith("_nll"))
 
 _KINDS = {
     "ema": "'ema' with train.ema_decay above 0",
+    "base": "'base' with model.adapter_rank above 0 and train.trainable=''",
     "model": "a work directory, a Hugging Face folder, a .gguf file",
     "scores": "a folder of launch.score",
 }
@@ -54,7 +61,11 @@ def check_sources(config: ConfigDict, user: str, names: tuple[str, ...]) -> None
         source, key = config.objective.references[name], f"objective.references.{name}"
         if not source:
             raise InputError(f"{user} needs {key}; valid: {valid_sources(name)}")
-        if source == EMA and (EMA not in SOURCES[name] or not config.train.ema_decay):
+        own = {
+            EMA: config.train.ema_decay > 0,
+            BASE: config.model.adapter_rank > 0 and not config.train.trainable,
+        }
+        if source in own and (source not in SOURCES[name] or not own[source]):
             raise InputError(f"{key}={source!r} is not possible; valid: {valid_sources(name)}")
 
 

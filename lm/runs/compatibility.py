@@ -107,6 +107,11 @@ ADDED = {
     # With a quantized cache.
     "quantization.cache": "none",
     "quantization.cache_batches": 8,
+    # With preferences.
+    "objective.references.reward_nll": "",
+    "objective.references.better_nll": "",
+    "objective.references.worse_nll": "",
+    "objective.references.desirable_probability": "",
     # With equivalent models of quantization after training.
     "model.norm_bias": False,
 }

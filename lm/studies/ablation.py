@@ -18,7 +18,7 @@ from lm.model.config import check_choice
 from lm.planning import plan
 from lm.planning.flops import parameters_by_group
 from lm.references.second_models import open_references
-from lm.references.sources import EMA
+from lm.references.sources import BASE, EMA
 from lm.runs import initialise
 from lm.training import experiment
 
@@ -329,7 +329,7 @@ def _count(variant: Variant, run: experiment.Experiment, planned, tokenizer: str
     forward = sum(
         planned[variant_in(source)].flops_per_token / 3 for source in second if variant_in(source)
     )
-    forward += run.flops_per_token() / 3 * (EMA in second)
+    forward += run.flops_per_token() / 3 * len({EMA, BASE} & second)
     if not any(map(variant_in, second)):
         opened = open_references(run, tokenizer)
         forward += sum(model.run.flops_per_token() / 3 for model in opened.models.values())

@@ -53,13 +53,21 @@ def evaluate(loop: "Loop", limit: int | None) -> None:
     trained, quantized = built.usable(loop.state)
     with validation_batches(loop) as batches:
         result = perplexity.evaluate(
-            loop.eval_step, trained, batches, built.mesh, limit, quantized=quantized
+            loop.eval_step,
+            trained,
+            batches,
+            built.mesh,
+            limit,
+            quantized=quantized,
+            terms=loop.terms and loop.terms(loop.state),
         )
-    line = {name: x for name, x in result._asdict().items() if x is not None}
+    line = result.figures()
     shown = (
         f"step {loop.step}: validation loss {result.loss:.4f} nats/token, "
         f"{result.bits_per_byte:.4f} bits/byte"
     )
+    if "accuracy" in result.terms:
+        shown += f", accuracy {result.terms['accuracy']:.4f}"
     if built.quantized:
         line |= built.quantized.report(trained)
         shown += (

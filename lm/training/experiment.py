@@ -14,16 +14,16 @@ from ml_collections import ConfigDict
 from lm.compression import phases as compression
 from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
 from lm.compression.widths import inline
-from lm.data import batches, corpora, corruption, scores, tokenizers
-from lm.errors import InputError
-from lm.model import splash, xla_cpu
+from lm.data import batches, corpora, corruption, pairs, scores, tokenizers
+from lm.model import xla_cpu
 from lm.model.config import ModelConfig, check_choice
 from lm.model.interface import Model
 from lm.model.trained import Trained
 from lm.model.transformer import make_model
 from lm.parallel.mesh import RULES, check_batch, check_unsharded, make_mesh, share
 from lm.planning.flops import flops_per_token
-from lm.training.make_objective import make_objective, weighting_names
+from lm.training.checks import check_adaptation, check_numbers, check_splash
+from lm.training.make_objective import make_objective, preference_reading, weighting_names
 from lm.training.optimizers import make_optimizer
 from lm.training.state import (
     TrainState,
@@ -181,7 +181,7 @@ def build(
     objective = make_objective(config)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), RULES)
     if config.model.attention == "splash":
-        _check_splash(model.config, mesh, config.data.sequence_length)
+        check_splash(model.config, mesh, config.data.sequence_length)
     shapes = parameter_shapes(model)
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         check_unsharded(mesh, shapes, model.axes(), config.mesh.unsharded_tolerance)
@@ -201,75 +201,6 @@ def build(
     return Experiment(
         config, mesh, model, optimizer, schedule, objective, quantized, phases, init, trainable
     )
-
-
-def check_adaptation(config: ConfigDict) -> None:
-    """Raises InputError where widths cannot change during training."""
-    if not config.quantization.adapt_every:
-        return
-    if config.quantization.bits >= compression.FULL_PRECISION:
-        raise InputError("quantization.adapt_every needs widths to begin with: quantization.bits=4")
-    if jax.process_count() > 1:
-        raise InputError("quantization.adapt_every is for one process")
-    if not config.quantization.adapt_weighting:
-        return
-    needed = {"optimizer.name": "adamw", "train.trainable": "", "model.adapter_rank": 0}
-    for key, value in needed.items():
-        section, name = key.split(".")
-        if config[section][name] != value:
-            raise InputError(
-                "quantization.adapt_every needs the moments of AdamW for every matrix: "
-                f"{key}={value!r}, or quantization.adapt_weighting=0, which needs none"
-            )
-
-
-def _check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:
-    """Raises InputError where the kernel cannot be had."""
-    reason = splash.refusal(length, model.heads, model.kv_heads, model.head_width, dict(mesh.shape))
-    device = mesh.abstract_mesh.abstract_device if isinstance(mesh, Mesh) else None
-    if device and device.platform != "tpu":
-        reason = "it runs on TPUs only"
-    if reason:
-        raise InputError(f"model.attention=splash: {reason}; model.attention=auto finds its way")
-
-
-# Key -> smallest valid value, for the keys that no other module checks.
-_MINIMA = {
-    "train.steps": 1,
-    "train.max_skips": 1,
-    "train.log_every": 1,
-    "train.ema_decay": 0,
-    "train.spike_factor": 0,
-    "data.shuffle_rows": 1,
-    "data.workers": 0,
-    "objective.z_loss": 0,
-    "objective.block_size": 0,
-    "checkpoint.every_steps": 0,
-    "checkpoint.every_minutes": 0,
-    "checkpoint.grace_seconds": 0,
-    "checkpoint.keep": 1,
-    "checkpoint.keep_best": 0,
-    "evaluation.every_steps": 0,
-    "evaluation.batches": 0,
-    "evaluation.sample_tokens": 0,
-    "evaluation.ngram_order": 0,
-    "quantization.gptq_batches": 0,
-    "quantization.adapt_batches": 1,
-    "quantization.adapt_bytes": 0,
-    "quantization.adapt_every": 0,
-    "quantization.adapt_weighting": 0,
-    "quantization.cache_batches": 0,
-}
-
-
-def check_numbers(config: ConfigDict) -> None:
-    """Raises InputError for a number below its smallest valid value."""
-    for key, least in _MINIMA.items():
-        section, name = key.split(".")
-        if config[section][name] < least:
-            raise InputError(f"{key}={config[section][name]} must be at least {least}")
-    if config.train.ema_decay >= 1:
-        raise InputError(f"train.ema_decay={config.train.ema_decay} must be below 1 (0 is off)")
 
 
 class Data(NamedTuple):
@@ -342,15 +273,44 @@ def resolve(config: ConfigDict, train: Sequence[corpora.Corpus] | None = None) -
     return resolved
 
 
+def usable_records(config: ConfigDict, objective: Objective, data: Data) -> pairs.Usable | None:
+    """The records of training that an objective of preferences can use; None for other objectives.
+
+    Raises:
+      InputError: there are none, or none in the validation split, or the corpora are others.
+    """
+    reading = preference_reading(config, objective)
+    if reading is None:
+        return None
+    length = config.data.sequence_length
+    for texts in (data.train, data.validation):
+        pairs.check_kinds(texts, reading)
+    found = pairs.usable(data.train, data.tokenizer, reading, length)
+    pairs.usable(data.validation, data.tokenizer, reading, length)
+    return found
+
+
+def reading_of(config: ConfigDict, texts: Sequence[corpora.Corpus]) -> pairs.Reading | None:
+    """How these texts are read; None where they, or the objective, are no preferences.
+
+    So a model that was trained on preferences can be evaluated and quantized on other text.
+    """
+    if all(corpus.kind == "text" for corpus in texts):
+        return None
+    return preference_reading(config, make_objective(config))
+
+
 def train_batches(
     config: ConfigDict,
     data: Data,
     stored: Mapping[str, Sequence[scores.Stored]] | None = None,
     mesh: Mesh | None = None,
+    found: pairs.Usable | None = None,
 ) -> grain.IterDataset:
     """The endless stream of this process's training rows, with stored references by name.
 
-    Without a mesh, this process reads all of them.
+    Without a mesh, this process reads all of them; without `found`, of `usable_records`, it looks
+    for usable records itself.
     """
     c = config.data
     index, count = share(mesh) if mesh else (0, 1)
@@ -368,6 +328,8 @@ def train_batches(
         process_index=index,
         process_count=count,
         streams=c.streams,
+        reading=reading_of(config, data.train),
+        found=found,
     )
 
 
@@ -390,4 +352,5 @@ def evaluation_batches(
         packing=config.data.packing,
         process_index=index,
         process_count=count,
+        reading=reading_of(config, texts),
     )

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from lm.compression.phases import Quantized
+from lm.model.adapters import merged_config, without
 from lm.model.interface import PLAIN, Model, Outputs, Tokens
 from lm.model.trained import Trained
+from lm.model.transformer import make_model
 from lm.parallel import sharded_loss
+from lm.parallel.mesh import RULES
 from objectives import Objective, losses
 from objectives.cross_entropy import TokenStatistics
 from objectives.losses import CROSS_ENTROPY, Loss
@@ -91,26 +94,33 @@ def make_prediction_statistics(
 
 
 def make_training_statistics(
-    model: Model, block_size: int, objective: Objective, quantized: Quantized | None = None
+    model: Model,
+    block_size: int,
+    objective: Objective,
+    quantized: Quantized | None = None,
+    *,
+    dropout: bool = True,
 ) -> Callable[..., tuple[TokenStatistics, dict[str, Any]]]:
     """(trained, batch, teacher=None) -> (statistics [B, T] with the loss of each token, aux).
 
-    `aux` holds the taps of the model that the objective asks for, and the statistics of its further
-    heads. The batch holds "keys" for a random loss; `teacher` is a `ReferenceModel`.
+    `aux` holds the taps of the model that the objective asks for, those of the teacher behind
+    "reference_", and the statistics of its further heads. The batch holds "keys" for a random loss;
+    `teacher` is a `ReferenceModel`. An evaluation is without `dropout`.
     """
     loss = objective.loss
-    forward = make_forward(model, quantized, loss.attention_blocks, objective.taps, dropout=True)
+    forward = make_forward(model, quantized, loss.attention_blocks, objective.taps, dropout)
 
     def statistics(trained, batch, teacher=None):
         outputs, head_DV = forward(trained, batch)
+        aux = dict(outputs.aux)
         inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
         inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"))
         if teacher is not None:
             of_teacher, its_head = teacher.forward(teacher.trained, batch)
             scores = products(teacher.softcap)
             inputs = inputs._replace(teacher=losses.Teacher(of_teacher.hidden, its_head, scores))
+            aux |= {f"reference_{name}": x for name, x in of_teacher.aux.items()}
         found = sharded_loss.training_statistics(loss, inputs, batch["weights"])
-        aux = dict(outputs.aux)
         for name, head in objective.heads.items():
             states_BTD = head.states(trained.loss, outputs.hidden, outputs.aux)
             further = _inputs(model, block_size, states_BTD, head_DV, head.targets(batch))
@@ -123,6 +133,11 @@ def make_training_statistics(
 def _inputs(model, block_size, hidden_BTD, head_DV, targets_BT) -> losses.Inputs:
     softcap = model.config.logit_softcap
     return losses.Inputs(hidden_BTD, head_DV, targets_BT, softcap=softcap, block_size=block_size)
+
+
+def base_model(model: Model, trained: Trained) -> tuple[Model, Trained]:
+    """The model below the adapters, and its parameters: the same arrays, no copy of them."""
+    return make_model(merged_config(model.config), RULES), Trained(without(trained.params))
 
 
 def token_keys(seed: int, step: jax.Array, shape: tuple[int, int]) -> jax.Array:

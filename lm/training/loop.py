@@ -33,6 +33,7 @@ from lm.training.resume import (
 from lm.training.sources import GrainSource, Source, check_keys
 from lm.training.state import parameter_shapes
 from lm.training.stopping import StopRequest, stop_signals
+from lm.training.term_evaluation import TermEvaluation, term_evaluation
 from lm.training.trainable import split
 
 
@@ -94,6 +95,7 @@ class _Parts(NamedTuple):
       frozen: source of a reference -> what was trained of it.
       start: the run of which this one takes over the first phase; None for none.
       beginning: the model of which it takes the parameters; None for none.
+      terms: see `Loop`.
       run_id: as `lm.runs.identity.run_id`.
     """
 
@@ -105,6 +107,7 @@ class _Parts(NamedTuple):
     start: initialise.Source | None
     beginning: parameters_from.Beginning | None
     run_id: str
+    terms: TermEvaluation | None
 
 
 def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
@@ -115,7 +118,8 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     built = built._replace(config=config)
     references = open_references(built, data.tokenizer.fingerprint)
     stored = references.stored(data.train, data.tokenizer.fingerprint)
-    dataset = experiment.train_batches(config, data, stored, built.mesh)
+    usable = experiment.usable_records(config, built.objective, data)
+    dataset = experiment.train_batches(config, data, stored, built.mesh, usable)
     record = resolved(config, data.tokenizer, built)
     before = check_workdir(workdir, record)
     with jax.set_mesh(built.mesh):
@@ -131,15 +135,18 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         say(f"replaced invalid UTF-8 in {replaced} documents")
 
     record["run_id"] = identity.run_id(run_record.read_record(workdir) or {})
-    counted = count_without_target(data.train, data.tokenizer, config.data.sequence_length)
+    length = config.data.sequence_length
+    counted = usable or count_without_target(data.train, data.tokenizer, length)
     if line := counted.describe():
         say(line)
     check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}
-        source = GrainSource(dataset, built.mesh, stored)
+        reading = experiment.reading_of(config, data.train)
+        source = GrainSource(dataset, built.mesh, (*stored, *(reading.keys if reading else ())))
+        terms = term_evaluation(built, reading, stored, second_models, frozen, say)
         run_id = record["run_id"]
-        parts = _Parts(built, data, source, second_models, frozen, start, beginning, run_id)
+        parts = _Parts(built, data, source, second_models, frozen, start, beginning, run_id, terms)
         loop = Loop(config, workdir, say, parts, stop)
         if change := loop.describe_change(before.get("config", {})):
             loop.say(change)
@@ -168,6 +175,7 @@ class Loop:
       state: the train state after `step` steps.
       validation: of this step; None where there was none.
       eval_step: the one evaluation step of the run, so that it is compiled once.
+      terms: evaluates the terms of its objective; None where there is nothing to add.
       samplers: one of each phase, True for the quantized one.
       change_widths: the program that puts layers on other widths, once one has been needed.
       watch: seconds of training.
@@ -196,7 +204,7 @@ class Loop:
             say(f"resumed at step {self.step}")
         self.watch = Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = Writer(workdir, config, self.step, parts.run_id)
-        self.eval_step, self.train_steps = self.built.eval_step(), {}
+        self.eval_step, self.train_steps, self.terms = self.built.eval_step(), {}, parts.terms
         self.change_widths = None
         self.samplers = {
             quantized: sampling.Sampler(

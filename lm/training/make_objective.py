@@ -5,6 +5,7 @@ import inspect
 from ml_collections import ConfigDict
 
 from lm.data.layout import BATCH
+from lm.data.pairs import KEYS, MISMATCHED, Reading
 from lm.errors import InputError
 from lm.model.config import check_choice
 from lm.references.sources import check_sources
@@ -38,8 +39,20 @@ def make_objective(config: ConfigDict) -> Objective:
         objective = factory(base, **hyper) if extends else factory(**hyper)
     except ValueError as error:
         raise InputError(f"objective.{c.name}.{error}") from None
-    _check_needs(config, f"objective.name={c.name!r}", objective)
+    user = f"objective.name={c.name!r}"
+    _check_needs(config, user, objective)
+    if objective.teacher:
+        check_sources(config, user, (objective.teacher,))
     return objective
+
+
+def preference_reading(config: ConfigDict, objective: Objective) -> Reading | None:
+    """How the objective reads preference data; None where it reads documents."""
+    if not set(KEYS) & set(objective.batch_keys):
+        return None
+    mismatched = MISMATCHED in objective.batch_keys
+    user = f"objective.name={config.objective.name!r}"
+    return Reading(user, objective.unpaired or mismatched, mismatched)
 
 
 def make_weighting(config: ConfigDict) -> Weighting:
@@ -88,6 +101,13 @@ def describe_weighting(config: ConfigDict) -> str:
     return f"{' * '.join(members)}, normalisation {c.normalisation}"
 
 
+def describe_objective(config: ConfigDict) -> str:
+    """The objective with its hyper-parameters, in one line."""
+    c = config.objective
+    hyper = c[c.name].to_dict() if c.name in c else {}
+    return f"{c.name}({', '.join(f'{key}={value}' for key, value in hyper.items())})"
+
+
 def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
     """The loss named by `objective.loss`.
 
@@ -121,9 +141,19 @@ def _check_needs(config: ConfigDict, user: str, needs: Weighting | Objective) ->
     """Raises InputError, naming what is missing; `user` is the key that asks for it."""
     # Random keys are made in the step, references may be stored with the data.
     known = (*BATCH, "keys", *needs.references)
+    if isinstance(needs, Objective):
+        known += KEYS
     if missing := [key for key in needs.batch_keys if key not in known]:
         raise InputError(
             f"{user} needs {' and '.join(missing)} in every batch, which the data of a run does "
             "not have"
         )
+    if set(KEYS) & set(needs.batch_keys):
+        if config.data.packing != "best_fit":
+            raise InputError(
+                f"{user} needs the answers of a record in one row: data.packing='best_fit', not "
+                f"{config.data.packing!r}"
+            )
+        if config.data.corrupted:
+            raise InputError(f"{user} needs answers as they are: data.corrupted=0")
     check_sources(config, user, needs.references)

@@ -3,7 +3,7 @@
 B rows, T tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import grain
@@ -40,10 +40,13 @@ class Source(Protocol):
 
 
 class GrainSource:
-    """Batches of a Grain dataset, put on the mesh."""
+    """Batches of a Grain dataset, put on the mesh.
 
-    def __init__(self, dataset: grain.IterDataset, mesh: Mesh, references: Mapping[str, Any]):
-        self.keys = frozenset((*BATCH, *references))
+    `further` are its keys besides those of every batch: stored references, and preference data.
+    """
+
+    def __init__(self, dataset: grain.IterDataset, mesh: Mesh, further: Iterable[str]):
+        self.keys = frozenset((*BATCH, *further))
         self._iterator, self._mesh = iter(dataset), mesh
 
     def next(self, step: int, state: TrainState) -> dict[str, jax.Array]:

@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 from lm.compression.adaptation import change_scales
 from lm.compression.phases import Quantized
 from lm.model.interface import Model
-from lm.references.sources import EMA
+from lm.model.trained import Trained
+from lm.references.sources import BASE, EMA
 from lm.training.forward import (
     ReferenceModel,
+    base_model,
     make_forward,
     make_prediction_statistics,
     make_training_statistics,
@@ -58,13 +60,15 @@ def make_train_step(
     c = config.train
     statistics = make_training_statistics(model, config.objective.block_size, objective, quantized)
     random = "keys" in objective.batch_keys or model.config.adapter_dropout > 0
-    reference_models = _reference_models(model, objective, config, quantized, second_models)
+    reference_models = make_reference_models(model, objective, config, quantized, second_models)
 
     def train_step(state, batch, frozen=None):
         ema = average_as_model(model, state.ema) if state.ema else ()
-        models = reference_models({EMA: ema, **(frozen or {})})
+        models = reference_models(state.trained, {EMA: ema, **(frozen or {})})
         if random:
             batch = {**batch, "keys": token_keys(c.seed, state.step, batch["targets"].shape)}
+        if objective.perturb:
+            batch = objective.perturb(batch)
         live, held = split(state.trained, trainable)
         gradients = make_gradients(_of_live(statistics, held), objective, c.accumulation)
         grads, metrics, objective_state = gradients(
@@ -95,6 +99,8 @@ def make_train_step(
         new, old = (s._replace(trained=split(s.trained, trainable)[0]) for s in (new, old))
         state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         state = state._replace(step=old.step + 1, trained=join(state.trained, held))
+        if "pair_ids" in objective.batch_keys:
+            metrics["padding"] = jnp.mean(batch["segment_ids"] == 0, dtype=jnp.float32)
         metrics |= {
             "grad_norm": norm,
             "learning_rate": schedule(counted),
@@ -111,33 +117,41 @@ def _of_live(statistics: Callable[..., Any], held: Any) -> Callable[..., Any]:
     return lambda live, *others, **options: statistics(join(live, held), *others, **options)
 
 
-def _reference_models(
+def make_reference_models(
     model: Model,
     objective: Objective,
     config: ConfigDict,
     quantized: Quantized | None,
     second_models: Mapping[str, Model] | None,
-) -> Callable[[Mapping[str, object]], dict[str, ReferenceModel]]:
-    """({source: what was trained}) -> {name of a reference: its model}.
+) -> Callable[[Trained, Mapping[str, Any]], dict[str, ReferenceModel]]:
+    """(trained, {source: what was trained of it}) -> {name of a reference: its model}.
 
     The moving average is read as the model is, second models without quantization (see
-    `References.restore`). Attention is not cut: a reference attends to whole segments.
+    `References.restore`), and so is the model below the adapters: its frozen weights as they are
+    stored. Attention is not cut: a reference attends to whole segments.
     """
-    block_size = config.objective.block_size
+    block_size, taps = config.objective.block_size, objective.reference_taps
     whole = objective.loss._replace(attention_blocks=None)
     functions = {
         EMA: (
-            make_forward(model, quantized),
+            make_forward(model, quantized, taps=taps),
             make_prediction_statistics(model, block_size, quantized, whole),
             model.config.logit_softcap,
         )
     }
     for source, one in (second_models or {}).items():
         statistics = make_prediction_statistics(one, block_size)
-        functions[source] = make_forward(one), statistics, one.config.logit_softcap
+        forward = make_forward(one, taps=taps)
+        functions[source] = forward, statistics, one.config.logit_softcap
 
-    def models(trained):
-        of_source = {source: ReferenceModel(*functions[source], x) for source, x in trained.items()}
+    def models(trained, others):
+        of_source = {source: ReferenceModel(*functions[source], x) for source, x in others.items()}
+        if BASE in config.objective.references.values() and model.config.adapter_rank:
+            base, its = base_model(model, trained)
+            statistics = make_prediction_statistics(base, block_size)
+            of_source[BASE] = ReferenceModel(
+                make_forward(base, taps=taps), statistics, base.config.logit_softcap, its
+            )
         return {
             name: of_source[source]
             for name, source in config.objective.references.items()
@@ -207,13 +221,16 @@ def make_eval_step(
     """(trained, batch) -> sums over the batch: w * nll, w, w * bytes.
 
     The nll is that of the distribution which `loss` predicts, whatever is minimised. With
-    `quantized`, "quantized_nll" as well: w * nll with the weights on their grids.
+    `quantized`, "quantized_nll" as well: w * nll with the weights on their grids. Of preference
+    data the chosen or desirable answers count alone: what is to become likely.
     """
     statistics = make_prediction_statistics(model, block_size, None, loss)
     on_grid = make_prediction_statistics(model, block_size, quantized, loss)
 
     def eval_step(trained, batch):
         w_BT = batch["weights"]
+        if "sides" in batch:
+            w_BT = jnp.where(batch["sides"] > 0, w_BT, 0.0)
         sums = {
             "nll": masked_sum(w_BT, statistics(trained, batch).nll),
             "weight": jnp.sum(w_BT),

@@ -1,0 +1,127 @@
+r"""Preference objectives on a pretrained model: held-out pairs, with intervals over seeds.
+
+python benchmarks/preference.py --source=SOURCE --pairs=pairs.jsonl --runs=runs/preference \
+    [--objectives=dpo,tgdpo,sparse_po] [--seeds=0,1,2]
+
+Adapters of rank 8 are trained for 100 steps of two pairs; what is compared with is the model below
+them, and a third of the pairs is held out. benchmarks/spelling_pairs.py makes pairs. Every run is a
+command of launch.train with a folder of its own, and one that has ended is not run again. `tgdpo`
+takes the rewards of tokens from the run of `dpo` with the same seed.
+
+Prints a table: mean over the seeds and 95% interval (Student's t) of the last validation, on all
+held-out pairs. `reference_kl` is KL(reference || model) a token of the answers, measured for every
+run in the same way. Before training every margin is a tie, so that the accuracy is 0.5.
+"""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from scipy import stats
+
+from launch import command, workdir
+from lm.evaluation import perplexity
+from lm.studies.comparison import summarise
+from lm.training import experiment, make_objective
+from lm.training.logging import read_metrics
+from lm.training.term_evaluation import TermEvaluation
+
+_SOURCE = flags.DEFINE_string("source", None, "The pretrained model.", required=True)
+_PAIRS = flags.DEFINE_string("pairs", None, "JSON lines of pairs.", required=True)
+_RUNS = flags.DEFINE_string("runs", "runs/preference", "Folder of the work directories.")
+_OBJECTIVES = flags.DEFINE_list("objectives", ["dpo", "tgdpo", "sparse_po"], "What is compared.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the order of data and adapters.")
+
+STEPS = 100
+KEYS = {
+    "data.packing": "best_fit",
+    "data.validation_fraction": 0.33,
+    "data.sequence_length": 128,
+    "train.batch_size": 2,
+    "train.steps": STEPS,
+    "model.adapter_rank": 8,
+    "optimizer.peak_learning_rate": 5e-4,
+    "objective.references.reference_nll": "base",
+    "evaluation.every_steps": 0,
+    "evaluation.sample_tokens": 0,
+}
+OWN = {
+    "tgdpo": {"objective.references.reward_nll": "{runs}/dpo_{seed}"},
+    "sparse_po": {
+        "objective.references.teacher": "base",
+        "objective.sparse_po.mask": "activations",
+    },
+}
+METRICS = ("accuracy", "margin", "log_probability_chosen", "log_probability_rejected")
+
+
+def main() -> None:
+    """Trains what is missing, and prints the table."""
+    command.use_compilation_cache()
+    rows = []
+    for name in _OBJECTIVES.value:
+        found = [held_out(train(name, seed)) for seed in _SEEDS.value]
+        rows.append([name, *(interval([one[metric] for one in found]) for metric in found[0])])
+    print("\n".join(command.table(["objective", *METRICS, "reference_kl"], rows)))
+
+
+def train(name: str, seed: str) -> Path:
+    """The work directory of a run that has ended."""
+    folder = Path(_RUNS.value) / f"{name}_{seed}"
+    keys = KEYS | OWN.get(name, {})
+    keys |= {"objective.name": name, "train.seed": seed, "data.corpus": _PAIRS.value}
+    arguments = [
+        f"--config.{key}={str(value).format(runs=_RUNS.value, seed=seed)}"
+        for key, value in keys.items()
+    ]
+    if not (folder / "metrics.jsonl").exists() or last_validation(folder) is None:
+        config = f"--config=configs/finetune.py:{_SOURCE.value}"
+        program = [sys.executable, "-m", "launch.train", config, f"--workdir={folder}"]
+        subprocess.run([*program, *arguments], check=True)
+    return folder
+
+
+def last_validation(folder: Path) -> dict[str, float] | None:
+    """The line of the whole held-out split at the end."""
+    lines = [one for one in read_metrics(folder) if one["kind"] == "validation"]
+    return next((one for one in lines if one["step"] == STEPS and one["whole"]), None)
+
+
+def held_out(folder: Path) -> dict[str, float]:
+    """The metrics of a run at its end, and its divergence from the model below the adapters."""
+    line = last_validation(folder)
+    loaded = workdir.load(str(folder))
+    config = loaded.config.copy_and_resolve_references()
+    config.objective.name = "sparse_po"
+    config.objective.sparse_po.mask = "ones"
+    config.objective.references.teacher = "base"
+    objective = make_objective.make_objective(config)
+    run = loaded.run._replace(config=config, objective=objective)
+    texts = experiment.load_data(config.data).validation
+    with jax.set_mesh(run.mesh):
+        state = loaded.state._replace(objective=objective.init())
+        measured = perplexity.evaluate(
+            run.eval_step(),
+            run.usable(state)[0],
+            experiment.evaluation_batches(config, texts, loaded.tokenizer),
+            run.mesh,
+            terms=TermEvaluation(run, {}, {})(state),
+        )
+    kl = {"reference_kl": measured.terms["reference_kl"]}
+    return {name: line[name] for name in METRICS} | kl
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half the width of its 95% interval; the mean alone for one seed."""
+    found = summarise(values)
+    if found.seeds < 2:
+        return f"{found.mean:.4f}"
+    half = stats.t.ppf(0.975, found.seeds - 1) * found.standard_error
+    return f"{found.mean:.4f} ± {0.0 if math.isnan(half) else half:.4f}"
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,129 @@
+"""A self-contained HTML page of preference records: both answers of a pair side by side, with
+tokens coloured by their log-ratio or by what the objective does to them.
+"""
+
+import codecs
+import html
+from collections.abc import Iterator
+
+import numpy as np
+
+from launch import page
+from launch.page import Heading
+from lm.data.tokenizers import Tokenizer
+from lm.references.pair_inspection import PairInspection
+
+_COLOURS = {True: "var(--loss)", False: "var(--weight)"}  # negative, positive
+
+_FIGURES = {
+    "accuracy": "accuracy",
+    "margin": "margin of rewards",
+    "reward_chosen": "reward, chosen",
+    "reward_rejected": "reward, rejected",
+    "loss": "loss of the objective",
+}
+
+
+def render(inspection: PairInspection, tokenizer: Tokenizer, heading: Heading) -> str:
+    """Returns the page. It shows every token of every answer, and each prompt as the answer has it.
+
+    Args:
+      inspection: the records.
+      tokenizer: of the run.
+      heading: of the page; its weighting describes the objective.
+    """
+    batch, ratio = inspection.batch, "log-ratio" if inspection.compared else "log-probability"
+    # Answers under the prompts of other records are of no side.
+    shown_RT = batch["sides"] != 0
+    is_target = batch["weights"][shown_RT] != 0
+    pull, ratios = inspection.pull[shown_RT], inspection.log_ratio[shown_RT]
+    losses = inspection.nll[shown_RT]
+    columns = [("pull", pull), (ratio, ratios), ("loss", losses), ("probability", np.exp(-losses))]
+    brightest = {
+        name: abs(page.brightest(x[is_target])) for name, x in (("pull", pull), ("ratio", ratios))
+    }
+    spans = zip(
+        is_target.tolist(),
+        _signed(pull, brightest["pull"]),
+        _signed(ratios, brightest["ratio"]),
+        strict=True,
+    )
+    scales = {f"most_{name}": f"{x:.3g}" for name, x in brightest.items()}
+    scales |= {f"least_{name}": f"-{x:.3g}" for name, x in brightest.items()}
+    count = len(inspection.documents)
+    about = (
+        f"Run {heading.run}, step {heading.step:,}. {count:,} record{'s' * (count > 1)} of "
+        f"{len(losses):,} tokens; the batch is all of them."
+    )
+    return page.fill(
+        "pair_page.html",
+        title=html.escape(f"Preferences of {heading.source}"),
+        objective=html.escape(heading.weighting),
+        about=html.escape(about),
+        figures=_figures(inspection.metrics),
+        ratio=ratio,
+        records="\n".join(_records(inspection, tokenizer, spans, ratio)),
+        data=page.numbers_as_json(columns, is_target),
+        **scales,
+    )
+
+
+def _signed(values, highest) -> list[tuple[float, str]]:
+    """The shade of every value, and the colour of its sign."""
+    return [
+        (shade, _COLOURS[bool(x < 0)])
+        for shade, x in zip(page.shades_of(values, highest), values, strict=True)
+    ]
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return "\n".join(
+        f"<div><dt>{label}</dt><dd>{metrics[name]:.4f}</dd></div>"
+        for name, label in _FIGURES.items()
+        if name in metrics
+    )
+
+
+def _records(inspection, tokenizer, spans, ratio) -> Iterator[str]:
+    """Yields a heading and the answers of each record."""
+    for r, document in enumerate(inspection.documents):
+        answers = []
+        for number, answer in enumerate(document.answers):
+            of_answer_T = inspection.batch["segment_ids"][r] == number + 1
+            is_target_T = of_answer_T & (inspection.batch["weights"][r] != 0)
+            total = inspection.log_ratio[r][is_target_T].sum()
+            name = _name(document, number)
+            reward = inspection.terms.get(f"reward_{name.split(',')[0]}")
+            said = f"{ratio} {total:+.3f} over {is_target_T.sum():,} tokens"
+            if reward is not None and document.label is None:
+                said += f", reward {reward[r]:+.3f}"
+            answers.append(
+                f"<div><h3>{name}</h3><pre>{_tokens(answer, tokenizer, spans)}</pre>"
+                f"<p>{said}</p></div>"
+            )
+        margin = inspection.terms.get("margin")
+        verdict = f" <small>margin {margin[r]:+.3f}</small>" if margin is not None else ""
+        yield (
+            f"<h2>{html.escape(document.name)}{verdict}</h2>\n"
+            f'<div class="answers">{"".join(answers)}</div>'
+        )
+
+
+def _name(document, number: int) -> str:
+    if document.label is None:
+        return ("chosen", "rejected")[number]
+    return "chosen, label true" if document.label else "rejected, label false"
+
+
+def _tokens(answer, tokenizer, spans) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    covered = page.pieces(answer, tokenizer)
+    parts = []
+    for number, piece in enumerate(covered):
+        at_end = number == len(covered) - 1 and not piece
+        content = page.mark("end", "raw") if at_end else page.token_content(piece, decoder)
+        is_target, (pull, pull_colour), (ratio, ratio_colour) = next(spans)
+        of_class = "" if is_target else ' class="prompt"'
+        style = f"--p:{pull:.3g};--pc:{pull_colour};--r:{ratio:.3g};--rc:{ratio_colour}"
+        parts.append(f'<span{of_class} style="{style}">{content}</span>')
+    return "".join(parts)

@@ -1,0 +1,79 @@
+"""Checks of a config that need no functions of it."""
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from lm.compression.widths import FULL_PRECISION
+from lm.errors import InputError
+from lm.model import splash
+from lm.model.config import ModelConfig
+
+
+def check_adaptation(config: ConfigDict) -> None:
+    """Raises InputError where widths cannot change during training."""
+    if not config.quantization.adapt_every:
+        return
+    if config.quantization.bits >= FULL_PRECISION:
+        raise InputError("quantization.adapt_every needs widths to begin with: quantization.bits=4")
+    if jax.process_count() > 1:
+        raise InputError("quantization.adapt_every is for one process")
+    if not config.quantization.adapt_weighting:
+        return
+    needed = {"optimizer.name": "adamw", "train.trainable": "", "model.adapter_rank": 0}
+    for key, value in needed.items():
+        section, name = key.split(".")
+        if config[section][name] != value:
+            raise InputError(
+                "quantization.adapt_every needs the moments of AdamW for every matrix: "
+                f"{key}={value!r}, or quantization.adapt_weighting=0, which needs none"
+            )
+
+
+def check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:
+    """Raises InputError where the kernel cannot be had."""
+    reason = splash.refusal(length, model.heads, model.kv_heads, model.head_width, dict(mesh.shape))
+    device = mesh.abstract_mesh.abstract_device if isinstance(mesh, Mesh) else None
+    if device and device.platform != "tpu":
+        reason = "it runs on TPUs only"
+    if reason:
+        raise InputError(f"model.attention=splash: {reason}; model.attention=auto finds its way")
+
+
+# Key -> smallest valid value, for the keys that no other module checks.
+_MINIMA = {
+    "train.steps": 1,
+    "train.max_skips": 1,
+    "train.log_every": 1,
+    "train.ema_decay": 0,
+    "train.spike_factor": 0,
+    "data.shuffle_rows": 1,
+    "data.workers": 0,
+    "objective.z_loss": 0,
+    "objective.block_size": 0,
+    "checkpoint.every_steps": 0,
+    "checkpoint.every_minutes": 0,
+    "checkpoint.grace_seconds": 0,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 0,
+    "evaluation.every_steps": 0,
+    "evaluation.batches": 0,
+    "evaluation.sample_tokens": 0,
+    "evaluation.ngram_order": 0,
+    "quantization.gptq_batches": 0,
+    "quantization.adapt_batches": 1,
+    "quantization.adapt_bytes": 0,
+    "quantization.adapt_every": 0,
+    "quantization.adapt_weighting": 0,
+    "quantization.cache_batches": 0,
+}
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises InputError for a number below its smallest valid value."""
+    for key, least in _MINIMA.items():
+        section, name = key.split(".")
+        if config[section][name] < least:
+            raise InputError(f"{key}={config[section][name]} must be at least {least}")
+    if config.train.ema_decay >= 1:
+        raise InputError(f"train.ema_decay={config.train.ema_decay} must be below 1 (0 is off)")
