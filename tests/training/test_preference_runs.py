@@ -122,9 +122,9 @@ def steps(run, rows, count=3, further=None, frozen=None):
 @functools.cache
 def expected(name):
     metrics, _ = steps(built(name), batch(name))
-    # Something is learned, and it is not what a batch without pairs would give.
+    # Something is learned: steps that change nothing would agree in any layout.
     assert metrics[0]["grad_norm"] > 1e-3
-    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert abs(metrics[-1]["loss"] - metrics[0]["loss"]) > 1e-3
     return metrics
 
 
