@@ -23,6 +23,7 @@ def build(name, **changes):
     return experiment.build(c, 257, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_replaced_tokens_are_read_by_policy_and_reference_and_drawn_anew_in_every_step():
     rows = runs.batch("dpo")
     run = build("tars", **SHARE)
