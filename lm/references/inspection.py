@@ -97,9 +97,10 @@ def inspect(
     names = [name for name in weighting_names(c) if name in WEIGHTINGS]
     missing += ["sample_ids"] * any(per_document(WEIGHTINGS[name]) for name in names)
     if missing:
+        kind = "weighting" if c.objective.name == "weighted" else "name"
         raise InputError(
-            f"objective.weighting={c.objective.weighting!r} needs {' and '.join(missing)} of "
-            "training documents, which other text does not have"
+            f"objective.{kind}={c.objective[kind]!r} needs {' and '.join(missing)} of training "
+            "documents, which other text does not have"
         )
     if not batch["weights"].any():
         raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")

