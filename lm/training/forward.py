@@ -4,6 +4,7 @@ B rows, T tokens, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -93,22 +94,20 @@ def make_prediction_statistics(
 def make_training_statistics(
     model: Model, block_size: int, objective: Objective, quantized: Quantized | None = None
 ) -> Callable[..., tuple[TokenStatistics, dict[str, Any]]]:
-    """(trained, batch, teacher=None) -> (statistics [B, T] with the loss of each token, aux).
+    """(trained, batch, teachers={}) -> (statistics [B, T] with the loss of each token, aux).
 
     `aux` holds the taps of the model that the objective asks for, and the statistics of its further
-    heads. The batch holds "keys" for a random loss; `teacher` is a `ReferenceModel`.
+    heads. The batch holds "keys" for a random loss; `teachers` maps the names of the objective's
+    teachers to their `ReferenceModel`.
     """
     loss = objective.loss
     forward = make_forward(model, quantized, loss.attention_blocks, objective.taps, dropout=True)
 
-    def statistics(trained, batch, teacher=None):
+    def statistics(trained, batch, teachers=MappingProxyType({})):
         outputs, head_DV = forward(trained, batch)
         inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
         inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"))
-        if teacher is not None:
-            of_teacher, its_head = teacher.forward(teacher.trained, batch)
-            scores = products(teacher.softcap)
-            inputs = inputs._replace(teacher=losses.Teacher(of_teacher.hidden, its_head, scores))
+        inputs = inputs._replace(teachers={n: _taught_by(m, batch) for n, m in teachers.items()})
         found = sharded_loss.training_statistics(loss, inputs, batch["weights"])
         aux = dict(outputs.aux)
         for name, head in objective.heads.items():
@@ -118,6 +117,11 @@ def make_training_statistics(
         return found, aux
 
     return statistics
+
+
+def _taught_by(model: ReferenceModel, batch) -> losses.Teacher:
+    outputs, head_DV = model.forward(model.trained, batch)
+    return losses.Teacher(outputs.hidden, head_DV, products(model.softcap))
 
 
 def _inputs(model, block_size, hidden_BTD, head_DV, targets_BT) -> losses.Inputs:

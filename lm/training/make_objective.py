@@ -112,8 +112,7 @@ def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
             f"objective.loss={c.loss!r} is a ratio of sums, and objective.weighting="
             f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
         )
-    if loss.teacher:
-        check_sources(config, f"objective.loss={c.loss!r}", (loss.teacher,))
+    check_sources(config, f"objective.loss={c.loss!r}", loss.teachers)
     return loss
 
 

@@ -3,7 +3,7 @@
 B batch, T length, D width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
       softcap: bound of the logits; 0 is none.
       block_size: columns of the head per block; 0 is plain automatic differentiation.
       keys: [B, T] random keys, one a token; None outside of training.
-      teacher: for a loss that has one, in training.
+      teachers: those that the loss names, in its order, in training.
       axis: name of the mapped axis over whose devices the vocabulary is spread, each with its own
         columns of the heads (`objectives.vocabulary`); None is whole.
     """
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     softcap: float = 0.0
     block_size: int = DEFAULT_BLOCK_SIZE
     keys: jax.Array | None = None
-    teacher: Teacher | None = None
+    teachers: Mapping[str, Teacher] = {}
     axis: str | None = None
 
 
@@ -82,7 +82,7 @@ class Loss(NamedTuple):
         sum is the number of targets) -> scalar, a function of the whole accumulated batch. Both
         are 0 where the weight is.
       random: whether `losses` or `predict` need `inputs.keys` in training.
-      teacher: name of the reference that `losses` reads as `inputs.teacher`; "" for none.
+      teachers: names of the references that `losses` or `statistics` read in `inputs.teachers`.
       attention_blocks: (batch) -> int32 [B, T], blocks that cut the model's attention: a position
         sees its own block of its segment, and with block -1 all of it. None is whole attention.
       prediction: the predicted distribution and what decides the shapes of the parameters, in
@@ -97,7 +97,7 @@ class Loss(NamedTuple):
     statistics: Callable[[Inputs], TokenStatistics] | None = None
     reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     random: bool = False
-    teacher: str = ""
+    teachers: tuple[str, ...] = ()
     attention_blocks: Callable[[Any], jax.Array] | None = None
     prediction: str = "softmax"
     softcapped: bool = True

@@ -25,7 +25,7 @@ METHODS = {
     "tempnet": {"width": 5, "rho": 1.0, "dropout": 0.0},
     "harmonic": {"distance": "bray_curtis"},
     "block_distillation": {},
-    "self_distillation": {"share": 0.7},
+    "distillation": {"divergence": "jensen_shannon", "share": 0.7, "temperature": 1.5},
 }
 # Two tensor devices of which each has 20 of 40 tokens; a width and rows on fsdp.
 MESH = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
@@ -41,12 +41,15 @@ def compute(loss, vocab_size=40, rows=ROWS, block_size=7):
     hidden, matrix = 2 * normal(rows, LENGTH, WIDTH), normal(WIDTH, vocab_size)
     targets = jnp.asarray(rng.integers(0, vocab_size, (rows, LENGTH)), jnp.int32)
     weights = jnp.ones((rows, LENGTH)).at[0, 1].set(0.0)
-    teacher = Teacher(normal(rows, LENGTH, 6), normal(6, vocab_size), products())
+    teachers = {
+        name: Teacher(normal(rows, LENGTH, 6), normal(6, vocab_size), products())
+        for name in loss.teachers
+    }
     params = loss.init(jax.random.key(1), vocab_size, WIDTH)
 
     def total(hidden, matrix, params):
         keys = token_keys(0, jnp.zeros((), jnp.int32), (rows, LENGTH))
-        inputs = Inputs(hidden, matrix, targets, params, 0.0, block_size, keys, teacher)
+        inputs = Inputs(hidden, matrix, targets, params, 0.0, block_size, keys, teachers)
         stats = sharded_loss.training_statistics(loss, inputs, weights)
         of_targets = (jnp.where(weights != 0, x, 0.0) for x in stats if x is not None)
         return sum((i + 1) * jnp.sum(x) for i, x in enumerate(of_targets)), stats

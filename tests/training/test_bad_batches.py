@@ -88,5 +88,5 @@ def test_a_loss_skips_a_batch_without_targets(name):
     after, metrics = run({**b, "weights": jnp.zeros_like(b["weights"])}, frozen)
     check_skipped(before, after, metrics)
     assert metrics["weight_sum"] == 0
-    if loss.teacher:
+    if loss.teachers:
         check_skipped(before, *run(b, jax.tree.map(lambda x: x * jnp.nan, frozen)))

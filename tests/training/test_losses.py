@@ -1,6 +1,7 @@
 """Losses in the training step: the whole batch decides, however it is split, and all compose."""
 
 import inspect
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ METHODS = {
     "tempnet": {"width": 5, "rho": 1.0},
     "harmonic": {"distance": "mahalanobis"},
     "block_distillation": {},
-    "self_distillation": {"share": 0.7},
+    "distillation": {"divergence": "jensen_shannon", "share": 0.7},
 }
 # A weighting that reads the statistics of the whole batch, and passes a gradient.
 BOTH = ("focal", "uskd")
@@ -55,12 +56,13 @@ def bigram(params, batch):
 def statistics_of(loss: Loss):
     """Of a bigram model, as `make_training_statistics` gives those of a Transformer."""
 
-    def statistics(trained, batch, teacher=None):
+    def statistics(trained, batch, teachers=MappingProxyType({})):
         hidden, head = bigram(trained.params, batch)
         x = Inputs(hidden, head, batch["targets"], trained.loss, keys=batch.get("keys"))
-        if teacher is not None:
+        for name, teacher in teachers.items():
             outputs, its_head = teacher.forward(teacher.trained, batch)
-            x = x._replace(teacher=Teacher(outputs.hidden, its_head, products()))
+            one = Teacher(outputs.hidden, its_head, products())
+            x = x._replace(teachers={**x.teachers, name: one})
         return training_statistics(loss, x, batch["weights"]), {}
 
     return statistics
@@ -71,14 +73,15 @@ def compute(loss: Loss, accumulation=1, names=BOTH, z_loss=0.1):
     weighting = chain(*map(weightings.make, names)) if names else uniform()
     gradients = make_gradients(statistics_of(loss), weighted(loss, weighting, z_loss), accumulation)
     trained = Trained(weightings.bigram(), loss=loss.init(jax.random.key(5), tiny.VOCAB, 8))
-    models = {}
-    if loss.teacher:
-        models["teacher"] = ReferenceModel(
+    models = {
+        name: ReferenceModel(
             lambda *of: (Outputs(bigram(*of)[0], {}, None), bigram(*of)[1]),
             None,
             0.0,
-            weightings.bigram(seed=9),
+            weightings.bigram(seed=9 + i),
         )
+        for i, name in enumerate(loss.teachers)
+    }
     return jax.jit(
         lambda b: gradients(trained, b, weighting.init(), FIRST, models)[:2],
     )
