@@ -194,6 +194,7 @@ REFERENCES = {
     "error_mask": ("", "fait: scores only"),
     "faulty_log_probability": ("", "fait: scores only"),
     "teacher": ("", "of a distillation: ema, a work directory, a Hugging Face folder or a .gguf"),
+    "contrast_teacher": ("", "align_distil: the model that the teacher is told apart from"),
 }
 
 QUANTIZATION = {

@@ -6,8 +6,9 @@ weighted objective.
 """
 
 from objectives.objective import Head, Objective, Prepared
+from objectives.self_knowledge import self_knowledge
 from objectives.weighted import weighted
 
-OBJECTIVES = {"weighted": weighted}
+OBJECTIVES = {"weighted": weighted, "self_knowledge": self_knowledge}
 
 __all__ = ["OBJECTIVES", "Head", "Objective", "Prepared"]

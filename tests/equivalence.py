@@ -58,9 +58,24 @@ LOSSES = {
     "harmonic": {"distance": "mahalanobis"},
     "block_distillation": {"block_length": 5},
     "distillation": {"share": 0.7},
+    "nkd": {},
+    "pld": {"top": 8},
+    "dhkd": {"alpha": 0.1},
+    "nd": {},
+    "dac_kl": {"lower": 0.01},
+    "align_distil": {},
 }
 # Loss -> the references that teach it.
-TEACHERS = {"block_distillation": ("teacher",), "distillation": ("teacher",)}
+TEACHERS = {
+    "block_distillation": ("teacher",),
+    "distillation": ("teacher",),
+    "nkd": ("teacher",),
+    "pld": ("teacher",),
+    "dhkd": ("teacher",),
+    "nd": ("teacher",),
+    "dac_kl": ("teacher",),
+    "align_distil": ("teacher", "contrast_teacher"),
+}
 # Loss -> its name in earlier commits.
 FORMER = {"distillation": "self_distillation"}
 MODES = {

@@ -110,6 +110,8 @@ def open_references(run: Experiment, tokenizer: str | None = None) -> References
             models[source] = _open_run(run, key, source, tokenizer)
         else:
             raise InputError(f"{key}={source!r} is none of: {valid_sources(name)}")
+    if run.objective.loss.same_width:
+        _check_widths(run, {s: one for s, one in models.items() if _teaches(run, s)})
     return References(models, stored)
 
 
@@ -132,6 +134,22 @@ def check_tokens(
             raise InputError(
                 f"{named} has the {what} {one}, not {other}; valid: a run with the same tokenizer"
                 f"{instead}"
+            )
+
+
+def _teaches(run: Experiment, source: str) -> bool:
+    references = run.config.objective.references
+    return source in [references[name] for name in run.objective.teachers]
+
+
+def _check_widths(run: Experiment, teachers: dict[str, SecondModel]) -> None:
+    """Refuses teachers whose hidden states cannot be compared with the run's."""
+    width = run.model.config.width
+    for source, one in teachers.items():
+        if (its := one.run.model.config.width) != width:
+            raise InputError(
+                f"objective.loss={run.config.objective.loss!r} compares hidden states, and "
+                f"{one.key}={source} has model.width={its}; valid: a teacher of width {width}"
             )
 
 

@@ -22,6 +22,7 @@ SOURCES = {
     "error_mask": _STORED,
     "faulty_log_probability": _STORED,
     "teacher": ("ema", "model"),
+    "contrast_teacher": ("ema", "model"),
 }
 
 # Those that are losses of a model.

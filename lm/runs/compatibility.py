@@ -110,6 +110,8 @@ ADDED = {
     "quantization.cache_batches": 8,
     # With equivalent models of quantization after training.
     "model.norm_bias": False,
+    # With distillation from two teachers.
+    "objective.references.contrast_teacher": "",
 }
 
 # Old key -> its name today, "" where it is gone.

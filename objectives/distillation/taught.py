@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from objectives.cross_entropy import TokenStatistics
+from objectives.cross_entropy import TokenStatistics, token_statistics
 from objectives.distillation.divergences import FORWARD, Divergence
 from objectives.distillation.sums import (
     Compared,
@@ -130,6 +130,20 @@ def taught_statistics(
         teacher_agreement=teacher.agreement,
     )
     return Taught(statistics, divergence_BT, teacher, compared)
+
+
+def statistics_of_teacher(inputs: Inputs, name: str = "teacher") -> TokenStatistics:
+    """Statistics of a teacher's own distribution, in a pass of its own; they carry no gradient."""
+    hidden, head, scores = inputs.teachers[name]
+    found = token_statistics(
+        hidden,
+        head,
+        inputs.targets,
+        scores=scores,
+        block_size=inputs.block_size,
+        axis=inputs.axis,
+    )
+    return lax.stop_gradient(found)
 
 
 def _of_teacher(static, hiddens, heads, constants):

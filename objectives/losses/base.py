@@ -83,6 +83,7 @@ class Loss(NamedTuple):
         are 0 where the weight is.
       random: whether `losses` or `predict` need `inputs.keys` in training.
       teachers: names of the references that `losses` or `statistics` read in `inputs.teachers`.
+      same_width: whether their hidden states must be as wide as the model's.
       attention_blocks: (batch) -> int32 [B, T], blocks that cut the model's attention: a position
         sees its own block of its segment, and with block -1 all of it. None is whole attention.
       prediction: the predicted distribution and what decides the shapes of the parameters, in
@@ -98,6 +99,7 @@ class Loss(NamedTuple):
     reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     random: bool = False
     teachers: tuple[str, ...] = ()
+    same_width: bool = False
     attention_blocks: Callable[[Any], jax.Array] | None = None
     prediction: str = "softmax"
     softcapped: bool = True
@@ -132,9 +134,17 @@ def training_statistics(loss: Loss, inputs: Inputs, data_weights_BT: jax.Array) 
     # A token of weight 0 may hold anything, and what follows is arithmetic on it, whose derivative
     # would be 0 * NaN.
     live_BT = data_weights_BT != 0
+
+    def living(hidden_BTD):
+        return jnp.where(live_BT[..., None], hidden_BTD, 0)
+
     inputs = inputs._replace(
-        hidden=jnp.where(live_BT[..., None], inputs.hidden, 0),
+        hidden=living(inputs.hidden),
         targets=jnp.where(live_BT, inputs.targets, 0),
+        teachers={
+            name: teacher._replace(hidden=living(teacher.hidden))
+            for name, teacher in inputs.teachers.items()
+        },
     )
     if loss.statistics is not None:
         return loss.statistics(inputs)

@@ -26,6 +26,12 @@ METHODS = {
     "harmonic": {"distance": "bray_curtis"},
     "block_distillation": {},
     "distillation": {"divergence": "jensen_shannon", "share": 0.7, "temperature": 1.5},
+    "nkd": {"temperature": 1.5},
+    "pld": {"top": 25},
+    "dhkd": {"alpha": 0.1, "alignment": "hidden"},
+    "nd": {},
+    "dac_kl": {"lower": 0.01, "upper": 0.5},
+    "align_distil": {},
 }
 # Two tensor devices of which each has 20 of 40 tokens; a width and rows on fsdp.
 MESH = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
@@ -42,7 +48,7 @@ def compute(loss, vocab_size=40, rows=ROWS, block_size=7):
     targets = jnp.asarray(rng.integers(0, vocab_size, (rows, LENGTH)), jnp.int32)
     weights = jnp.ones((rows, LENGTH)).at[0, 1].set(0.0)
     teachers = {
-        name: Teacher(normal(rows, LENGTH, 6), normal(6, vocab_size), products())
+        name: Teacher(normal(rows, LENGTH, WIDTH), normal(WIDTH, vocab_size), products())
         for name in loss.teachers
     }
     params = loss.init(jax.random.key(1), vocab_size, WIDTH)

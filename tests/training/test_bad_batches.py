@@ -33,7 +33,8 @@ def bigram_model():
 def step_of(weighting, loss=CROSS_ENTROPY, accumulation=1):
     """A fresh state, and (batch, frozen) -> the state after a step and its metrics."""
     model, optimizer = bigram_model(), optax.sgd(0.1)
-    config = tiny.config(train__accumulation=accumulation, objective__references__teacher="run")
+    references = {f"objective__references__{name}": "run" for name in loss.teachers}
+    config = tiny.config(train__accumulation=accumulation, **references)
     objective = weighted(loss, weighting)
     init = make_init(model, optimizer, objective, False)
     state = init(jax.random.key(0))._replace(objective=weightings.state(weighting))

@@ -42,6 +42,12 @@ METHODS = {
     "harmonic": {"distance": "mahalanobis"},
     "block_distillation": {},
     "distillation": {"divergence": "jensen_shannon", "share": 0.7},
+    "nkd": {"temperature": 1.5},
+    "pld": {"top": 5},
+    "dhkd": {"alpha": 0.1},
+    "nd": {},
+    "dac_kl": {"lower": 0.01, "upper": 0.5},
+    "align_distil": {},
 }
 # A weighting that reads the statistics of the whole batch, and passes a gradient.
 BOTH = ("focal", "uskd")
