@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from objectives.cross_entropy import token_statistics
 from objectives.distillation.ranking import apart, top_tokens
-from objectives.losses.base import Inputs, Loss, softmax
+from objectives.losses.base import Loss, softmax
 from objectives.objective import Objective
 from objectives.terms import Term, masked_sum
-from objectives.vocabulary import own_rows, products, total, vocabulary_size
+from objectives.vocabulary import as_head, products, total, vocabulary_size
 from objectives.weighted import weighted
 from objectives.weighting.base import check_name, check_number
 from objectives.weighting.uskd import uskd
@@ -58,7 +58,7 @@ def self_knowledge(
     check_name("rank", rank, RANKS)
 
     def losses(inputs, statistics):
-        weak_head_DV = _weak_head(inputs)
+        weak_head_DV = as_head(inputs.params["weak"], inputs.head, inputs.axis)
         weak = token_statistics(
             inputs.hidden,
             weak_head_DV,
@@ -86,12 +86,6 @@ def _init(key, vocab_size, width):
     """The weak head, as a linear layer of the released code starts: uniform in +-1 / sqrt(D)."""
     bound = width**-0.5
     return {"weak": jax.random.uniform(key, (width, vocab_size), jnp.float32, -bound, bound)}
-
-
-def _weak_head(inputs: Inputs) -> jax.Array:
-    """This device's columns of the weak head, in the dtype of the head."""
-    head_DV = own_rows(inputs.params["weak"].T, inputs.head, inputs.axis).T
-    return head_DV.astype(inputs.head.dtype)
 
 
 def _ranked(inputs, statistics, weak, weak_head_DV, top, rank) -> jax.Array:

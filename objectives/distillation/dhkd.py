@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from objectives.cross_entropy import token_statistics
 from objectives.distillation.additive import Summand, added_up
-from objectives.losses.base import Inputs, Loss, Prediction
-from objectives.vocabulary import own_rows, products, total
+from objectives.losses.base import Loss, Prediction
+from objectives.vocabulary import as_head, products, total
 from objectives.weighting.base import check_name, check_number
 
 DIVERGENCES = ("binary_kl_norm", "binary_kl")
@@ -74,7 +74,8 @@ def dhkd(
             block_size=inputs.block_size,
             axis=inputs.axis,
         )
-        second = Prediction(of_second, _second_head(inputs), products())
+        second_head = as_head(inputs.params["head"], inputs.head, inputs.axis)
+        second = Prediction(of_second, second_head, products())
         teacher = inputs.teachers["teacher"]
         apart_BT = added_up(summand, second, teacher, inputs.block_size, inputs.axis)
         return found._replace(other_loss=gamma * found.nll + alpha * apart_BT)
@@ -86,12 +87,6 @@ def _init(key, vocab_size, width):
     """A second head, as a linear layer of the released code starts: uniform in +-1 / sqrt(D)."""
     bound = width**-0.5
     return {"head": jax.random.uniform(key, (width, vocab_size), jnp.float32, -bound, bound)}
-
-
-def _second_head(inputs: Inputs) -> jax.Array:
-    """This device's columns of the second head, in the dtype of the head."""
-    head_DV = own_rows(inputs.params["head"].T, inputs.head, inputs.axis).T
-    return head_DV.astype(inputs.head.dtype)
 
 
 @functools.cache

@@ -45,6 +45,8 @@ def nd(factor: float = 2.0, kd: float = 1.0, temperature: float = 1.0) -> Loss:
         loss_BT = found.nll + kd * temperature**2 * divergence_BT
         teacher = lax.stop_gradient(inputs.teachers["teacher"].hidden)
         apart_BT = norm_and_direction(inputs.hidden, teacher, centres(inputs))
+        if inputs.axis:  # Every device has found the same, and contributes to the gradient.
+            apart_BT = lax.pmean(apart_BT, inputs.axis)
         return found._replace(other_loss=loss_BT + factor * apart_BT)
 
     return Loss(statistics=statistics, teachers=("teacher",), same_width=True)
