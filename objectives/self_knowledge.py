@@ -127,6 +127,9 @@ def _smoothed(inputs, weak, weak_head_DV) -> jax.Array:
     size = vocabulary_size(weak_head_DV, inputs.axis)
     # The mean of all logits is the product with the mean of the columns.
     mean_D = weak_head_DV.astype(jnp.float32).sum(-1) / size
-    mean_BT = total(jnp.einsum("btd,d->bt", inputs.hidden.astype(jnp.float32), mean_D), inputs.axis)
+    hidden_BTD = inputs.hidden.astype(jnp.float32)
+    # Before any arithmetic: 0 * NaN is NaN; the loss is NaN all the same, for the others' is.
+    hidden_BTD = jnp.where(jnp.isfinite(hidden_BTD).all(-1, keepdims=True), hidden_BTD, 0)
+    mean_BT = total(jnp.einsum("btd,d->bt", hidden_BTD, mean_D), inputs.axis)
     to_all_BT = weak.logsumexp - mean_BT
     return _SHARE_OF_TARGET * weak.nll + (1 - _SHARE_OF_TARGET) * to_all_BT
