@@ -122,13 +122,13 @@ def test_neutral_settings_are_the_parent_bit_for_bit(name):
 def test_plackett_luce_is_cross_entropy_or_the_likelihood_of_the_order():
     s = jnp.asarray([[[0.3, -1.0, 2.0, 0.7]]])
     none, first = jnp.full((1, 1), -1e30), jnp.asarray([[[1.0, 0, 0, 0]]])
-    cross_entropy = -jax.nn.log_softmax(s)[0, 0, 0]
+    cross_entropy = float(-jax.nn.log_softmax(s)[0, 0, 0])
     assert plackett_luce(s, none, first)[0, 0] == pytest.approx(cross_entropy, rel=1e-6)
-    order = sum(-jax.nn.log_softmax(s[0, 0, k:])[0] for k in range(4))
+    order = sum(float(-jax.nn.log_softmax(s[0, 0, k:])[0]) for k in range(4))
     assert plackett_luce(s, none, jnp.ones_like(s))[0, 0] == pytest.approx(order, rel=1e-6)
     # A list that ends after two of them has their terms, with all four below the fraction.
     rest = jax.nn.logsumexp(s[..., 2:], -1)
-    two = sum(-jax.nn.log_softmax(s[0, 0, k:])[0] for k in range(2))
+    two = sum(float(-jax.nn.log_softmax(s[0, 0, k:])[0]) for k in range(2))
     assert plackett_luce(s[..., :2], rest, jnp.ones((1, 1, 2)))[0, 0] == pytest.approx(
         two, rel=1e-6
     )
@@ -162,9 +162,9 @@ def test_an_aligned_gradient_does_not_work_against_cross_entropy():
 
 
 def test_self_knowledge_without_its_terms_is_its_weighting_of_cross_entropy_bit_for_bit():
-    b = weightings.batch(rows=4, length=6)
+    b = weightings.batch(rows=4, length=8)
     rng = np.random.default_rng(0)
-    hidden, head = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((4, 6, 8), (8, 37)))
+    hidden, head = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((4, 8, 8), (8, 37)))
 
     def value(objective, hidden):
         params = objective.loss.init(jax.random.key(0), 37, 8)
