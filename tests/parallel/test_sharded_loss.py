@@ -13,6 +13,7 @@ from lm.parallel.mesh import make_mesh
 from lm.planning import ahead
 from lm.training import experiment
 from lm.training.step import token_keys
+from objectives import OBJECTIVES
 from objectives.losses import LOSSES, Inputs, Teacher
 from objectives.vocabulary import products
 
@@ -70,10 +71,13 @@ def close(a, b, tolerance=2e-5):
         np.testing.assert_allclose(np.asarray(x) / scale, np.asarray(y) / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "self_knowledge"])
 def test_a_loss_on_a_mesh_is_the_loss_on_one_device(name):
     """Statistics and gradients, a NaN hidden state at a token of weight 0."""
-    loss = LOSSES[name](**METHODS[name])
+    if name in LOSSES:
+        loss = LOSSES[name](**METHODS[name])
+    else:  # an objective with a loss of its own
+        loss = OBJECTIVES[name](mu=0.1, top=25).loss
     (value, stats), gradients = compute(loss)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, gradients)))
     with jax.set_mesh(make_mesh(MESH)):

@@ -25,6 +25,7 @@ from lm.training.forward import (
 )
 from lm.training.gradients import make_gradients
 from lm.training.step import make_eval_step, make_train_step
+from objectives import OBJECTIVES
 from objectives.losses import LOSSES, Inputs, Loss, Teacher, training_statistics
 from objectives.vocabulary import products
 from objectives.weighted import weighted
@@ -150,6 +151,26 @@ def test_an_unweighted_loss_survives_accumulation(name):
     """Without statistics of the batch, each micro-batch is on its own but for the denominators."""
     loss, b = LOSSES[name](**METHODS[name]), batch()
     close(compute(loss, accumulation=2, names=())(b), compute(loss, names=())(b))
+
+
+def test_self_knowledge_is_that_of_the_whole_batch():
+    """Its weight of the target has a mean over the batch, beside terms that have none."""
+    objective, b = OBJECTIVES["self_knowledge"](top=9, mu=0.1), batch()
+    params = objective.loss.init(jax.random.key(5), tiny.VOCAB, 8)
+    trained = Trained(weightings.bigram(), loss=params)
+
+    def make(accumulation):
+        run = make_gradients(statistics_of(objective.loss), objective, accumulation)
+        return jax.jit(lambda b: run(trained, b, (), FIRST, {})[:2])
+
+    run = make(1)
+    grads, metrics = run(b)
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads))
+    close(make(4)(padded(b)), (grads, metrics))
+    # Negative control: a mean of the means of micro-batches is another gradient.
+    parts = [run({k: x[i::4] for k, x in b.items()})[0] for i in range(4)]
+    with pytest.raises(AssertionError):
+        close(jax.tree.map(lambda *g: sum(g) / 4, *parts), grads, 1e-2)
 
 
 @pytest.mark.parametrize("name", ["dice", "tversky"])
