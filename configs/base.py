@@ -197,6 +197,7 @@ REFERENCES = {
         "",
         "of a distillation: ema, base, a work directory, a Hugging Face folder or a .gguf",
     ),
+    "contrast_teacher": ("", "align_distil: the model that the teacher is told apart from"),
     "reward_nll": ("", "tgdpo: losses of a model trained with dpo before"),
     "better_nll": ("", "treg: losses under a prompt for better answers, scores only"),
     "worse_nll": ("", "treg: losses under a prompt for worse answers, scores only"),

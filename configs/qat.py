@@ -18,7 +18,7 @@ def get_config(source: str = "") -> ConfigDict:
     config = finetune.get_config(source)
     config.quantization.update(bits=4.0, granularity="group", group_size=32, outer_bits=16.0)
     config.quantization.update(fraction="1", begin_with="rsq")
-    config.objective.loss = "self_distillation"
+    config.objective.loss = "distillation"
     config.objective.references.teacher = source
     config.train.trainable = "layers/"
     config.train.update(steps=100, batch_size=4)

@@ -7,8 +7,9 @@ weighted objective.
 
 from objectives.objective import Head, Objective, Prepared
 from objectives.preference import PREFERENCE
+from objectives.self_knowledge import self_knowledge
 from objectives.weighted import weighted
 
-OBJECTIVES = {"weighted": weighted, **PREFERENCE}
+OBJECTIVES = {"weighted": weighted, "self_knowledge": self_knowledge, **PREFERENCE}
 
 __all__ = ["OBJECTIVES", "Head", "Objective", "Prepared"]

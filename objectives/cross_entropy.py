@@ -43,6 +43,8 @@ class TokenStatistics(NamedTuple):
       entropy: -sum_j p_j log p_j, of the whole predicted distribution.
       log_probability: log p_y = -nll.
       other_loss: what is minimised of the token where that is not nll; None where it is.
+      teacher_divergence: KL(q || p) of p from a teacher's q, None without one; no gradient.
+      teacher_agreement: 1 where p and q have the same largest entry, else 0; as above.
     """
 
     nll: jax.Array
@@ -50,6 +52,8 @@ class TokenStatistics(NamedTuple):
     entropy: jax.Array
     log_probability: jax.Array
     other_loss: jax.Array | None = None
+    teacher_divergence: jax.Array | None = None
+    teacher_agreement: jax.Array | None = None
 
     @property
     def loss(self) -> jax.Array:

@@ -64,7 +64,7 @@ class Objective(NamedTuple):
       batch_keys: names of what `batch` must hold besides the keys of every batch; "keys" are random
         keys, one a token.
       references: names of the references; `prepare` gets their losses [B, T].
-      teacher: name of the reference that gives `loss` hidden states and a head; "" for none.
+      teachers: names of the references that give `loss` hidden states and a head.
       taps: name of a tap of the model (`lm.model.transformer.TAPS`) -> (batch) -> its argument.
         `aux` holds the result under the same name.
       heads: name -> `Head`. `aux` holds its `TokenStatistics` under this name.
@@ -86,7 +86,7 @@ class Objective(NamedTuple):
     differentiated: tuple[str, ...] = TokenStatistics._fields
     batch_keys: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
-    teacher: str = ""
+    teachers: tuple[str, ...] = ()
     taps: Mapping[str, Callable[..., jax.Array]] = {}
     heads: Mapping[str, Head] = {}
     reference_taps: Mapping[str, Callable[..., jax.Array]] = {}

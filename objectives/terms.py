@@ -52,6 +52,16 @@ def minimise(terms: Mapping[str, Term]) -> tuple[jax.Array, dict[str, jax.Array]
     return sum(scaled[1:], scaled[0]), values
 
 
+def times(factors_BT: jax.Array, values_BT: jax.Array) -> jax.Array:
+    """factor * x, with factors that carry no gradient; NaN where the factor is not finite.
+
+    Through such a NaN no gradient passes, where that of a product would be 0 * NaN.
+    """
+    factors_BT = jax.lax.stop_gradient(factors_BT)
+    finite_BT = jnp.isfinite(factors_BT)
+    return jnp.where(finite_BT, jnp.where(finite_BT, factors_BT, 0.0) * values_BT, jnp.nan)
+
+
 def masked_sum(weights_BT: jax.Array, values_BT: jax.Array) -> jax.Array:
     """sum(w * x) over tokens with w != 0, so that 0 * NaN is 0 and passes no gradient."""
     return jnp.sum(jnp.where(weights_BT != 0, weights_BT * values_BT, 0.0))

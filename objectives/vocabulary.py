@@ -130,6 +130,14 @@ def own_rows(x_VH: jax.Array, head: jax.Array, axis: str | None) -> jax.Array:
     return lax.dynamic_slice_in_dim(x_VH, first_column(head, axis), head.shape[-1])
 
 
+def as_head(x_DV: jax.Array, head: jax.Array, axis: str | None) -> jax.Array:
+    """Parameters of a loss in the place of the head: this device's columns, in the head's dtype."""
+    x_DV = own_rows(x_DV.T, head, axis).T.astype(head.dtype)
+    # The same, but to JAX it now may differ between the devices between which the head may. So is
+    # the gradient of what they hold alike summed over them.
+    return jnp.where(jnp.isnan(head), x_DV, x_DV)
+
+
 def total(parts: Any, axis: str | None) -> Any:
     """A tree of arrays, summed over the devices of the axis; unchanged without an axis."""
     return lax.psum(parts, axis) if axis else parts

@@ -25,7 +25,8 @@ def weighted(
     batch gives 0.
 
     Terms: "loss"; "z_loss" where the coefficient is not 0; "nll", the mean over all targets, which
-    is only reported, where it is not what is minimised.
+    is only reported, where it is not what is minimised. Of a loss with a teacher, the means over
+    all targets of "teacher_divergence" and "teacher_agreement" are reported, too.
 
     Args:
       loss: of each token.
@@ -50,6 +51,10 @@ def weighted(
         if not loss.is_nll or weighting.report:
             target_BT = (batch["weights"] != 0).astype(jnp.float32)
             found["nll"] = Term(masked_sum(target_BT, statistics.nll), totals["targets"], 0.0)
+        for name in ("teacher_divergence", "teacher_agreement"):
+            if (reported_BT := getattr(statistics, name)) is not None:
+                target_BT = (batch["weights"] != 0).astype(jnp.float32)
+                found[name] = Term(masked_sum(target_BT, reported_BT), totals["targets"], 0.0)
         if z_loss:
             # Select before squaring: the derivative of a square is 0 * NaN where the select comes
             # after.
@@ -68,7 +73,7 @@ def weighted(
         differentiated=passed if weighting.detached else TokenStatistics._fields,
         batch_keys=weighting.batch_keys + ("keys",) * loss.random,
         references=weighting.references,
-        teacher=loss.teacher,
+        teachers=loss.teachers,
         taps=weighting.taps,
         must_match={"prediction": loss.prediction},
     )

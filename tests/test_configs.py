@@ -28,7 +28,7 @@ from objectives.weighting import WEIGHTINGS
 ROOT = Path(__file__).parent.parent
 METHODS = [
     str(path.relative_to(ROOT))
-    for folder in ("weightings", "losses", "preference")
+    for folder in ("weightings", "losses", "preference", "distillation")
     for path in sorted((ROOT / "configs" / folder).glob("*.py"))
     if path.stem != "__init__"
 ]

@@ -19,7 +19,7 @@ from configs import quickstart
 def get_config() -> ConfigDict:
     """Returns the config."""
     config = quickstart.get_config()
-    config.objective.loss = "self_distillation"
+    config.objective.loss = "distillation"
     config.objective.references.teacher = "runs/quickstart"
     config.initialise.update({"from": "runs/quickstart"})
     config.quantization.update(bits=2.0, fraction="1", begin_with="search")

@@ -52,9 +52,9 @@ def _on_mesh(function: Callable[..., Any], inputs: Inputs, *arrays_BT: jax.Array
     rows, length = inputs.targets.shape
     cells = PartitionSpec(split("batch", rows), split("length", length))
     columns = split("vocab", inputs.head.shape[1])
-    teacher = inputs.teacher
-    heads = [inputs.head] + ([teacher.head] if teacher else [])
-    states = [inputs.hidden] + ([teacher.hidden] if teacher else [])
+    teachers = inputs.teachers
+    heads = [inputs.head, *(teacher.head for teacher in teachers.values())]
+    states = [inputs.hidden, *(teacher.hidden for teacher in teachers.values())]
     # The axes along which devices do different work.
     used = _names(cells) | _names(PartitionSpec(columns))
     places = []
@@ -76,13 +76,14 @@ def _on_mesh(function: Callable[..., Any], inputs: Inputs, *arrays_BT: jax.Array
             whole.append(head)
         states = [varying(x, cells) for x in states]
         targets, keys, *arrays = cells_BT
+        parts = zip(teachers.items(), states[1:], whole[1:], strict=True)
         own = inputs._replace(
             hidden=states[0],
             head=whole[0],
             targets=targets,
             params=params,
             keys=keys,
-            teacher=teacher and teacher._replace(hidden=states[1], head=whole[1]),
+            teachers={name: t._replace(hidden=x, head=head) for (name, t), x, head in parts},
             axis=columns and columns[0],
         )
         return function(own, *arrays)

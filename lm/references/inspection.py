@@ -106,7 +106,7 @@ def inspect(
         raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")
     quantized = run.quantized if run.usable(state)[1] else None
     rows = c.train.batch_size // c.train.accumulation
-    likelihood = objective.loss._replace(losses=None, statistics=None, reduce=None, teacher="")
+    likelihood = objective.loss._replace(losses=None, statistics=None, reduce=None, teachers=())
     of_likelihood = objective._replace(loss=likelihood)
     measure = make_training_statistics(run.model, c.objective.block_size, of_likelihood, quantized)
     own, aux = _in_batches(measure, state.trained, batch, rows)

@@ -89,7 +89,7 @@ def inspect_pairs(
     def look(trained, others, row):
         """(statistics, aux, references) of one row, [1, T]."""
         known = reference_models(trained, others)
-        found, aux = measure(trained, row, teacher=known.get(objective.teacher))
+        found, aux = measure(trained, row, teachers={n: known[n] for n in objective.teachers})
         return found, aux, gather_references(objective.references, row, known, 1)
 
     @jax.jit

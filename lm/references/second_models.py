@@ -12,7 +12,7 @@ from lm.errors import InputError
 from lm.model.trained import Trained
 from lm.pretrained.load import load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
-from lm.references.sources import BASE, EMA, SOURCES, valid_sources
+from lm.references.sources import BASE, EMA, LOSSES, SOURCES, valid_sources
 from lm.runs import run_record
 from lm.training.experiment import Experiment, build
 from objectives.losses.base import softmax
@@ -126,16 +126,21 @@ def open_references(run: Experiment, tokenizer: str | None = None) -> References
             models[source] = _open_run(run, key, source, tokenizer)
         else:
             raise InputError(f"{key}={source!r} is none of: {valid_sources(name)}")
+    if run.objective.loss.same_width:
+        _check_widths(run, {s: one for s, one in models.items() if _teaches(run, s)})
     return References(models, stored)
 
 
-def check_tokens(named: str, its: tuple[int, str], ours: tuple[int, str]) -> None:
+def check_tokens(
+    named: str, its: tuple[int, str], ours: tuple[int, str], instead: str = ""
+) -> None:
     """Refuses a model that does not speak of the same tokens.
 
     Args:
       named: the model as the user has named it.
       its: entries of its vocabulary, and its tokenizer's fingerprint.
       ours: the same of the run.
+      instead: what else would be valid, in words.
 
     Raises:
       InputError: they differ.
@@ -144,14 +149,38 @@ def check_tokens(named: str, its: tuple[int, str], ours: tuple[int, str]) -> Non
         if one != other:
             raise InputError(
                 f"{named} has the {what} {one}, not {other}; valid: a run with the same tokenizer"
+                f"{instead}"
             )
+
+
+def _teaches(run: Experiment, source: str) -> bool:
+    references = run.config.objective.references
+    return source in [references[name] for name in run.objective.teachers]
+
+
+def _check_widths(run: Experiment, teachers: dict[str, SecondModel]) -> None:
+    """Refuses teachers whose hidden states cannot be compared with the run's."""
+    width = run.model.config.width
+    for source, one in teachers.items():
+        if (its := one.run.model.config.width) != width:
+            raise InputError(
+                f"objective.loss={run.config.objective.loss!r} compares hidden states, and "
+                f"{one.key}={source} has model.width={its}; valid: a teacher of width {width}"
+            )
+
+
+def _instead(key: str) -> str:
+    """How a model of other tokens could still be what `key` names."""
+    if key.rpartition(".")[2] in LOSSES:
+        return ""
+    return ", or objective.loss='alm' or 'uld', which compare models of other tokens"
 
 
 def _open_pretrained(run: Experiment, key: str, source: str, tokenizer: str | None) -> SecondModel:
     found = open_pretrained(source)
     its = (found.vocab_size, found.tokenizer.fingerprint)
     ours = (run.model.config.vocab_size, tokenizer or found.tokenizer.fingerprint)
-    check_tokens(f"{key}={source}", its, ours)
+    check_tokens(f"{key}={source}", its, ours, _instead(key))
     config = ConfigDict(run.config.to_dict())
     config.model.update(found.section | {"adapter_rank": 0})
     config.objective.update(name="weighted", loss="cross_entropy", weighting="uniform")
@@ -172,7 +201,8 @@ def _open_run(run: Experiment, key: str, source: str, tokenizer: str | None) -> 
     record = run_record.read(source, key)
     vocab_size = run.model.config.vocab_size
     its = (record.vocab_size, record.tokenizer)
-    check_tokens(f"{key}={source}", its, (vocab_size, tokenizer or record.tokenizer))
+    ours = (vocab_size, tokenizer or record.tokenizer)
+    check_tokens(f"{key}={source}", its, ours, _instead(key))
     try:
         # The mesh of its own training does not matter.
         record.config.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)

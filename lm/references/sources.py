@@ -24,6 +24,7 @@ SOURCES = {
     "error_mask": _STORED,
     "faulty_log_probability": _STORED,
     "teacher": ("ema", "base", "model"),
+    "contrast_teacher": ("ema", "base", "model"),
     "reward_nll": _LOSSES,
     "better_nll": _STORED,
     "worse_nll": _STORED,

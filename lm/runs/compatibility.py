@@ -1,7 +1,8 @@
 """Records and checkpoints of older commits, in the form that the code of today reads.
 
 The one table of what has changed: a new key is in `ADDED`, with what the code did before, a key
-with another name in `RENAMED`, a field of the train state in `STATE`.
+with another name in `RENAMED`, a value with another name in `VALUES`, a field of the train state in
+`STATE`.
 """
 
 from collections.abc import Mapping
@@ -114,6 +115,8 @@ ADDED = {
     "objective.references.desirable_probability": "",
     # With equivalent models of quantization after training.
     "model.norm_bias": False,
+    # With distillation from two teachers.
+    "objective.references.contrast_teacher": "",
 }
 
 # Old key -> its name today, "" where it is gone.
@@ -124,7 +127,11 @@ RENAMED = {
     "objective.critical_token.reference_name": "",
     "objective.frequency_equity.reference_name": "",
     "objective.ss_token.history": "",
+    "objective.self_distillation.share": "objective.distillation.share",
 }
+
+# Key -> old value -> its name today.
+VALUES = {"objective.loss": {"self_distillation": "distillation"}}
 
 # Field of the train state -> its name in checkpoints of format 1.
 STATE = {"objective": "weighting"}
@@ -153,6 +160,9 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
             value = flat.pop(old)
             if new:
                 flat[new] = value
+    for key, names in VALUES.items():
+        if key in flat:
+            flat[key] = names.get(flat[key], flat[key])
     return _nested({**ADDED, **flat})
 
 

@@ -145,8 +145,7 @@ class Experiment(NamedTuple):
 
     def references(self) -> tuple[str, ...]:
         """Names of the references that a step needs from elsewhere."""
-        names = (*self.objective.references, self.objective.teacher)
-        return tuple(dict.fromkeys(filter(None, names)))
+        return tuple(dict.fromkeys((*self.objective.references, *self.objective.teachers)))
 
     def flops_per_token(self) -> int:
         """Model FLOPs of one training token."""

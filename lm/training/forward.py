@@ -4,6 +4,7 @@ B rows, T tokens, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -101,25 +102,30 @@ def make_training_statistics(
     *,
     dropout: bool = True,
 ) -> Callable[..., tuple[TokenStatistics, dict[str, Any]]]:
-    """(trained, batch, teacher=None) -> (statistics [B, T] with the loss of each token, aux).
+    """(trained, batch, teachers={}) -> (statistics [B, T] with the loss of each token, aux).
 
-    `aux` holds the taps of the model that the objective asks for, those of the teacher behind
+    `aux` holds the taps of the model that the objective asks for, those of a teacher behind
     "reference_", and the statistics of its further heads. The batch holds "keys" for a random loss;
-    `teacher` is a `ReferenceModel`. An evaluation is without `dropout`.
+    `teachers` maps the names of the objective's teachers to their `ReferenceModel`. An evaluation
+    is without `dropout`.
     """
     loss = objective.loss
     forward = make_forward(model, quantized, loss.attention_blocks, objective.taps, dropout)
 
-    def statistics(trained, batch, teacher=None):
+    def statistics(trained, batch, teachers=MappingProxyType({})):
         outputs, head_DV = forward(trained, batch)
         aux = dict(outputs.aux)
         inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
         inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"))
-        if teacher is not None:
-            of_teacher, its_head = teacher.forward(teacher.trained, batch)
-            scores = products(teacher.softcap)
-            inputs = inputs._replace(teacher=losses.Teacher(of_teacher.hidden, its_head, scores))
-            aux |= {f"reference_{name}": x for name, x in of_teacher.aux.items()}
+        of_teachers = {name: one.forward(one.trained, batch) for name, one in teachers.items()}
+        inputs = inputs._replace(
+            teachers={
+                name: losses.Teacher(outputs.hidden, its_head, products(teachers[name].softcap))
+                for name, (outputs, its_head) in of_teachers.items()
+            }
+        )
+        for its_outputs, _ in of_teachers.values():
+            aux |= {f"reference_{name}": x for name, x in its_outputs.aux.items()}
         found = sharded_loss.training_statistics(loss, inputs, batch["weights"])
         for name, head in objective.heads.items():
             states_BTD = head.states(trained.loss, outputs.hidden, outputs.aux)

@@ -35,8 +35,8 @@ def make_gradients(
                    the gradient in the gathered [B, T] arrays is what micro-batches then pass back.
 
     References are stored with the data and in the batch under their names, or the losses of a
-    `ReferenceModel` in `models`, by name; each model costs a forward pass. The one that is the
-    objective's teacher is given to `statistics`.
+    `ReferenceModel` in `models`, by name; each model costs a forward pass. Those that are the
+    objective's teachers are given to `statistics`.
 
     Metrics: "loss", each other term, and those of `prepare`; "weight_sum" is that of the data
     unless `prepare` gives another.
@@ -51,8 +51,9 @@ def make_gradients(
         models = models or {}
         references = gather_references(objective.references, batch, models, accumulation)
         taught = statistics
-        if objective.teacher in models:
-            taught = functools.partial(statistics, teacher=models[objective.teacher])
+        if objective.teachers:
+            teachers = {name: models[name] for name in objective.teachers}
+            taught = functools.partial(statistics, teachers=teachers)
         grads, metrics, state = make(taught, objective)(trained, batch, references, state, step)
         return grads, {"weight_sum": jnp.sum(batch["weights"])} | metrics, state
 

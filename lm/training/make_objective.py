@@ -41,8 +41,8 @@ def make_objective(config: ConfigDict) -> Objective:
         raise InputError(f"objective.{c.name}.{error}") from None
     user = f"objective.name={c.name!r}"
     _check_needs(config, user, objective)
-    if objective.teacher:
-        check_sources(config, user, (objective.teacher,))
+    if objective.teachers:
+        check_sources(config, user, objective.teachers)
     return objective
 
 
@@ -132,8 +132,7 @@ def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
             f"objective.loss={c.loss!r} is a ratio of sums, and objective.weighting="
             f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
         )
-    if loss.teacher:
-        check_sources(config, f"objective.loss={c.loss!r}", (loss.teacher,))
+    check_sources(config, f"objective.loss={c.loss!r}", loss.teachers)
     return loss
 
 

@@ -128,7 +128,7 @@ def make_term_step(
             batch = {**batch, "keys": keys}
         models = reference_models(trained, others)
         references = gather_references(objective.references, batch, models, 1)
-        found, aux = measure(trained, batch, teacher=models.get(objective.teacher))
+        found, aux = measure(trained, batch, teachers={n: models[n] for n in objective.teachers})
         prepared = objective.prepare(found, aux, batch, references, state, step)
         values = objective.terms(found, aux, batch, prepared)
         return {name: (term.sum, term.denominator) for name, term in values.items()}

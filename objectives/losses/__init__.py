@@ -1,5 +1,6 @@
 """Losses of the tokens; a config names one of `LOSSES` in its objective."""
 
+from objectives.distillation import DISTILLATION
 from objectives.losses.base import (
     CROSS_ENTROPY,
     Inputs,
@@ -15,7 +16,6 @@ from objectives.losses.harmonic import harmonic
 from objectives.losses.inverted_hinge import inverted_hinge
 from objectives.losses.one_token_rollout import one_token_rollout
 from objectives.losses.overlap import dice, tversky
-from objectives.losses.self_distillation import self_distillation
 from objectives.losses.tempnet import tempnet
 
 LOSSES = {
@@ -27,7 +27,7 @@ LOSSES = {
     "tempnet": tempnet,
     "harmonic": harmonic,
     "block_distillation": block_distillation,
-    "self_distillation": self_distillation,
+    **DISTILLATION,
 }
 
 __all__ = [

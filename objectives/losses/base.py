@@ -3,7 +3,7 @@
 B batch, T length, D width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
       softcap: bound of the logits; 0 is none.
       block_size: columns of the head per block; 0 is plain automatic differentiation.
       keys: [B, T] random keys, one a token; None outside of training.
-      teacher: for a loss that has one, in training.
+      teachers: those that the loss names, in its order, in training.
       axis: name of the mapped axis over whose devices the vocabulary is spread, each with its own
         columns of the heads (`objectives.vocabulary`); None is whole.
     """
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     softcap: float = 0.0
     block_size: int = DEFAULT_BLOCK_SIZE
     keys: jax.Array | None = None
-    teacher: Teacher | None = None
+    teachers: Mapping[str, Teacher] = {}
     axis: str | None = None
 
 
@@ -82,7 +82,8 @@ class Loss(NamedTuple):
         sum is the number of targets) -> scalar, a function of the whole accumulated batch. Both
         are 0 where the weight is.
       random: whether `losses` or `predict` need `inputs.keys` in training.
-      teacher: name of the reference that `losses` reads as `inputs.teacher`; "" for none.
+      teachers: names of the references that `losses` or `statistics` read in `inputs.teachers`.
+      same_width: whether their hidden states must be as wide as the model's.
       attention_blocks: (batch) -> int32 [B, T], blocks that cut the model's attention: a position
         sees its own block of its segment, and with block -1 all of it. None is whole attention.
       prediction: the predicted distribution and what decides the shapes of the parameters, in
@@ -97,7 +98,8 @@ class Loss(NamedTuple):
     statistics: Callable[[Inputs], TokenStatistics] | None = None
     reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     random: bool = False
-    teacher: str = ""
+    teachers: tuple[str, ...] = ()
+    same_width: bool = False
     attention_blocks: Callable[[Any], jax.Array] | None = None
     prediction: str = "softmax"
     softcapped: bool = True
@@ -132,9 +134,17 @@ def training_statistics(loss: Loss, inputs: Inputs, data_weights_BT: jax.Array) 
     # A token of weight 0 may hold anything, and what follows is arithmetic on it, whose derivative
     # would be 0 * NaN.
     live_BT = data_weights_BT != 0
+
+    def living(hidden_BTD):
+        return jnp.where(live_BT[..., None], hidden_BTD, 0)
+
     inputs = inputs._replace(
-        hidden=jnp.where(live_BT[..., None], inputs.hidden, 0),
+        hidden=living(inputs.hidden),
         targets=jnp.where(live_BT, inputs.targets, 0),
+        teachers={
+            name: teacher._replace(hidden=living(teacher.hidden))
+            for name, teacher in inputs.teachers.items()
+        },
     )
     if loss.statistics is not None:
         return loss.statistics(inputs)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from objectives.distillation.taught import taught_statistics
 from objectives.losses.base import Loss
-from objectives.losses.taught import taught_statistics
 from objectives.weighting.base import check_number
 
 # The id of a last block, as `lm.model.attention` has it.
@@ -36,13 +36,13 @@ def block_distillation(block_length: int = 64) -> Loss:
     check_number("block_length", block_length, least=1)
 
     def statistics(inputs):
-        found, divergence_BT = taught_statistics(inputs)
-        return found._replace(other_loss=divergence_BT)
+        taught = taught_statistics(inputs)
+        return taught.statistics._replace(other_loss=taught.divergence)
 
     def attention_blocks(batch):
         return block_ids(batch["positions"], batch["segment_ids"], block_length)
 
-    return Loss(statistics=statistics, teacher="teacher", attention_blocks=attention_blocks)
+    return Loss(statistics=statistics, teachers=("teacher",), attention_blocks=attention_blocks)
 
 
 def block_ids(positions_BT: jax.Array, segment_ids_BT: jax.Array, length: int) -> jax.Array:

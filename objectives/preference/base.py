@@ -127,7 +127,7 @@ def pairwise(
         loss=loss,
         batch_keys=KEYS,
         references=references,
-        teacher=loss.teacher,
+        teachers=loss.teachers,
         differentiated=("nll", "log_probability", "other_loss"),
     )
 

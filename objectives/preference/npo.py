@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from objectives.distillation.taught import taught_statistics
 from objectives.losses.base import CROSS_ENTROPY, Loss
-from objectives.losses.taught import taught_statistics
 from objectives.objective import Objective, Prepared
 from objectives.preference.answers import KEYS, Sides
 from objectives.preference.base import (
@@ -109,7 +109,7 @@ def unlearning(
         batch_keys=KEYS,
         unpaired=True,
         references=references,
-        teacher=loss.teacher,
+        teachers=loss.teachers,
     )
 
 
@@ -117,7 +117,7 @@ def taught() -> Loss:
     """Statistics whose `other_loss` is KL(p_teacher || p) of every token, nats."""
 
     def statistics(inputs):
-        found, divergence_BT = taught_statistics(inputs)
-        return found._replace(other_loss=divergence_BT)
+        taught = taught_statistics(inputs)
+        return taught.statistics._replace(other_loss=taught.divergence)
 
-    return Loss(statistics=statistics, teacher=TEACHER)
+    return Loss(statistics=statistics, teachers=(TEACHER,))

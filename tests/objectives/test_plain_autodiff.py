@@ -76,11 +76,14 @@ def test_every_loss_is_that_of_blocks_and_has_a_forward_mode(name):
     loss = LOSSES[name.split()[0]](**CASES[name])
     keys = jax.random.split(jax.random.key(2), (B, T)) if loss.random else None
     params = loss.init(jax.random.key(3), V, D)
-    teacher = losses.Teacher(hidden + 0.3, head, products()) if loss.teacher else None
+    teachers = {
+        name: losses.Teacher(hidden + 0.3 + i, head, products())
+        for i, name in enumerate(loss.teachers)
+    }
     weights = jnp.ones((B, T)).at[0, 1].set(0)
 
     def value(block_size, hidden, head):
-        inputs = Inputs(hidden, head, targets, params, 0.0, block_size, keys, teacher)
+        inputs = Inputs(hidden, head, targets, params, 0.0, block_size, keys, teachers)
         return masked_sum(weights, training_statistics(loss, inputs, weights).loss)
 
     def plain(hidden, head):
@@ -111,14 +114,14 @@ def test_a_token_without_weight_passes_exactly_nothing(name, broken):
     """Also where a weighting, and not the data, has taken its weight."""
     hidden, head, targets, _ = arrays(2)
     loss = LOSSES[name.split()[0]](**CASES[name])
-    teacher = losses.Teacher(hidden, head, products()) if loss.teacher else None
+    teachers = {name: losses.Teacher(hidden, head, products()) for name in loss.teachers}
     weights = jnp.ones((B, T)).at[0, 2].set(0)
     bad_hidden = hidden.at[0, 2].set(jnp.nan if broken == "hidden" else 0)
     bad_head = head.at[1, 3].set(jnp.inf) if broken == "head" else head
     weights = jnp.zeros((B, T)) if broken == "head" else weights
 
     def value(hidden, head):
-        inputs = Inputs(hidden, head, targets, (), 0.0, 0, None, teacher)
+        inputs = Inputs(hidden, head, targets, (), 0.0, 0, None, teachers)
         found = training_statistics(loss, inputs, jnp.ones((B, T)))
         return masked_sum(weights, found.loss), found.loss
 

@@ -13,6 +13,7 @@ from lm.parallel.mesh import make_mesh
 from lm.planning import ahead
 from lm.training import experiment
 from lm.training.step import token_keys
+from objectives import OBJECTIVES
 from objectives.losses import LOSSES, Inputs, Teacher
 from objectives.vocabulary import products
 
@@ -25,7 +26,13 @@ METHODS = {
     "tempnet": {"width": 5, "rho": 1.0, "dropout": 0.0},
     "harmonic": {"distance": "bray_curtis"},
     "block_distillation": {},
-    "self_distillation": {"share": 0.7},
+    "distillation": {"divergence": "jensen_shannon", "share": 0.7, "temperature": 1.5},
+    "nkd": {"temperature": 1.5},
+    "pld": {"top": 25},
+    "dhkd": {"alpha": 0.1, "alignment": "hidden"},
+    "nd": {},
+    "dac_kl": {"lower": 0.01, "upper": 0.5},
+    "align_distil": {},
 }
 # Two tensor devices of which each has 20 of 40 tokens; a width and rows on fsdp.
 MESH = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
@@ -41,12 +48,15 @@ def compute(loss, vocab_size=40, rows=ROWS, block_size=7):
     hidden, matrix = 2 * normal(rows, LENGTH, WIDTH), normal(WIDTH, vocab_size)
     targets = jnp.asarray(rng.integers(0, vocab_size, (rows, LENGTH)), jnp.int32)
     weights = jnp.ones((rows, LENGTH)).at[0, 1].set(0.0)
-    teacher = Teacher(normal(rows, LENGTH, 6), normal(6, vocab_size), products())
+    teachers = {
+        name: Teacher(normal(rows, LENGTH, WIDTH), normal(WIDTH, vocab_size), products())
+        for name in loss.teachers
+    }
     params = loss.init(jax.random.key(1), vocab_size, WIDTH)
 
     def total(hidden, matrix, params):
         keys = token_keys(0, jnp.zeros((), jnp.int32), (rows, LENGTH))
-        inputs = Inputs(hidden, matrix, targets, params, 0.0, block_size, keys, teacher)
+        inputs = Inputs(hidden, matrix, targets, params, 0.0, block_size, keys, teachers)
         stats = sharded_loss.training_statistics(loss, inputs, weights)
         of_targets = (jnp.where(weights != 0, x, 0.0) for x in stats if x is not None)
         return sum((i + 1) * jnp.sum(x) for i, x in enumerate(of_targets)), stats
@@ -61,10 +71,13 @@ def close(a, b, tolerance=2e-5):
         np.testing.assert_allclose(np.asarray(x) / scale, np.asarray(y) / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "self_knowledge"])
 def test_a_loss_on_a_mesh_is_the_loss_on_one_device(name):
     """Statistics and gradients, a NaN hidden state at a token of weight 0."""
-    loss = LOSSES[name](**METHODS[name])
+    if name in LOSSES:
+        loss = LOSSES[name](**METHODS[name])
+    else:  # an objective with a loss of its own
+        loss = OBJECTIVES[name](mu=0.1, top=25).loss
     (value, stats), gradients = compute(loss)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, gradients)))
     with jax.set_mesh(make_mesh(MESH)):

@@ -160,6 +160,14 @@ def test_every_key_since_then_is_in_the_table():
     assert set(compatibility.ADDED) <= set(base.meanings())
 
 
+def test_a_loss_with_another_name_is_mapped_with_its_hyper_parameters():
+    old = {"objective": {"loss": "self_distillation", "self_distillation": {"share": 0.7}}}
+    found = compatibility.upgrade_config(old)["objective"]
+    assert (found["loss"], found["distillation"]) == ("distillation", {"share": 0.7})
+    kept = compatibility.upgrade_config({"objective": {"loss": "dice"}})["objective"]
+    assert kept["loss"] == "dice"
+
+
 def test_a_renamed_key_is_mapped_and_a_newer_format_refused(monkeypatch):
     monkeypatch.setitem(compatibility.RENAMED, "model.depth", "model.layers")
     assert compatibility.upgrade_config({"model": {"depth": 3}})["model"]["layers"] == 3

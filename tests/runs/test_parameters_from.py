@@ -199,7 +199,7 @@ def test_a_model_from_a_folder_is_its_own_teacher_on_grids(root, folder, tmp_pat
     for case, teacher, bits in (("same", folder, 16), ("grid", folder, 3), ("other", other, 16)):
         c = fine_tuning(root, folder)
         c.train.steps = 2
-        c.objective.loss = "self_distillation"
+        c.objective.loss = "distillation"
         c.objective.references.teacher = str(teacher)
         c.quantization.update(bits=float(bits), fraction="1")
         if bits < 16:  # None of it is of the teacher.

@@ -154,8 +154,8 @@ def test_every_method_trains_adapters_and_leaves_the_base(case):
         overrides[f"objective__{key}"] = name
     if name == "glow":
         overrides["objective__glow__samples"] = weightings.SAMPLES
-    if name == "self_distillation":
-        overrides |= {"objective__references__teacher": "ema", "train__ema_decay": 0.9}
+    for teacher in LOSSES[name]().teachers if key == "loss" else ():
+        overrides |= {f"objective__references__{teacher}": "ema", "train__ema_decay": 0.9}
     if key == "weighting":
         # What is compared with is in the batch, as if it were stored.
         for reference in weightings.make(name).references:

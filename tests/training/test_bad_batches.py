@@ -33,7 +33,8 @@ def bigram_model():
 def step_of(weighting, loss=CROSS_ENTROPY, accumulation=1):
     """A fresh state, and (batch, frozen) -> the state after a step and its metrics."""
     model, optimizer = bigram_model(), optax.sgd(0.1)
-    config = tiny.config(train__accumulation=accumulation, objective__references__teacher="run")
+    references = {f"objective__references__{name}": "run" for name in loss.teachers}
+    config = tiny.config(train__accumulation=accumulation, **references)
     objective = weighted(loss, weighting)
     init = make_init(model, optimizer, objective, False)
     state = init(jax.random.key(0))._replace(objective=weightings.state(weighting))
@@ -88,5 +89,5 @@ def test_a_loss_skips_a_batch_without_targets(name):
     after, metrics = run({**b, "weights": jnp.zeros_like(b["weights"])}, frozen)
     check_skipped(before, after, metrics)
     assert metrics["weight_sum"] == 0
-    if loss.teacher:
+    if loss.teachers:
         check_skipped(before, *run(b, jax.tree.map(lambda x: x * jnp.nan, frozen)))

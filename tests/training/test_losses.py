@@ -1,6 +1,7 @@
 """Losses in the training step: the whole batch decides, however it is split, and all compose."""
 
 import inspect
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from lm.training.forward import (
 )
 from lm.training.gradients import make_gradients
 from lm.training.step import make_eval_step, make_train_step
+from objectives import OBJECTIVES
 from objectives.losses import LOSSES, Inputs, Loss, Teacher, training_statistics
 from objectives.vocabulary import products
 from objectives.weighted import weighted
@@ -40,7 +42,13 @@ METHODS = {
     "tempnet": {"width": 5, "rho": 1.0},
     "harmonic": {"distance": "mahalanobis"},
     "block_distillation": {},
-    "self_distillation": {"share": 0.7},
+    "distillation": {"divergence": "jensen_shannon", "share": 0.7},
+    "nkd": {"temperature": 1.5},
+    "pld": {"top": 5},
+    "dhkd": {"alpha": 0.1},
+    "nd": {},
+    "dac_kl": {"lower": 0.01, "upper": 0.5},
+    "align_distil": {},
 }
 # A weighting that reads the statistics of the whole batch, and passes a gradient.
 BOTH = ("focal", "uskd")
@@ -55,12 +63,13 @@ def bigram(params, batch):
 def statistics_of(loss: Loss):
     """Of a bigram model, as `make_training_statistics` gives those of a Transformer."""
 
-    def statistics(trained, batch, teacher=None):
+    def statistics(trained, batch, teachers=MappingProxyType({})):
         hidden, head = bigram(trained.params, batch)
         x = Inputs(hidden, head, batch["targets"], trained.loss, keys=batch.get("keys"))
-        if teacher is not None:
+        for name, teacher in teachers.items():
             outputs, its_head = teacher.forward(teacher.trained, batch)
-            x = x._replace(teacher=Teacher(outputs.hidden, its_head, products()))
+            one = Teacher(outputs.hidden, its_head, products())
+            x = x._replace(teachers={**x.teachers, name: one})
         return training_statistics(loss, x, batch["weights"]), {}
 
     return statistics
@@ -71,14 +80,15 @@ def compute(loss: Loss, accumulation=1, names=BOTH, z_loss=0.1):
     weighting = chain(*map(weightings.make, names)) if names else uniform()
     gradients = make_gradients(statistics_of(loss), weighted(loss, weighting, z_loss), accumulation)
     trained = Trained(weightings.bigram(), loss=loss.init(jax.random.key(5), tiny.VOCAB, 8))
-    models = {}
-    if loss.teacher:
-        models["teacher"] = ReferenceModel(
+    models = {
+        name: ReferenceModel(
             lambda *of: (Outputs(bigram(*of)[0], {}, None), bigram(*of)[1]),
             None,
             0.0,
-            weightings.bigram(seed=9),
+            weightings.bigram(seed=9 + i),
         )
+        for i, name in enumerate(loss.teachers)
+    }
     return jax.jit(
         lambda b: gradients(trained, b, weighting.init(), FIRST, models)[:2],
     )
@@ -141,6 +151,26 @@ def test_an_unweighted_loss_survives_accumulation(name):
     """Without statistics of the batch, each micro-batch is on its own but for the denominators."""
     loss, b = LOSSES[name](**METHODS[name]), batch()
     close(compute(loss, accumulation=2, names=())(b), compute(loss, names=())(b))
+
+
+def test_self_knowledge_is_that_of_the_whole_batch():
+    """Its weight of the target has a mean over the batch, beside terms that have none."""
+    objective, b = OBJECTIVES["self_knowledge"](top=9, mu=0.1), batch()
+    params = objective.loss.init(jax.random.key(5), tiny.VOCAB, 8)
+    trained = Trained(weightings.bigram(), loss=params)
+
+    def make(accumulation):
+        run = make_gradients(statistics_of(objective.loss), objective, accumulation)
+        return jax.jit(lambda b: run(trained, b, (), FIRST, {})[:2])
+
+    run = make(1)
+    grads, metrics = run(b)
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads))
+    close(make(4)(padded(b)), (grads, metrics))
+    # Negative control: a mean of the means of micro-batches is another gradient.
+    parts = [run({k: x[i::4] for k, x in b.items()})[0] for i in range(4)]
+    with pytest.raises(AssertionError):
+        close(jax.tree.map(lambda *g: sum(g) / 4, *parts), grads, 1e-2)
 
 
 @pytest.mark.parametrize("name", ["dice", "tversky"])

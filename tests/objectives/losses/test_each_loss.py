@@ -25,11 +25,13 @@ def inputs(rows=2, length=5, seed=0, **options) -> Inputs:
         jnp.asarray(rng.integers(0, V, (rows, length)), jnp.int32),
         block_size=BLOCK,
         keys=keys,
-        teacher=Teacher(
-            jnp.asarray(rng.standard_normal((rows, length, 3)), jnp.float32),
-            jnp.asarray(rng.standard_normal((3, V)), jnp.float32),
-            products(),
-        ),
+        teachers={
+            "teacher": Teacher(
+                jnp.asarray(rng.standard_normal((rows, length, 3)), jnp.float32),
+                jnp.asarray(rng.standard_normal((3, V)), jnp.float32),
+                products(),
+            )
+        },
         **options,
     )
 
@@ -123,7 +125,8 @@ def dense_tempnet(x):
 
 
 def dense_distillation(x):
-    log_q = jax.nn.log_softmax(x.teacher.hidden @ x.teacher.head)
+    teacher = x.teachers["teacher"]
+    log_q = jax.nn.log_softmax(teacher.hidden @ teacher.head)
     return jnp.sum(jnp.exp(log_q) * (log_q - dense_log_p(x)), -1)
 
 
@@ -150,8 +153,8 @@ CASES = {
         {},
     ),
     "tempnet": (NET, dense_tempnet, NET.init(jax.random.key(3), V, D)),
-    "distillation": (LOSSES["block_distillation"](), dense_distillation, {}),
-    "self_distillation": (LOSSES["self_distillation"](share=0.7), dense_mixture, {}),
+    "block_distillation": (LOSSES["block_distillation"](), dense_distillation, {}),
+    "distillation": (LOSSES["distillation"](share=0.7), dense_mixture, {}),
 } | {
     f"harmonic {name} {options}": (
         LOSSES["harmonic"](distance=name, exponent=2.5, epsilon=1e-3, **options),
@@ -366,14 +369,14 @@ def test_dropout_of_tempnet_is_of_the_keys():
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     x = inputs()
-    x = x._replace(teacher=Teacher(x.hidden, x.head, products()))
+    x = x._replace(teachers={"teacher": Teacher(x.hidden, x.head, products())})
     (_, losses), gradients = run(LOSSES["block_distillation"](), x)
     np.testing.assert_allclose(losses, 0, atol=1e-6)
     assert all(np.abs(g).max() < 1e-5 for g in jax.tree.leaves(gradients))
 
 
 def test_without_a_share_of_the_teacher_it_is_cross_entropy_bit_for_bit():
-    found = run(LOSSES["self_distillation"](share=0.0), inputs())
+    found = run(LOSSES["distillation"](share=0.0), inputs())
     jax.tree.map(np.testing.assert_array_equal, found, run(LOSSES["cross_entropy"](), inputs()))
 
 
@@ -387,7 +390,7 @@ def test_one_pass_gives_the_statistics_of_the_student_with_their_gradients():
     taught, plain = (
         jax.value_and_grad(lambda *a, f=f: total(*a, f), (0, 1), has_aux=True)(x.hidden, x.head)
         for f in (
-            LOSSES["self_distillation"](share=1.0).statistics,
+            LOSSES["distillation"](share=1.0).statistics,
             lambda x: training_statistics(LOSSES["cross_entropy"](), x, jnp.ones((2, 5))),
         )
     )
@@ -401,7 +404,7 @@ LARGE = {
     "tempnet": LOSSES["tempnet"](width=16),
     "bray_curtis": LOSSES["harmonic"](distance="bray_curtis"),
     "block_distillation": LOSSES["block_distillation"](),
-    "self_distillation": LOSSES["self_distillation"](share=0.5),
+    "distillation": LOSSES["distillation"](share=0.5),
 }
 
 
@@ -414,9 +417,9 @@ def test_no_array_of_tokens_by_vocabulary(case):
 
     def f(hidden, head, params, theirs):
         targets = jnp.zeros(tokens, jnp.int32)
-        teacher = Teacher(theirs, head, products()) if loss.teacher else None
+        teachers = {name: Teacher(theirs, head, products()) for name in loss.teachers}
         keys = jax.random.split(jax.random.key(0), tokens)
-        x = Inputs(hidden, head, targets, params, block_size=512, keys=keys, teacher=teacher)
+        x = Inputs(hidden, head, targets, params, block_size=512, keys=keys, teachers=teachers)
         return value(loss, x)[0]
 
     compiled = jax.jit(jax.grad(f, (0, 1, 2))).lower(hidden, head, params, hidden).compile()
