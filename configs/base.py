@@ -194,6 +194,9 @@ REFERENCES = {
     "error_mask": ("", "fait: scores only"),
     "faulty_log_probability": ("", "fait: scores only"),
     "teacher": ("", "of a distillation: ema, a work directory, a Hugging Face folder or a .gguf"),
+    "teacher_top_k": ("", "top_k_distillation: scores only"),
+    "teacher_sorted": ("", "uld: scores only"),
+    "chunk_log_probability": ("", "alm: scores only"),
 }
 
 QUANTIZATION = {

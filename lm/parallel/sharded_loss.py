@@ -75,7 +75,7 @@ def _on_mesh(function: Callable[..., Any], inputs: Inputs, *arrays_BT: jax.Array
                 head = lax.all_gather(head, place[0], axis=0, tiled=True)
             whole.append(head)
         states = [varying(x, cells) for x in states]
-        targets, keys, *arrays = cells_BT
+        targets, keys, stored, *arrays = cells_BT
         own = inputs._replace(
             hidden=states[0],
             head=whole[0],
@@ -84,11 +84,12 @@ def _on_mesh(function: Callable[..., Any], inputs: Inputs, *arrays_BT: jax.Array
             keys=keys,
             teacher=teacher and teacher._replace(hidden=states[1], head=whole[1]),
             axis=columns and columns[0],
+            stored=stored,
         )
         return function(own, *arrays)
 
     return jax.shard_map(local, in_specs=(places, cells, cells, PartitionSpec()), out_specs=cells)(
-        heads, states, (inputs.targets, inputs.keys, *arrays_BT), inputs.params
+        heads, states, (inputs.targets, inputs.keys, inputs.stored, *arrays_BT), inputs.params
     )
 
 

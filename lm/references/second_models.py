@@ -11,7 +11,7 @@ from lm.errors import InputError
 from lm.model.trained import Trained
 from lm.pretrained.load import load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
-from lm.references.sources import EMA, SOURCES, valid_sources
+from lm.references.sources import EMA, SOURCES, stored_arrays, valid_sources
 from lm.runs import run_record
 from lm.training.experiment import Experiment, build
 from objectives.losses.base import softmax
@@ -49,6 +49,14 @@ class References(NamedTuple):
             for source, one in self.models.items()
         }
 
+    def fields(self) -> dict[str, scores.Field]:
+        """Name of what a batch gets of stored scores -> its type and width."""
+        return {
+            array: dict(zip(one.names, one.fields, strict=True)).get(array, scores.Field())
+            for name, one in self.scores.items()
+            for array in stored_arrays(name)
+        }
+
     def restore(
         self, say: Callable[[str], None], steps: dict[str, int]
     ) -> tuple[dict[str, Trained], dict[str, int]]:
@@ -70,7 +78,7 @@ class References(NamedTuple):
         return trained, found
 
     def stored(self, corpora: Sequence[Corpus], tokenizer: str) -> dict[str, list[scores.Stored]]:
-        """Name of a reference -> its stored scores, one a corpus.
+        """Name of what a batch gets -> its stored scores, one a corpus.
 
         Raises:
           InputError: they are those of another corpus or tokenizer.
@@ -78,7 +86,8 @@ class References(NamedTuple):
         found = {}
         for name, one in self.scores.items():
             try:
-                found[name] = scores.stored(one, name, corpora, tokenizer)
+                for array in stored_arrays(name):
+                    found[array] = scores.stored(one, array, corpora, tokenizer)
             except InputError as error:
                 raise InputError(f"objective.references.{name}: {error}") from None
         return found
@@ -127,7 +136,8 @@ def check_tokens(named: str, its: tuple[int, str], ours: tuple[int, str]) -> Non
     for what, one, other in zip(("vocabulary", "tokenizer"), its, ours, strict=True):
         if one != other:
             raise InputError(
-                f"{named} has the {what} {one}, not {other}; valid: a run with the same tokenizer"
+                f"{named} has the {what} {one}, not {other}; valid: a run with the same tokenizer, "
+                "or objective.name=alm or objective.loss=uld with its scores of launch.score"
             )
 
 

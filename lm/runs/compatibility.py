@@ -109,6 +109,10 @@ ADDED = {
     "quantization.cache_batches": 8,
     # With equivalent models of quantization after training.
     "model.norm_bias": False,
+    # With teachers that are stored.
+    "objective.references.teacher_top_k": "",
+    "objective.references.teacher_sorted": "",
+    "objective.references.chunk_log_probability": "",
 }
 
 # Old key -> its name today, "" where it is gone.

@@ -104,7 +104,8 @@ def make_training_statistics(
     def statistics(trained, batch, teacher=None):
         outputs, head_DV = forward(trained, batch)
         inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
-        inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"))
+        stored = {name: batch[name] for name in loss.batch_keys}
+        inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"), stored=stored)
         if teacher is not None:
             of_teacher, its_head = teacher.forward(teacher.trained, batch)
             scores = products(teacher.softcap)

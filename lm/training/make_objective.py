@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from lm.data.layout import BATCH
 from lm.errors import InputError
 from lm.model.config import check_choice
-from lm.references.sources import check_sources
+from lm.references.sources import check_sources, stored_arrays
 from objectives import OBJECTIVES, Objective
 from objectives.losses import LOSSES, Loss
 from objectives.weighted import weighted
@@ -112,15 +112,16 @@ def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
             f"objective.loss={c.loss!r} is a ratio of sums, and objective.weighting="
             f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
         )
-    if loss.teacher:
-        check_sources(config, f"objective.loss={c.loss!r}", (loss.teacher,))
+    needed = (*loss.references, *filter(None, [loss.teacher]))
+    check_sources(config, f"objective.loss={c.loss!r}", needed)
     return loss
 
 
 def _check_needs(config: ConfigDict, user: str, needs: Weighting | Objective) -> None:
     """Raises InputError, naming what is missing; `user` is the key that asks for it."""
     # Random keys are made in the step, references may be stored with the data.
-    known = (*BATCH, "keys", *needs.references)
+    stored = (array for name in needs.references for array in stored_arrays(name))
+    known = (*BATCH, "keys", *stored)
     if missing := [key for key in needs.batch_keys if key not in known]:
         raise InputError(
             f"{user} needs {' and '.join(missing)} in every batch, which the data of a run does "

@@ -3,7 +3,7 @@
 B batch, T length, D width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +35,7 @@ class Inputs(NamedTuple):
       teacher: for a loss that has one, in training.
       axis: name of the mapped axis over whose devices the vocabulary is spread, each with its own
         columns of the heads (`objectives.vocabulary`); None is whole.
+      stored: arrays [B, T, ...] of the batch by name, those that the loss declares, in training.
     """
 
     hidden: jax.Array
@@ -46,6 +47,7 @@ class Inputs(NamedTuple):
     keys: jax.Array | None = None
     teacher: Teacher | None = None
     axis: str | None = None
+    stored: Mapping[str, jax.Array] = {}
 
 
 class Prediction(NamedTuple):
@@ -83,6 +85,9 @@ class Loss(NamedTuple):
         are 0 where the weight is.
       random: whether `losses` or `predict` need `inputs.keys` in training.
       teacher: name of the reference that `losses` reads as `inputs.teacher`; "" for none.
+      references: names of the references that are stored with the data, and
+      batch_keys: of the arrays that the batch has of them, which the loss reads in `inputs.stored`;
+        0 at tokens of data weight 0.
       attention_blocks: (batch) -> int32 [B, T], blocks that cut the model's attention: a position
         sees its own block of its segment, and with block -1 all of it. None is whole attention.
       prediction: the predicted distribution and what decides the shapes of the parameters, in
@@ -98,6 +103,8 @@ class Loss(NamedTuple):
     reduce: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     random: bool = False
     teacher: str = ""
+    references: tuple[str, ...] = ()
+    batch_keys: tuple[str, ...] = ()
     attention_blocks: Callable[[Any], jax.Array] | None = None
     prediction: str = "softmax"
     softcapped: bool = True
@@ -135,11 +142,17 @@ def training_statistics(loss: Loss, inputs: Inputs, data_weights_BT: jax.Array) 
     inputs = inputs._replace(
         hidden=jnp.where(live_BT[..., None], inputs.hidden, 0),
         targets=jnp.where(live_BT, inputs.targets, 0),
+        stored={name: _select(live_BT, x) for name, x in inputs.stored.items()},
     )
     if loss.statistics is not None:
         return loss.statistics(inputs)
     found = prediction_statistics(loss, inputs)
     return found if loss.losses is None else found._replace(other_loss=loss.losses(inputs, found))
+
+
+def _select(live_BT: jax.Array, x: jax.Array) -> jax.Array:
+    """An array [B, T, ...], 0 at tokens that are not live."""
+    return jnp.where(live_BT.reshape(live_BT.shape + (1,) * (x.ndim - 2)), x, 0)
 
 
 def logits(loss: Loss, inputs: Inputs) -> jax.Array:
