@@ -5,9 +5,10 @@ the section of its name as its hyper-parameters; one whose first argument is `ba
 weighted objective.
 """
 
+from objectives.distillation.alm import alm
 from objectives.objective import Head, Objective, Prepared
 from objectives.weighted import weighted
 
-OBJECTIVES = {"weighted": weighted}
+OBJECTIVES = {"weighted": weighted, "alm": alm}
 
 __all__ = ["OBJECTIVES", "Head", "Objective", "Prepared"]

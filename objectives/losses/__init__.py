@@ -1,5 +1,6 @@
 """Losses of the tokens; a config names one of `LOSSES` in its objective."""
 
+from objectives.distillation import DISTILLATION
 from objectives.losses.base import (
     CROSS_ENTROPY,
     Inputs,
@@ -28,6 +29,7 @@ LOSSES = {
     "harmonic": harmonic,
     "block_distillation": block_distillation,
     "self_distillation": self_distillation,
+    **DISTILLATION,
 }
 
 __all__ = [
