@@ -5,10 +5,12 @@ the section of its name as its hyper-parameters; one whose first argument is `ba
 weighted objective.
 """
 
+# First: losses and distillation need each other.
+from objectives import losses
 from objectives.distillation.alm import alm
 from objectives.objective import Head, Objective, Prepared
 from objectives.weighted import weighted
 
 OBJECTIVES = {"weighted": weighted, "alm": alm}
 
-__all__ = ["OBJECTIVES", "Head", "Objective", "Prepared"]
+__all__ = ["OBJECTIVES", "Head", "Objective", "Prepared", "losses"]
