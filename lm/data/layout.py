@@ -156,8 +156,8 @@ def make_row(pieces: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]
 
     Returns:
       tokens, targets, segment_ids, positions and num_bytes int32 [T]; weights float32 [T]; and the
-      further fields, [T] or [T, K]. Segments count from 1, positions from 0 in each; in the padding all arrays are
-      0 but for those of `PADDING`.
+      further fields, [T] or [T, K]. Segments count from 1, positions from 0 in each; in the
+      padding all arrays are 0 but for those of `PADDING`.
     """
     row = np.zeros(length, pieces[0].dtype if pieces else POSITION)
     for name in PADDING.keys() & set(row.dtype.names):
