@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from lm.model.embeddings import INTERFACES
+from objectives import OBJECTIVES
 from objectives.losses import LOSSES
 from objectives.preference import PREFERENCE
 from objectives.preference.logic import FORMS
@@ -12,6 +13,7 @@ from objectives.quantization import QUANTIZERS
 from objectives.weighting import WEIGHTINGS
 
 _TABLES: tuple[tuple[str, str, Mapping[str, Callable]], ...] = (
+    ("Objectives", "`objective.name`", OBJECTIVES),
     ("Weightings", "`objective.weighting`", WEIGHTINGS),
     ("Losses", "`objective.loss`", LOSSES),
     ("Objectives of preferences", "`objective.name`", PREFERENCE),

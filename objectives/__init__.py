@@ -5,11 +5,14 @@ the section of its name as its hyper-parameters; one whose first argument is `ba
 weighted objective.
 """
 
+# First: losses and distillation need each other.
+from objectives import losses
+from objectives.distillation.alm import alm
 from objectives.objective import Head, Objective, Prepared
 from objectives.preference import PREFERENCE
 from objectives.self_knowledge import self_knowledge
 from objectives.weighted import weighted
 
-OBJECTIVES = {"weighted": weighted, "self_knowledge": self_knowledge, **PREFERENCE}
+OBJECTIVES = {"weighted": weighted, "self_knowledge": self_knowledge, "alm": alm, **PREFERENCE}
 
-__all__ = ["OBJECTIVES", "Head", "Objective", "Prepared"]
+__all__ = ["OBJECTIVES", "Head", "Objective", "Prepared", "losses"]

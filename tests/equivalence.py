@@ -64,6 +64,8 @@ LOSSES = {
     "nd": {},
     "dac_kl": {"lower": 0.01},
     "align_distil": {},
+    "top_k_distillation": {"share": 0.7},
+    "uld": {"coefficient": 0.5},
 }
 # Loss -> the references that teach it.
 TEACHERS = {
@@ -98,6 +100,8 @@ STORED = (
     "contrast_probability",
     "error_mask",
     "faulty_log_probability",
+    "teacher_top_k",
+    "teacher_sorted",
 )
 ROWS, LENGTH, VOCAB = 8, 16, 37
 
@@ -186,7 +190,7 @@ def toy_config(keys: dict[str, Any], perturb: float) -> Any:
     c.mesh.update(data=1, unsharded_tolerance=1.0)
     c.optimizer.update(warmup_steps=2)
     c.optimizer.peak_learning_rate *= 1 + perturb
-    for name in STORED:
+    for name in set(STORED) & set(c.objective.references):  # Another commit may have fewer.
         c.objective.references[name] = "stored"
     for key, value in keys.items():
         *sections, name = key.split(".")
@@ -216,6 +220,11 @@ def toy_batch(seed: int) -> dict[str, np.ndarray]:
     for name in STORED:
         low, high = (2.0, 5.0) if name.endswith("nll") else (0.0, 1.0)
         batch[name] = rng.uniform(low, high, shape).astype(np.float32)
+    # Five entries of a teacher at every token.
+    del batch["teacher_top_k"]
+    q = np.sort(rng.dirichlet(np.ones(6), shape).astype(np.float32)[..., :5])[..., ::-1]
+    ids = np.argsort(rng.random((*shape, VOCAB)))[..., :5].astype(np.int32)
+    batch |= {"teacher_sorted": q, "teacher_ids": ids, "teacher_log_probabilities": np.log(q)}
     return batch
 
 

@@ -6,8 +6,9 @@ document becomes a row. `sample_ids` holds the index of the document that a posi
 counted through all corpora of the split in their order, and -1 in the padding: the same number for
 the same document in every epoch, process, packing, mixture and resumed run. `sample_positions`
 counts the positions of a document from 0, through all rows that it was cut into. Stored scores of
-the documents' positions join the batch as float32 arrays by the names of the references that they
-are. For an objective that reads preference data `lm.data.pairs` says what a row has besides.
+the documents' positions join the batch by their names, float32 [B, T] or of the type and width that
+they are stored with. For an objective that reads preference data `lm.data.pairs` says what a row
+has besides.
 """
 
 import functools

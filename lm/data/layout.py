@@ -133,9 +133,11 @@ def add_fields(positions: np.ndarray, **fields: np.ndarray | np.generic) -> np.n
 
     Args:
       positions: structured array [n].
-      **fields: for each new field an array [n], or a number for all positions, of the field's type.
+      **fields: for each new field an array [n], or [n, K] of K values a position, or a number for
+        all positions, of the field's type.
     """
-    new = [(name, np.asarray(values).dtype) for name, values in fields.items()]
+    arrays = ((name, np.asarray(values)) for name, values in fields.items())
+    new = [(name, array.dtype, array.shape[1:]) for name, array in arrays]
     wider = np.empty(len(positions), positions.dtype.descr + new)
     for name in positions.dtype.names:
         wider[name] = positions[name]
@@ -154,8 +156,8 @@ def make_row(pieces: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]
 
     Returns:
       tokens, targets, segment_ids, positions and num_bytes int32 [T]; weights float32 [T]; and the
-      further fields. Segments count from 1, positions from 0 in each; in the padding all arrays are
-      0 but for those of `PADDING`.
+      further fields, [T] or [T, K]. Segments count from 1, positions from 0 in each; in the
+      padding all arrays are 0 but for those of `PADDING`.
     """
     row = np.zeros(length, pieces[0].dtype if pieces else POSITION)
     for name in PADDING.keys() & set(row.dtype.names):

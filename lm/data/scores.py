@@ -1,14 +1,15 @@
-"""Stored scores: float32 values aligned with the positions of every document of a corpus.
+"""Stored scores: values aligned with the positions of every document of a corpus.
 
 A folder of scores holds one ArrayRecord file for each corpus, with one record for each document at
 the document's index, and `scores.json`, which says what they are scores of. A record is 16 bytes
-that tell the document (its name and text) from any other, then float32 [names, positions].
+that tell the document (its name and text) from any other, then one array for each name, after each
+other: float32 [positions], or what `fields` in scores.json says of the name.
 """
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,32 @@ from lm.errors import InputError
 
 HEADER = "scores.json"
 
+# Of scores.json; 2 has `fields`, and 1 has float32 [positions] alone.
+FORMAT = 2
+
+DTYPES = ("float32", "int32")
+
+# More values at a position than this are no entries of a vocabulary.
+_MOST_VALUES = 2**24
+
 _DIGEST_BYTES = 16
+
+
+class Field(NamedTuple):
+    """What a name has at every position: `width` values of a type, or one (0), without an axis."""
+
+    dtype: str = "float32"
+    width: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values of one position."""
+        return (self.width,) if self.width else ()
+
+    @property
+    def bytes(self) -> int:
+        """Of the values of one position."""
+        return np.dtype(self.dtype).itemsize * (self.width or 1)
 
 
 class Part(NamedTuple):
@@ -43,6 +69,7 @@ class Scores(NamedTuple):
       tokenizer: fingerprint of the tokenizer whose positions they are aligned with.
       parts: one a corpus.
       origin: what made them: free entries, for people to read.
+      fields: one a name.
     """
 
     folder: Path
@@ -50,6 +77,7 @@ class Scores(NamedTuple):
     tokenizer: str
     parts: tuple[Part, ...]
     origin: dict[str, Any]
+    fields: tuple[Field, ...]
 
 
 def write(
@@ -57,8 +85,9 @@ def write(
     corpora: Sequence[Corpus],
     tokenizer: str,
     names: Sequence[str],
-    values: Iterable[np.ndarray],
+    values: Iterable[np.ndarray | Sequence[np.ndarray]],
     origin: dict[str, Any],
+    fields: Mapping[str, Field] | None = None,
 ) -> None:
     """Writes a folder of scores, under another name until it is whole.
 
@@ -72,14 +101,16 @@ def write(
       names: of the references that the values are.
       values: for every document of every corpus, in order, an array [names, positions] or, of one
         name, [positions], with the positions of `lm.data.layout.encode_document`; NaN where there
-        is no value.
+        is no value. With `fields`, a tuple of arrays [positions, ...], one a name.
       origin: what made them; JSON.
+      fields: of the names that are not one float32 a position.
 
     Raises:
       InputError: see `check_new`.
       ValueError: fewer values than documents.
     """
-    folder = check_new(folder)
+    folder, fields = check_new(folder), fields or {}
+    of_names = [fields.get(name, Field()) for name in names]
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=folder.parent))
     try:
@@ -102,18 +133,28 @@ def write(
                     array = next(values, None)
                     if array is None:
                         raise ValueError("there are fewer values than documents")
-                    content = np.ascontiguousarray(array, np.float32).tobytes()
-                    writer.write(_digest(corpus.documents[index]) + content)
+                    writer.write(_digest(corpus.documents[index]) + _content(array, of_names))
             finally:
                 writer.close()
             parts.append(part._asdict())
-        header = {"names": list(names), "tokenizer": tokenizer, "parts": parts, "origin": origin}
+        header = {"format": FORMAT, "names": list(names), "tokenizer": tokenizer, "parts": parts}
+        header |= {"fields": {n: one._asdict() for n, one in fields.items()}, "origin": origin}
         (unfinished / HEADER).write_text(strict_json.dumps(header, indent=2) + "\n")
         unfinished.chmod(0o755)  # mkdtemp's folders are for their owner alone.
         os.rename(unfinished, folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def _content(values: np.ndarray | Sequence[np.ndarray], fields: Sequence[Field]) -> bytes:
+    if not isinstance(values, tuple):
+        values = np.reshape(values, (len(fields), -1))
+    for one, field in zip(values, fields, strict=True):
+        if one.shape != (len(values[0]), *field.shape):
+            raise ValueError(f"values are {one.shape}, not [positions] of {field}")
+    pairs = zip(values, fields, strict=True)
+    return b"".join(np.ascontiguousarray(one, field.dtype).tobytes() for one, field in pairs)
 
 
 def check_new(folder: str | Path) -> Path:
@@ -145,9 +186,9 @@ def load(folder: str | Path) -> Scores:
     try:
         header = strict_json.loads((path / HEADER).read_text())
         parts = tuple(Part(**part) for part in header["parts"])
-        scores = Scores(
-            path, tuple(header["names"]), header["tokenizer"], parts, dict(header["origin"])
-        )
+        names = tuple(header["names"])
+        fields = _fields(names, header)
+        scores = Scores(path, names, header["tokenizer"], parts, dict(header["origin"]), fields)
         counts = [_open(path / part.file).num_records() for part in parts]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -181,25 +222,25 @@ def stored(scores: Scores, name: str, corpora: Sequence[Corpus], tokenizer: str)
                 f"{where} are not those of the training documents of data.corpus {corpus.name!r} "
                 f"as they are now, but of {others}: run launch.score again"
             )
-        row, rows = scores.names.index(name), len(scores.names)
-        found.append(Stored(str(scores.folder / part.file), row, rows))
+        row = scores.names.index(name)
+        found.append(Stored(str(scores.folder / part.file), row, scores.fields))
     return found
 
 
 class Stored:
     """The scores of one corpus under one name; every process that reads them opens them itself."""
 
-    def __init__(self, file: str, row: int, rows: int):
+    def __init__(self, file: str, row: int, fields: tuple[Field, ...]):
         self._file = file
         self._row = row
-        self._rows = rows
+        self._fields = fields
         self._reader = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
 
     def read(self, index: int, document: Document, length: int) -> np.ndarray:
-        """The values of a document's `length` positions, float32 [length].
+        """The values of a document's `length` positions, [length, ...] of the name's field.
 
         Raises:
           InputError: there are none, or they are those of other text or of another length.
@@ -214,13 +255,38 @@ class Stored:
             raise InputError(f"{where} cannot be read: {reason}") from None
         if record[:_DIGEST_BYTES] != _digest(document):
             raise InputError(f"{where} are those of other text: run launch.score again")
-        values = np.frombuffer(record, np.float32, offset=_DIGEST_BYTES)
-        if len(values) != self._rows * length:
+        # Before memory is taken for as many values as the header speaks of.
+        size = sum(field.bytes for field in self._fields)
+        if len(record) != _DIGEST_BYTES + size * length:
             raise InputError(
-                f"{where} are {len(values) // self._rows}, but it has {length} positions: run "
-                "launch.score again"
+                f"{where} are {(len(record) - _DIGEST_BYTES) / size:g}, but it has {length} "
+                "positions: run launch.score again"
             )
-        return values.reshape(self._rows, length)[self._row]
+        before = sum(field.bytes for field in self._fields[: self._row])
+        field = self._fields[self._row]
+        values = np.frombuffer(
+            record,
+            field.dtype,
+            count=length * (field.width or 1),
+            offset=_DIGEST_BYTES + before * length,
+        )
+        return values.reshape(length, *field.shape)
+
+
+def _fields(names: tuple[str, ...], header: Mapping[str, Any]) -> tuple[Field, ...]:
+    """The fields of the names, from a header of any format.
+
+    Raises:
+      ValueError, TypeError: the header is of a newer format, or a field is none.
+    """
+    if not 1 <= header.get("format", 1) <= FORMAT:
+        raise ValueError(f"format {header['format']} is newer than {FORMAT}, the one that is known")
+    fields = {name: Field(**one) for name, one in dict(header.get("fields", {})).items()}
+    for name, (dtype, width) in fields.items():
+        whole = isinstance(width, int) and 0 <= width <= _MOST_VALUES
+        if name not in names or dtype not in DTYPES or not whole:
+            raise ValueError(f"{name} cannot have {width!r} values of type {dtype!r}")
+    return tuple(fields.get(name, Field()) for name in names)
 
 
 def _open(file: str | Path) -> Any:

@@ -75,7 +75,7 @@ def _on_mesh(function: Callable[..., Any], inputs: Inputs, *arrays_BT: jax.Array
                 head = lax.all_gather(head, place[0], axis=0, tiled=True)
             whole.append(head)
         states = [varying(x, cells) for x in states]
-        targets, keys, *arrays = cells_BT
+        targets, keys, stored, *arrays = cells_BT
         parts = zip(teachers.items(), states[1:], whole[1:], strict=True)
         own = inputs._replace(
             hidden=states[0],
@@ -85,11 +85,12 @@ def _on_mesh(function: Callable[..., Any], inputs: Inputs, *arrays_BT: jax.Array
             keys=keys,
             teachers={name: t._replace(hidden=x, head=head) for (name, t), x, head in parts},
             axis=columns and columns[0],
+            stored=stored,
         )
         return function(own, *arrays)
 
     return jax.shard_map(local, in_specs=(places, cells, cells, PartitionSpec()), out_specs=cells)(
-        heads, states, (inputs.targets, inputs.keys, *arrays_BT), inputs.params
+        heads, states, (inputs.targets, inputs.keys, inputs.stored, *arrays_BT), inputs.params
     )
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from lm.data.layout import BATCH
 from lm.data.pairs import KEYS
+from lm.data.scores import Field
 from lm.errors import InputError
 from lm.parallel.mesh import batch_sharding
 from lm.planning.flops import PEAK_FLOPS
@@ -218,7 +219,7 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     references = open_references(run)
     models = {source: one.run.model for source, one in references.models.items()}
     step = run.train_step(second_models=models)
-    state, batch = run.abstract_state(), abstract_batch(run, references.scores)
+    state, batch = run.abstract_state(), abstract_batch(run, references.fields())
     frozen = references.abstract()
     try:
         with jax.set_mesh(run.mesh):
@@ -317,19 +318,23 @@ def estimate(
 
 
 def abstract_batch(
-    run: experiment.Experiment, stored: Iterable[str] = ()
+    run: experiment.Experiment, stored: Mapping[str, Field] | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a training batch; see `lm.data.batches`.
 
     Args:
       run: the run.
-      stored: names of the references that are stored with the data.
+      stored: name of what is stored with the data -> its type and width.
     """
     shape = (run.config.train.batch_size, run.config.data.sequence_length)
     placed = batch_sharding(run.mesh)
-    dtypes = BATCH | dict.fromkeys(stored, jnp.dtype(jnp.float32))
-    dtypes |= {name: jnp.dtype(jnp.int32) for name in KEYS if name in run.objective.batch_keys}
-    return {n: jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for n, dtype in dtypes.items()}
+    found = {n: jax.ShapeDtypeStruct(shape, x, sharding=placed) for n, x in BATCH.items()}
+    for name in set(KEYS) & set(run.objective.batch_keys):
+        found[name] = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placed)
+    for name, field in (stored or {}).items():
+        whole = (*shape, *field.shape)
+        found[name] = jax.ShapeDtypeStruct(whole, field.dtype, sharding=placed)
+    return found
 
 
 @functools.cache

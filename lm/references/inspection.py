@@ -107,6 +107,7 @@ def inspect(
     quantized = run.quantized if run.usable(state)[1] else None
     rows = c.train.batch_size // c.train.accumulation
     likelihood = objective.loss._replace(losses=None, statistics=None, reduce=None, teachers=())
+    likelihood = likelihood._replace(references=(), batch_keys=())
     of_likelihood = objective._replace(loss=likelihood)
     measure = make_training_statistics(run.model, c.objective.block_size, of_likelihood, quantized)
     own, aux = _in_batches(measure, state.trained, batch, rows)

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.alignment import at_starts, chunk_sums, common_ends
 from lm.data.documents import Corpus, Document
 from lm.data.layout import encode_document, make_row, rendered
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 from lm.model.interface import Model
 from lm.training.forward import make_forward
+from objectives.losses import CROSS_ENTROPY, Loss
 from objectives.weighting.critical_token import contrast_probability
 from objectives.weighting.fait import error_mask
 
@@ -49,6 +51,61 @@ def make_contrast(positive: Model, negative: Model) -> Callable[..., jax.Array]:
     return contrast
 
 
+def make_largest(
+    model: Model, count: int, entries: int, loss: Loss = CROSS_ENTROPY
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(trained, batch) -> the `count` most probable tokens at every position, the first the most.
+
+    Ids are int32 [B, T, count], log-probabilities float32 of the softmax over the whole vocabulary.
+
+    Args:
+      model: the model.
+      count: how many, at most `entries`.
+      entries: ids lie below; the rows of a table that no token has come after.
+      loss: that the model was trained with, whose blocks of attention it has.
+    """
+    forward = make_forward(model, attention_blocks=loss.attention_blocks)
+
+    def largest(trained, batch):
+        outputs, head_DV = forward(trained, batch)
+
+        def of_one(hidden_D):
+            logits_V = _cap(
+                jnp.matmul(hidden_D, head_DV, preferred_element_type=jnp.float32), model
+            )
+            values, ids = jax.lax.top_k(logits_V[:entries], count)
+            return ids, values - jax.nn.logsumexp(logits_V)
+
+        hidden_BTD = outputs.hidden
+        flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        found = jax.lax.map(of_one, flat, batch_size=_CHUNK)
+        return tuple(x.reshape(*hidden_BTD.shape[:2], count) for x in found)
+
+    return largest
+
+
+def make_mass(
+    model: Model, entries: np.ndarray, loss: Loss = CROSS_ENTROPY
+) -> Callable[..., jax.Array]:
+    """(trained, batch) -> the probability of all `entries`, bool [V], together: [B, T] float32."""
+    forward = make_forward(model, attention_blocks=loss.attention_blocks)
+
+    def mass(trained, batch):
+        outputs, head_DV = forward(trained, batch)
+        # A table may have rows that no token has.
+        chosen_V = jnp.zeros(head_DV.shape[1], bool).at[: len(entries)].set(entries)
+
+        def of_one(hidden_D):
+            products_V = jnp.matmul(hidden_D, head_DV, preferred_element_type=jnp.float32)
+            return jnp.sum(jax.nn.softmax(_cap(products_V, model)), where=chosen_V)
+
+        hidden_BTD = outputs.hidden
+        flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        return jax.lax.map(of_one, flat, batch_size=_CHUNK).reshape(hidden_BTD.shape[:2])
+
+    return mass
+
+
 def score_documents(
     compute: Callable[[dict[str, np.ndarray]], Any],
     corpora: Sequence[Corpus],
@@ -58,13 +115,14 @@ def score_documents(
     sequence_length: int,
     without_context: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yields the values of every document of every corpus, in order, float32 [positions].
+    """Yields the values of every document of every corpus, in order, [positions, ...].
 
     A document that is longer than T is cut into pieces of T, each with positions from 0, as
     `data.packing=best_fit` cuts it.
 
     Args:
-      compute: batch -> values [B, T] at the targets.
+      compute: batch -> values [B, T, ...] at the targets, or a tuple of them, of which tuples
+        come; positions without a value have NaN, or -1.
       corpora: what is scored.
       tokenizer: turns text into ids.
       batch_size: B; memory holds the documents of one batch.
@@ -77,20 +135,76 @@ def score_documents(
         _pieces(corpora, tokenizer, sequence_length, without_context), batch_size, sequence_length
     ):
         made = [make_row([piece.positions for piece in row], sequence_length) for row in rows]
-        computed_BT = np.asarray(compute({n: np.stack([row[n] for row in made]) for n in made[0]}))
-        for row, row_T in zip(rows, computed_BT, strict=True):
+        computed = compute({n: np.stack([row[n] for row in made]) for n in made[0]})
+        computed = jax.tree.map(np.asarray, computed)
+        for number, row in enumerate(rows):
             start = 0
             for piece in row:
-                own = values.setdefault(piece.document, np.full(piece.total, np.nan, np.float32))
+                if piece.document not in values:
+                    values[piece.document] = jax.tree.map(
+                        lambda x, total=piece.total: _missing(total, x), computed
+                    )
                 end = start + len(piece.positions)
                 kept = piece.places < piece.total
-                own[piece.places[kept]] = row_T[start:end][kept]
+                for own, x in zip(
+                    jax.tree.leaves(values[piece.document]), jax.tree.leaves(computed), strict=True
+                ):
+                    own[piece.places[kept]] = x[number, start:end][kept]
                 start = end
         # Pieces come in order: only the last document can go on in the next batch.
         for number in range(done, max(values)):
             yield values.pop(number)
         done = max(values)
     yield from values.values()
+
+
+def score_across(
+    compute: Callable[[dict[str, np.ndarray]], Any],
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    teacher: Tokenizer,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    chunks: bool,
+    merge: float = 0.0,
+) -> Iterator[tuple[np.ndarray]]:
+    """Yields what a model of another tokenizer says of every document, in a tuple of one array.
+
+    Args:
+      compute: batch of the model's tokens -> [B, T, ...]; with `merge`, and [B, T], the probability
+        that a token begins with a space.
+      corpora: what is scored.
+      tokenizer: whose positions the values are for.
+      teacher: of the model.
+      batch_size: B.
+      sequence_length: T, of the model's tokens.
+      chunks: the sum of the values over each piece of text between common byte boundaries, where it
+        ends; else the values where a target begins on one. NaN elsewhere. See `lm.data.alignment`.
+      merge: a piece ends only where the model gives more than this to a token that begins with a
+        space, or at the end of text; 0 is everywhere.
+
+    Raises:
+      InputError: a document is a chat.
+    """
+    options = {"batch_size": batch_size, "sequence_length": sequence_length}
+    found = score_documents(compute, corpora, teacher, **options)
+    documents = (document for corpus in corpora for document in corpus.documents)
+    for document, values in zip(documents, found, strict=True):
+        if document.roles or document.framed:
+            raise InputError(
+                f"{document.name} is a chat, which every tokenizer writes with a template of its "
+                "own; valid across tokenizers: text, or prompt and response"
+            )
+        sizes = [encode_document(document, one)["num_bytes"] for one in (tokenizer, teacher)]
+        ends = common_ends(*sizes)
+        if merge:
+            values, space = values
+            # The end of text is the last.
+            likely = np.append(space, 1.0)[ends[1] + 1] > merge
+            ends = ends[0][likely], ends[1][likely]
+        align = chunk_sums if chunks else at_starts
+        yield (align(values, ends, len(sizes[0])),)
 
 
 def score_faults(
@@ -145,6 +259,12 @@ def score_faults(
         instead = error_mask(wrong["targets"], right["targets"]) & answer
         log_p = -np.mean(nll[instead if instead.any() else answer])
         yield np.stack([lacks, np.full(len(right), log_p)]).astype(np.float32)
+
+
+def _missing(length: int, like_BT: np.ndarray) -> np.ndarray:
+    """Values of a document before any is known."""
+    nothing = np.nan if like_BT.dtype.kind == "f" else -1
+    return np.full((length, *like_BT.shape[2:]), nothing, like_BT.dtype)
 
 
 def _prompt(document: Document) -> str:

@@ -12,7 +12,7 @@ from lm.errors import InputError
 from lm.model.trained import Trained
 from lm.pretrained.load import load_params
 from lm.pretrained.source import is_pretrained, open_pretrained
-from lm.references.sources import BASE, EMA, LOSSES, SOURCES, valid_sources
+from lm.references.sources import BASE, EMA, LOSSES, SOURCES, stored_arrays, valid_sources
 from lm.runs import run_record
 from lm.training.experiment import Experiment, build
 from objectives.losses.base import softmax
@@ -50,6 +50,14 @@ class References(NamedTuple):
             for source, one in self.models.items()
         }
 
+    def fields(self) -> dict[str, scores.Field]:
+        """Name of what a batch gets of stored scores -> its type and width."""
+        return {
+            array: dict(zip(one.names, one.fields, strict=True)).get(array, scores.Field())
+            for name, one in self.scores.items()
+            for array in stored_arrays(name)
+        }
+
     def restore(
         self, say: Callable[[str], None], steps: dict[str, int]
     ) -> tuple[dict[str, Trained], dict[str, int]]:
@@ -71,7 +79,7 @@ class References(NamedTuple):
         return trained, found
 
     def stored(self, corpora: Sequence[Corpus], tokenizer: str) -> dict[str, list[scores.Stored]]:
-        """Name of a reference -> its stored scores, one a corpus.
+        """Name of what a batch gets -> its stored scores, one a corpus.
 
         Raises:
           InputError: they are those of another corpus or tokenizer.
@@ -79,7 +87,8 @@ class References(NamedTuple):
         found = {}
         for name, one in self.scores.items():
             try:
-                found[name] = scores.stored(one, name, corpora, tokenizer)
+                for array in stored_arrays(name):
+                    found[array] = scores.stored(one, array, corpora, tokenizer)
             except InputError as error:
                 raise InputError(f"objective.references.{name}: {error}") from None
         return found

@@ -25,11 +25,17 @@ SOURCES = {
     "faulty_log_probability": _STORED,
     "teacher": ("ema", "base", "model"),
     "contrast_teacher": ("ema", "base", "model"),
+    "teacher_top_k": _STORED,
+    "teacher_sorted": _STORED,
+    "chunk_log_probability": _STORED,
     "reward_nll": _LOSSES,
     "better_nll": _STORED,
     "worse_nll": _STORED,
     "desirable_probability": _STORED,
 }
+
+# Name of a reference -> the arrays that are stored for it, where these have other names.
+_ARRAYS = {"teacher_top_k": ("teacher_ids", "teacher_log_probabilities")}
 
 # Those that are losses of a model.
 LOSSES = tuple(name for name in SOURCES if name.endswith("_nll"))
@@ -40,6 +46,11 @@ _KINDS = {
     "model": "a work directory, a Hugging Face folder, a .gguf file",
     "scores": "a folder of launch.score",
 }
+
+
+def stored_arrays(name: str) -> tuple[str, ...]:
+    """What a batch holds of a reference that is stored; see `lm.data.scores`."""
+    return _ARRAYS.get(name, (name,))
 
 
 def check_sources(config: ConfigDict, user: str, names: tuple[str, ...]) -> None:

@@ -117,6 +117,10 @@ ADDED = {
     "model.norm_bias": False,
     # With distillation from two teachers.
     "objective.references.contrast_teacher": "",
+    # With teachers that are stored.
+    "objective.references.teacher_top_k": "",
+    "objective.references.teacher_sorted": "",
+    "objective.references.chunk_log_probability": "",
 }
 
 # Old key -> its name today, "" where it is gone.

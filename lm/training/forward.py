@@ -116,12 +116,13 @@ def make_training_statistics(
         outputs, head_DV = forward(trained, batch)
         aux = dict(outputs.aux)
         inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
-        inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"))
+        stored = {name: batch[name] for name in loss.batch_keys}
+        inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"), stored=stored)
         of_teachers = {name: one.forward(one.trained, batch) for name, one in teachers.items()}
         inputs = inputs._replace(
             teachers={
-                name: losses.Teacher(outputs.hidden, its_head, products(teachers[name].softcap))
-                for name, (outputs, its_head) in of_teachers.items()
+                name: losses.Teacher(its_outputs.hidden, its_head, products(teachers[name].softcap))
+                for name, (its_outputs, its_head) in of_teachers.items()
             }
         )
         for its_outputs, _ in of_teachers.values():

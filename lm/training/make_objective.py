@@ -8,7 +8,7 @@ from lm.data.layout import BATCH
 from lm.data.pairs import KEYS, MISMATCHED, Reading
 from lm.errors import InputError
 from lm.model.config import check_choice
-from lm.references.sources import check_sources
+from lm.references.sources import check_sources, stored_arrays
 from objectives import OBJECTIVES, Objective
 from objectives.losses import LOSSES, Loss
 from objectives.weighted import weighted
@@ -132,14 +132,16 @@ def make_loss(config: ConfigDict, weighting: Weighting) -> Loss:
             f"objective.loss={c.loss!r} is a ratio of sums, and objective.weighting="
             f"{c.weighting!r} has negative weights; valid: weightings that are not negative"
         )
-    check_sources(config, f"objective.loss={c.loss!r}", loss.teachers)
+    needed = (*loss.references, *loss.teachers)
+    check_sources(config, f"objective.loss={c.loss!r}", needed)
     return loss
 
 
 def _check_needs(config: ConfigDict, user: str, needs: Weighting | Objective) -> None:
     """Raises InputError, naming what is missing; `user` is the key that asks for it."""
     # Random keys are made in the step, references may be stored with the data.
-    known = (*BATCH, "keys", *needs.references)
+    stored = (array for name in needs.references for array in stored_arrays(name))
+    known = (*BATCH, "keys", *stored)
     if isinstance(needs, Objective):
         known += KEYS
     if missing := [key for key in needs.batch_keys if key not in known]:

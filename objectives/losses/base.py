@@ -35,6 +35,7 @@ class Inputs(NamedTuple):
       teachers: those that the loss names, in its order, in training.
       axis: name of the mapped axis over whose devices the vocabulary is spread, each with its own
         columns of the heads (`objectives.vocabulary`); None is whole.
+      stored: arrays [B, T, ...] of the batch by name, those that the loss declares, in training.
     """
 
     hidden: jax.Array
@@ -46,6 +47,7 @@ class Inputs(NamedTuple):
     keys: jax.Array | None = None
     teachers: Mapping[str, Teacher] = {}
     axis: str | None = None
+    stored: Mapping[str, jax.Array] = {}
 
 
 class Prediction(NamedTuple):
@@ -84,6 +86,9 @@ class Loss(NamedTuple):
       random: whether `losses` or `predict` need `inputs.keys` in training.
       teachers: names of the references that `losses` or `statistics` read in `inputs.teachers`.
       same_width: whether their hidden states must be as wide as the model's.
+      references: names of the references that are stored with the data, and
+      batch_keys: of the arrays that the batch has of them, which the loss reads in `inputs.stored`;
+        0 at tokens of data weight 0.
       attention_blocks: (batch) -> int32 [B, T], blocks that cut the model's attention: a position
         sees its own block of its segment, and with block -1 all of it. None is whole attention.
       prediction: the predicted distribution and what decides the shapes of the parameters, in
@@ -100,6 +105,8 @@ class Loss(NamedTuple):
     random: bool = False
     teachers: tuple[str, ...] = ()
     same_width: bool = False
+    references: tuple[str, ...] = ()
+    batch_keys: tuple[str, ...] = ()
     attention_blocks: Callable[[Any], jax.Array] | None = None
     prediction: str = "softmax"
     softcapped: bool = True
@@ -145,11 +152,17 @@ def training_statistics(loss: Loss, inputs: Inputs, data_weights_BT: jax.Array) 
             name: teacher._replace(hidden=living(teacher.hidden))
             for name, teacher in inputs.teachers.items()
         },
+        stored={name: _select(live_BT, x) for name, x in inputs.stored.items()},
     )
     if loss.statistics is not None:
         return loss.statistics(inputs)
     found = prediction_statistics(loss, inputs)
     return found if loss.losses is None else found._replace(other_loss=loss.losses(inputs, found))
+
+
+def _select(live_BT: jax.Array, x: jax.Array) -> jax.Array:
+    """An array [B, T, ...], 0 at tokens that are not live."""
+    return jnp.where(live_BT.reshape(live_BT.shape + (1,) * (x.ndim - 2)), x, 0)
 
 
 def logits(loss: Loss, inputs: Inputs) -> jax.Array:

@@ -140,7 +140,7 @@ class Prepared:
 
     def compile(self):
         step = self.run.train_step(second_models=self.models())
-        batch = abstract_batch(self.run, self.references.scores)
+        batch = abstract_batch(self.run, self.references.fields())
         with jax.set_mesh(self.run.mesh):
             return step.lower(self.run.abstract_state(), batch, self.frozen).compile()
 

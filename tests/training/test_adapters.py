@@ -15,6 +15,7 @@ from lm.model import adapters
 from lm.model.packed_matrix import FORMATS, GROUP, PackedMatrix, is_packed, pack, unpack_all
 from lm.model.transformer import make_model
 from lm.training import experiment
+from objectives.losses import LOSSES
 
 RANK = {"model__adapter_rank": 3, "model__adapter_alpha": 6.0}
 RATE = {"optimizer__peak_learning_rate": 0.02}
