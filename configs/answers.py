@@ -1,18 +1,21 @@
 """Sums of two numbers: the prompt `27+15=` has weight 0, its answer `42` weight 1.
 
 A small setting for methods that are about prompts and answers. First, from the top of the
-repository, the data: runs/right.jsonl, runs/wrong.jsonl with a wrong answer to every prompt, and
-runs/noisy.jsonl, where three in ten are wrong.
+repository, the data: runs/right.jsonl, runs/wrong.jsonl with a wrong answer to every prompt,
+runs/noisy.jsonl, where three in ten are wrong, and runs/pairs.jsonl with both answers.
 
 mkdir -p runs && python -c "
 import json, random
 random.seed(0)
+pairs = open('runs/pairs.jsonl', 'w')
 files = {name: open(f'runs/{name}.jsonl', 'w') for name in ('right', 'wrong', 'noisy')}
 for a, b in (divmod(n, 100) for n in random.sample(range(10000), 5000)):
     right, wrong = a + b, a + b + random.choice((-10, -1, 1, 10))
     answers = right, wrong, wrong if random.random() < 0.3 else right
     for file, answer in zip(files.values(), answers):
         print(json.dumps({'prompt': f'{a}+{b}=', 'response': str(answer)}), file=file)
+    both = {'prompt': f'{a}+{b}=', 'chosen': str(right), 'rejected': str(wrong)}
+    print(json.dumps(both), file=pairs)
 "
 
 Command: python -m launch.train --config=configs/answers.py --workdir=runs/answers

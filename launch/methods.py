@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 
 from lm.model.embeddings import INTERFACES
 from objectives.losses import LOSSES
+from objectives.preference import PREFERENCE
+from objectives.preference.logic import FORMS
 from objectives.quantization import QUANTIZERS
 from objectives.weighting import WEIGHTINGS
 
 _TABLES: tuple[tuple[str, str, Mapping[str, Callable]], ...] = (
     ("Weightings", "`objective.weighting`", WEIGHTINGS),
     ("Losses", "`objective.loss`", LOSSES),
+    ("Objectives of preferences", "`objective.name`", PREFERENCE),
     ("Quantizers", "`quantization.quantizer`", QUANTIZERS),
     ("Token interfaces", "`model.embedding`", INTERFACES),
 )
@@ -25,8 +28,8 @@ def as_markdown() -> str:
         "Each method is a function in a file of its own; its docstring has the equations, the",
         "constants and which of them are unconfirmed. This page is made from the docstrings, by",
         "`python -m launch.plan --methods > docs/methods.md`. More on",
-        "[weightings](weightings.md), [losses](losses.md), [quantization](compression.md) and",
-        "[token interfaces](interfaces.md).",
+        "[weightings](weightings.md), [losses](losses.md), [preferences](preference.md),",
+        "[quantization](compression.md) and [token interfaces](interfaces.md).",
     ]
     for title, key, registry in _TABLES:
         lines += ["", f"## {title}", "", f"Names of {key}.", ""]
@@ -35,7 +38,26 @@ def as_markdown() -> str:
             doc = inspect.getdoc(method) or ""
             module = inspect.unwrap(method).__module__.replace(".", "/")
             lines.append(f"| `{name}` | {_first(doc)} | {_papers(doc)} | `{module}.py` |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_logic()])
+
+
+def _logic() -> list[str]:
+    """The table of the symbolic forms of the losses of preferences."""
+    lines = [
+        "",
+        "## The logic of preferences",
+        "",
+        "What losses of pairs and of single answers say; `objectives/preference/logic.py` explains",
+        "the symbols. The margin is log a - log b.",
+        "",
+        "| objective | statement | a agrees | b contradicts | loss |",
+        "|---|---|---|---|---|",
+    ]
+    for name, form in FORMS.items():
+        agrees, contradicts = f"`{form.agrees}`", f"`{form.contradicts}`"
+        cells = f"`{name}`", f"`{form.statement}`", agrees, contradicts, f"`{form.loss}`"
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _first(doc: str) -> str:

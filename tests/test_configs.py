@@ -22,12 +22,13 @@ from ml_collections.config_flags import config_flags
 from lm.data.documents import Corpus
 from lm.training import experiment, loop, make_objective
 from objectives.losses import LOSSES
+from objectives.preference import PREFERENCE
 from objectives.weighting import WEIGHTINGS
 
 ROOT = Path(__file__).parent.parent
 METHODS = [
     str(path.relative_to(ROOT))
-    for folder in ("weightings", "losses")
+    for folder in ("weightings", "losses", "preference")
     for path in sorted((ROOT / "configs" / folder).glob("*.py"))
     if path.stem != "__init__"
 ]
@@ -138,15 +139,17 @@ def test_a_docstring_says_what_a_reader_needs(name):
     assert {source for source in references if source not in ("", "ema")} <= made
 
 
-def test_every_weighting_and_every_loss_has_a_config():
-    weightings, losses = set(), set()
+def test_every_method_has_a_config():
+    weightings, losses, objectives = set(), set(), set()
     for name in [*METHODS, "configs/quickstart.py"]:
         for argument in arguments_of(name):
             config = load([f"--config={argument}"])
             weightings |= set(make_objective.weighting_names(config))
             losses.add(config.objective.loss)
+            objectives.add(config.objective.name)
     assert weightings == set(WEIGHTINGS)
     assert losses == set(LOSSES)
+    assert objectives >= set(PREFERENCE)
 
 
 def shrink(config):

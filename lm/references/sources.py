@@ -31,7 +31,7 @@ SOURCES = {
 }
 
 # Those that are losses of a model.
-LOSSES = tuple(name for name, kinds in SOURCES.items() if kinds == _LOSSES)
+LOSSES = tuple(name for name in SOURCES if name.endswith("_nll"))
 
 _KINDS = {
     "ema": "'ema' with train.ema_decay above 0",

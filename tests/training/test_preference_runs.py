@@ -46,6 +46,13 @@ OBJECTIVES = {
     "simpo": {},
     "cpo": {},
     "bco": {},
+    "npo": {"objective__npo__retain": "kl", "objective__references__teacher": "base"},
+    "sim_npo": {},
+    "ches_dpo": {"objective__ches_dpo__keep": 0.5},
+    "sparse_po": {
+        "objective__sparse_po__mask": "activations",
+        "objective__references__teacher": "base",
+    },
 }
 
 LENGTH = 96

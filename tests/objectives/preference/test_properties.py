@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import preference_cases as cases
 import pytest
+import tiny
 
 from objectives.hyperparameters import hyperparameters
 from objectives.preference import PREFERENCE
@@ -126,7 +127,13 @@ def test_pairs_can_stand_anywhere(name):
         assert float(term) == pytest.approx(float(terms[key]), rel=2e-5, abs=1e-6), key
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if not ALL[name].whole_batch])
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(
+        [name for name in ALL if not ALL[name].whole_batch],
+        quick=("dpo", "treg", "cdpo released", "sparse_po masked", "npo kl"),
+    ),
+)
 def test_micro_batches_add_up_to_the_whole(name):
     objective = ALL[name]
     x, value, terms, _, (grad, _) = results(name)
