@@ -362,7 +362,7 @@ def test_validation_has_every_term_of_all_pairs(evaluated):
 def write(folder, labelled=False):
     folder.mkdir(exist_ok=True)
     lines = []
-    for i, document in enumerate(corpus(60).documents):
+    for i, document in enumerate(corpus(180).documents):
         prompt, chosen, rejected = (
             document.spans[0][0],
             document.spans[1][0],
@@ -382,6 +382,7 @@ def write(folder, labelled=False):
 PHASES = {
     "quantization__bits": 4.0,
     "quantization__fraction": "0.5",
+    "train__batch_size": 16,
     "train__accumulation": 2,
     "evaluation__every_steps": 3,
 }
