@@ -382,6 +382,7 @@ def write(folder, labelled=False):
 PHASES = {
     "quantization__bits": 4.0,
     "quantization__fraction": "0.5",
+    "quantization__fused_cooldown": False,
     "train__batch_size": 16,
     "train__accumulation": 2,
     "evaluation__every_steps": 3,
