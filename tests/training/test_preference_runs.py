@@ -383,6 +383,7 @@ PHASES = {
     "quantization__bits": 4.0,
     "quantization__fraction": "0.5",
     "quantization__fused_cooldown": False,
+    "quantization__warmup_steps": 1,
     "train__batch_size": 16,
     "train__accumulation": 2,
     "evaluation__every_steps": 3,
