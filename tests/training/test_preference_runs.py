@@ -441,6 +441,4 @@ def test_commands_on_pairs(tmp_path):
     assert any("is stored for training documents only" in line for line in said)
     assert "accuracy" not in short_runs.lines(tmp_path / "scored", "validation")[-1]
     quantized = f"--output={tmp_path / 'int4.safetensors'}"
-    command(
-        "launch.quantize", f"--model={tmp_path / 'run'}", "--bits=4", "--method=absmax", quantized
-    )
+    command("launch.quantize", f"--model={tmp_path / 'run'}", "--bits=4", "--method=rtn", quantized)
