@@ -362,7 +362,7 @@ def test_validation_has_every_term_of_all_pairs(evaluated):
 def write(folder, labelled=False):
     folder.mkdir(exist_ok=True)
     lines = []
-    for i, document in enumerate(corpus(60).documents):
+    for i, document in enumerate(corpus(180).documents):
         prompt, chosen, rejected = (
             document.spans[0][0],
             document.spans[1][0],
@@ -382,13 +382,16 @@ def write(folder, labelled=False):
 PHASES = {
     "quantization__bits": 4.0,
     "quantization__fraction": "0.5",
+    "quantization__fused_cooldown": False,
+    "quantization__warmup_steps": 1,
+    "train__batch_size": 16,
     "train__accumulation": 2,
     "evaluation__every_steps": 3,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo"])
 def test_a_run_that_is_killed_goes_on_exactly_into_its_quantized_phase(name, tmp_path):
     c = config(name, data__corpus=write(tmp_path / "data", name == "kto"), **PHASES)
     _, said = short_runs.train(c, tmp_path / "whole")
@@ -437,4 +440,5 @@ def test_commands_on_pairs(tmp_path):
     _, said = short_runs.train(scored, tmp_path / "scored")
     assert any("is stored for training documents only" in line for line in said)
     assert "accuracy" not in short_runs.lines(tmp_path / "scored", "validation")[-1]
-    command("launch.quantize", f"--model={tmp_path / 'run'}", "--bits=4", "--method=absmax")
+    quantized = f"--output={tmp_path / 'int4.safetensors'}"
+    command("launch.quantize", f"--model={tmp_path / 'run'}", "--bits=4", "--method=rtn", quantized)
