@@ -383,6 +383,7 @@ PHASES = {
     "quantization__bits": 4.0,
     "quantization__fraction": "0.5",
     "quantization__fused_cooldown": False,
+    "quantization__warmup_steps": 1,
     "train__batch_size": 16,
     "train__accumulation": 2,
     "evaluation__every_steps": 3,
@@ -390,7 +391,7 @@ PHASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo"])
 def test_a_run_that_is_killed_goes_on_exactly_into_its_quantized_phase(name, tmp_path):
     c = config(name, data__corpus=write(tmp_path / "data", name == "kto"), **PHASES)
     _, said = short_runs.train(c, tmp_path / "whole")
@@ -440,6 +441,4 @@ def test_commands_on_pairs(tmp_path):
     assert any("is stored for training documents only" in line for line in said)
     assert "accuracy" not in short_runs.lines(tmp_path / "scored", "validation")[-1]
     quantized = f"--output={tmp_path / 'int4.safetensors'}"
-    command(
-        "launch.quantize", f"--model={tmp_path / 'run'}", "--bits=4", "--method=absmax", quantized
-    )
+    command("launch.quantize", f"--model={tmp_path / 'run'}", "--bits=4", "--method=rtn", quantized)
