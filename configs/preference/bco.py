@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/bco.py --workdir=runs/bco
          python -m launch.evaluate --model=runs/bco --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: the loss of a binary classifier whose logit is the implicit reward bounds that of DPO from
 above, and needs no pairs; a shift by the mean of the rewards makes the bound tight. The paper's

@@ -11,7 +11,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/cdpo.py --workdir=runs/cdpo
          python -m launch.evaluate --model=runs/cdpo --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    6 minutes on 2 CPU cores, most of it before.
+Cost:    about 8 minutes on 2 CPU cores, most of it before.
 
 Claim: in a wrong solution a few tokens decide; a contrast of a model of right solutions with one of
 wrong solutions finds them. The paper's tables have not been checked here.

@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/ches_dpo.py --workdir=runs/ches_dpo
          python -m launch.evaluate --model=runs/ches_dpo --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: pairs with high scores make the chosen answers less likely while the margin grows; without
 them a model that is to refuse keeps refusing. Its rate of 74.4% falls to 33.4% by DPO in the paper;

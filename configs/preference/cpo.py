@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/cpo.py --workdir=runs/cpo
          python -m launch.evaluate --model=runs/cpo --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: a uniform reference halves memory and time, and the likelihood of the chosen answers keeps
 them from falling. The paper's tables have not been checked here.

@@ -6,12 +6,14 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/dpo.py --workdir=runs/dpo
          python -m launch.evaluate --model=runs/dpo --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    COST
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: a loss on pairs of answers does what a reward model and reinforcement learning do, with
 neither. The paper's tables have not been checked here.
 
-RESULT
+After 200 steps the loss on right answers that nothing was trained on is 0.15 nats, where the run
+had 0.35 (one seed). Nearly all of the margin comes from below: from step 10 to step 200 the mean
+log-probability of a rejected answer goes from -4.8 to -16.6, of a chosen one from -0.69 to -0.55.
 
 On your own data: --config.data.corpus=PAIRS.jsonl, each line with prompt, chosen and rejected. For
 a model from outside see docs/data.md.

@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/ipo.py --workdir=runs/ipo
          python -m launch.evaluate --model=runs/ipo --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: the loss of DPO is overfitted where preferences are sure: whatever beta, its margin grows
 without end, and the reference is forgotten. A square that is least at a finite margin is not. The

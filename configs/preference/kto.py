@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/kto.py --workdir=runs/kto
          python -m launch.evaluate --model=runs/kto --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: a sign for each answer is enough, if the loss is one of a human's utility about a reference
 point. The paper's tables have not been checked here.

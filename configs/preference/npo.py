@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/npo.py --workdir=runs/npo
          python -m launch.evaluate --model=runs/npo --corpus=runs/wrong.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/wrong.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: gradient ascent ruins a model; weighted by how far an answer is forgotten it comes to rest.
 The paper's tables have not been checked here.

@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/orpo.py --workdir=runs/orpo
          python -m launch.evaluate --model=runs/orpo --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: no reference and no stage of fine-tuning before are needed, where the odds of chosen against
 rejected answers stand beside the likelihood of the chosen ones. The paper's tables have not been

@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/sim_npo.py --workdir=runs/sim_npo
          python -m launch.evaluate --model=runs/sim_npo --corpus=runs/wrong.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/wrong.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: a reference makes NPO forget short answers and answers that are known well in the wrong
 measure; the mean loss of a token does not. The paper's tables have not been checked here.

@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/simpo.py --workdir=runs/simpo
          python -m launch.evaluate --model=runs/simpo --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: what generation maximises is the mean log-probability of a token; as a reward, with a margin
 that is aimed at, it does better than that of DPO, without a reference. The paper's tables have not

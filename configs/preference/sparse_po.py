@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/sparse_po.py --workdir=runs/sparse_po
          python -m launch.evaluate --model=runs/sparse_po --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: not all tokens carry a preference: masks on rewards and divergences of tokens, here those of
 the reference's activations (MaPO), let the policy move where it matters. The paper's tables have

@@ -6,7 +6,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/tars.py --workdir=runs/tars
          python -m launch.evaluate --model=runs/tars --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    1 to 2 minutes on 2 CPU cores a run, of which one is before.
+Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
 Claim: a preference that holds while tokens change is no preference for a phrase. In the paper, on
 models of images and text, rates of hallucination go from 26.4% to 13.2%; not been checked here.

@@ -7,7 +7,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/tgdpo.py --workdir=runs/tgdpo
          python -m launch.evaluate --model=runs/tgdpo --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/dpo --corpus=runs/right.jsonl
-Cost:    3 minutes on 2 CPU cores, most of it before.
+Cost:    about 4 minutes on 2 CPU cores, most of it before.
 
 Claim: multipliers from the rewards of tokens of an aligned model make DPO faster and better. The
 paper's tables have not been checked here.

@@ -13,7 +13,7 @@ Before:  the data of configs/answers.py, and
 Command: python -m launch.train --config=configs/preference/treg.py --workdir=runs/treg
          python -m launch.evaluate --model=runs/treg --corpus=runs/right.jsonl
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
-Cost:    6 minutes on 2 CPU cores, most of it before.
+Cost:    about 8 minutes on 2 CPU cores, most of it before.
 
 Claim: what a model expects under a prompt for a better and under one for a worse answer tells which
 tokens to blame. AlpacaEval 2 length-controlled 47.0 to 50.8 and Arena-Hard 35.9 to 40.3, from notes
