@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from objectives.cross_entropy import block_statistics, finish, merge, merge_over
+from objectives.distillation.sums import LEFT_OUT
 from objectives.losses.base import Prediction
 from objectives.vocabulary import (
     Scores,
@@ -22,9 +23,6 @@ from objectives.vocabulary import (
     total,
     vocabulary_size,
 )
-
-# A logit that takes no part: its exponential is 0, and the difference of two of them is 0.
-_LEFT_OUT = -1e30
 
 
 def top_tokens(
@@ -122,7 +120,7 @@ def _block(z_BTK, ids_BTN, start):
     width = z_BTK.shape[-1]
     places_BTN = _places(ids_BTN, start, width)
     picked_BTN = jnp.take_along_axis(z_BTK, jnp.minimum(places_BTN, width - 1), axis=-1)
-    rest_BTK = z_BTK.at[_at(places_BTN, width)].set(_LEFT_OUT, mode="drop")
+    rest_BTK = z_BTK.at[_at(places_BTN, width)].set(LEFT_OUT, mode="drop")
     none_BT = jnp.full(ids_BTN.shape[:-1], -1)
     return jnp.where(places_BTN < width, picked_BTN, 0.0), block_statistics(rest_BTK, none_BT)
 
