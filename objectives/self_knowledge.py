@@ -70,7 +70,8 @@ def self_knowledge(
         others_BT = _label_loss(inputs, ids_BTN)
         return beta * others_BT + mu * _smoothed(inputs, weak, weak_head_DV)
 
-    base = weighted(Loss(init=_init, losses=losses), uskd())
+    loss = Loss(init=_init, losses=losses, prediction="softmax, beside a weak head")
+    base = weighted(loss, uskd())
 
     def terms(statistics, aux, batch, prepared):
         of_target = masked_sum(prepared.rows["weights"], statistics.nll)

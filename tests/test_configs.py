@@ -63,7 +63,7 @@ def arguments_of(name):
     """NAME, or NAME:ARGUMENT for each argument that the docstring names."""
     sentence = re.search(r"The argument is ([^.]*)", docstring(name))
     given = re.findall(r"`(\w+)`", sentence[1]) if sentence else []
-    given += re.findall(rf"--config={name}:(\w+)", docstring(name))
+    given += re.findall(rf"--config={name}:([\w/]+)", docstring(name))
     return [f"{name}:{argument}" for argument in dict.fromkeys(given)] or [name]
 
 

@@ -80,7 +80,12 @@ def dhkd(
         apart_BT = added_up(summand, second, teacher, inputs.block_size, inputs.axis)
         return found._replace(other_loss=gamma * found.nll + alpha * apart_BT)
 
-    return Loss(init=_init, statistics=statistics, teachers=("teacher",))
+    return Loss(
+        init=_init,
+        statistics=statistics,
+        teachers=("teacher",),
+        prediction="softmax, beside a second head",
+    )
 
 
 def _init(key, vocab_size, width):

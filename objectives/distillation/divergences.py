@@ -48,7 +48,7 @@ REVERSE = Divergence(reverse_slopes, lambda sums: (sums.reverse, sums.reverse))
 def jensen_shannon(mixing: float) -> Divergence:
     """JSD_b = b KL(q || m) + (1 - b) KL(p || m), m = b q + (1 - b) p.
 
-    The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649, equation 1), q being the
+    The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649), q being the
     teacher. JSD_b / b goes to KL(q || p) for b to 0, and JSD_b / (1 - b) to KL(p || q) for b to 1.
     Its w is (1 - b) p (log p - log m).
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from objectives.cross_entropy import block_statistics, finish, merge, merge_over
+from objectives.distillation.sums import LEFT_OUT
 from objectives.losses.base import Prediction
 from objectives.vocabulary import (
     Scores,
@@ -22,9 +23,6 @@ from objectives.vocabulary import (
     total,
     vocabulary_size,
 )
-
-# A logit that takes no part: its exponential is 0, and the difference of two of them is 0.
-_LEFT_OUT = -1e30
 
 
 def top_tokens(
@@ -111,8 +109,8 @@ def _places(ids_BTN, start, width):
     return jnp.where((ids_BTN >= 0) & (ids_BTN < width), ids_BTN, width)
 
 
-def _at(ids_BTN, width):
-    """An index of [B, T, width] arrays; what is not in the block is dropped."""
+def _at(ids_BTN):
+    """An index of [B, T, K] arrays by columns; those that are not in the block are K."""
     rows, length, _ = ids_BTN.shape
     return jnp.arange(rows)[:, None, None], jnp.arange(length)[None, :, None], ids_BTN
 
@@ -122,7 +120,7 @@ def _block(z_BTK, ids_BTN, start):
     width = z_BTK.shape[-1]
     places_BTN = _places(ids_BTN, start, width)
     picked_BTN = jnp.take_along_axis(z_BTK, jnp.minimum(places_BTN, width - 1), axis=-1)
-    rest_BTK = z_BTK.at[_at(places_BTN, width)].set(_LEFT_OUT, mode="drop")
+    rest_BTK = z_BTK.at[_at(places_BTN)].set(LEFT_OUT, mode="drop")
     none_BT = jnp.full(ids_BTN.shape[:-1], -1)
     return jnp.where(places_BTN < width, picked_BTN, 0.0), block_statistics(rest_BTK, none_BT)
 
@@ -165,7 +163,7 @@ def _backward(static, residuals, cotangents):
     def add_block(gradients, head_DK, start):
         z_BTK = static.scores.logits(hidden_BTD, head_DK)
         width = z_BTK.shape[-1]
-        at = _at(_places(ids_BTN, start, width), width)
+        at = _at(_places(ids_BTN, start, width))
         dz_BTK = d_rest_BT[..., None] * jnp.exp(z_BTK - rest_BT[..., None])
         dz_BTK = dz_BTK.at[at].set(0.0, mode="drop").at[at].add(d_picked_BTN, mode="drop")
         block = static.scores.pull_back(hidden_BTD, head_DK, z_BTK, dz_BTK, live_BT)

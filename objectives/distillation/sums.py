@@ -12,6 +12,9 @@ from jax import lax
 from objectives.cross_entropy import Partial, block_statistics, finish, merge, merge_over
 from objectives.vocabulary import total
 
+# A logit that takes no part: its exponential is 0, and the difference of two of them is 0.
+LEFT_OUT = -1e30
+
 
 class Pair(NamedTuple):
     """Sums over a part of the vocabulary, of logits z of the student and u of the teacher.

@@ -15,6 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 from objectives.cross_entropy import TokenStatistics, token_statistics
 from objectives.distillation.divergences import FORWARD, Divergence
 from objectives.distillation.sums import (
+    LEFT_OUT,
     Compared,
     block_pair,
     finish_pair,
@@ -30,9 +31,6 @@ from objectives.vocabulary import (
     not_finite,
     total,
 )
-
-# A logit that takes no part: its exponential is 0, and the difference of two of them is 0.
-_LEFT_OUT = -1e30
 
 
 def only_teacher(logits: tuple[jax.Array, ...], constants: Any) -> jax.Array:
@@ -160,7 +158,7 @@ def _shaped(static, logits_BTK, targets_BT):
         logits_BTK = logits_BTK / comparison.temperature
     if comparison.without_target:
         is_target_BTK = targets_BT[..., None] == jnp.arange(logits_BTK.shape[-1])
-        logits_BTK = jnp.where(is_target_BTK, _LEFT_OUT, logits_BTK)
+        logits_BTK = jnp.where(is_target_BTK, LEFT_OUT, logits_BTK)
     return logits_BTK
 
 

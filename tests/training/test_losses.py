@@ -324,6 +324,8 @@ def test_a_run_distils_its_own_average():
     states, metrics = steps(run, batches)
     assert metrics[0]["loss"] > 0.001
     assert metrics[0]["nll"] > 1
+    assert metrics[0]["teacher_divergence"] > 0.001
+    assert 0 < metrics[0]["teacher_agreement"] < 1
     assert metrics[-1]["skipped_steps"] == 0
     # Of the same parameters: the student's blocks are what it is evaluated with.
     trained = states[0].trained
