@@ -58,6 +58,8 @@ LOSSES = {
     "harmonic": {"distance": "mahalanobis"},
     "block_distillation": {"block_length": 5},
     "self_distillation": {"share": 0.7},
+    "top_k_distillation": {"share": 0.7},
+    "uld": {"coefficient": 0.5},
 }
 MODES = {
     "plain": {},
@@ -79,6 +81,8 @@ STORED = (
     "contrast_probability",
     "error_mask",
     "faulty_log_probability",
+    "teacher_top_k",
+    "teacher_sorted",
 )
 ROWS, LENGTH, VOCAB = 8, 16, 37
 
@@ -182,6 +186,11 @@ def toy_batch(seed: int) -> dict[str, np.ndarray]:
     for name in STORED:
         low, high = (2.0, 5.0) if name.endswith("nll") else (0.0, 1.0)
         batch[name] = rng.uniform(low, high, shape).astype(np.float32)
+    # Five entries of a teacher at every token.
+    del batch["teacher_top_k"]
+    q = np.sort(rng.dirichlet(np.ones(6), shape).astype(np.float32)[..., :5])[..., ::-1]
+    ids = np.argsort(rng.random((*shape, VOCAB)))[..., :5].astype(np.int32)
+    batch |= {"teacher_sorted": q, "teacher_ids": ids, "teacher_log_probabilities": np.log(q)}
     return batch
 
 

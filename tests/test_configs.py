@@ -27,7 +27,7 @@ from objectives.weighting import WEIGHTINGS
 ROOT = Path(__file__).parent.parent
 METHODS = [
     str(path.relative_to(ROOT))
-    for folder in ("weightings", "losses")
+    for folder in ("weightings", "losses", "distillation")
     for path in sorted((ROOT / "configs" / folder).glob("*.py"))
     if path.stem != "__init__"
 ]
@@ -188,6 +188,10 @@ def run(folder, command, arguments):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(ROOT)
     arguments = [a.replace("--step=600", f"--step={STEPS[600]}") for a in arguments]
+    if any(a.startswith("--config=") for a in arguments):  # Scores at the positions of a student.
+        arguments = [a.replace("--config=configs", f"--config={ROOT}/configs") for a in arguments]
+        toy = {"corpus": "text", "tokenizer": "bytes", "vocab_size": 0, "validation_fraction": 0.3}
+        arguments += [f"--config.data.{key}={value}" for key, value in toy.items()]
     done = subprocess.run(
         [sys.executable, "-m", f"launch.{command}", *arguments],
         cwd=folder,

@@ -76,6 +76,21 @@ def batch(rows=4, length=16, seed=0, uneven=True) -> dict[str, jax.Array]:
     }
 
 
+def stored_teacher(rows=4, length=16, entries=5, vocabulary=VOCAB, seed=7) -> dict[str, jax.Array]:
+    """What a batch has of a random teacher that is stored, `entries` at a position.
+
+    Every third position of `teacher_sorted` aligns with nothing.
+    """
+    logits = 2 * np.random.default_rng(seed).standard_normal((rows, length, vocabulary))
+    log_q, ids = jax.lax.top_k(jax.nn.log_softmax(jnp.asarray(logits, jnp.float32)), entries)
+    aligned = (jnp.arange(length) % 3 > 0)[:, None]
+    return {
+        "teacher_ids": ids.astype(jnp.int32),
+        "teacher_log_probabilities": log_q,
+        "teacher_sorted": jnp.where(aligned, jnp.exp(log_q), jnp.nan),
+    }
+
+
 def mostly_slow(values, quick):
     """Parameters of a test, of which all but those in `quick` are for the slow suite."""
     return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]

@@ -26,6 +26,8 @@ METHODS = {
     "harmonic": {"distance": "bray_curtis"},
     "block_distillation": {},
     "self_distillation": {"share": 0.7},
+    "top_k_distillation": {"share": 0.7},
+    "uld": {},
 }
 # Two tensor devices of which each has 20 of 40 tokens; a width and rows on fsdp.
 MESH = {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2}
@@ -43,10 +45,12 @@ def compute(loss, vocab_size=40, rows=ROWS, block_size=7):
     weights = jnp.ones((rows, LENGTH)).at[0, 1].set(0.0)
     teacher = Teacher(normal(rows, LENGTH, 6), normal(6, vocab_size), products())
     params = loss.init(jax.random.key(1), vocab_size, WIDTH)
+    stored = tiny.stored_teacher(rows, LENGTH, vocabulary=vocab_size)
 
     def total(hidden, matrix, params):
         keys = token_keys(0, jnp.zeros((), jnp.int32), (rows, LENGTH))
         inputs = Inputs(hidden, matrix, targets, params, 0.0, block_size, keys, teacher)
+        inputs = inputs._replace(stored={name: stored[name] for name in loss.batch_keys})
         stats = sharded_loss.training_statistics(loss, inputs, weights)
         of_targets = (jnp.where(weights != 0, x, 0.0) for x in stats if x is not None)
         return sum((i + 1) * jnp.sum(x) for i, x in enumerate(of_targets)), stats
@@ -76,7 +80,9 @@ def test_a_loss_on_a_mesh_is_the_loss_on_one_device(name):
         close(np.asarray(got)[live], np.asarray(want)[live])
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "one_token_rollout", "block_distillation"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "one_token_rollout", "block_distillation", "uld"]
+)
 def test_plain_differentiation_on_a_mesh_is_that_of_blocks_on_one_device(name):
     loss = LOSSES[name](**METHODS[name])
     expected = compute(loss)

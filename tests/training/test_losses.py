@@ -41,6 +41,8 @@ METHODS = {
     "harmonic": {"distance": "mahalanobis"},
     "block_distillation": {},
     "self_distillation": {"share": 0.7},
+    "top_k_distillation": {"share": 0.7},
+    "uld": {"coefficient": 0.5},
 }
 # A weighting that reads the statistics of the whole batch, and passes a gradient.
 BOTH = ("focal", "uskd")
@@ -57,7 +59,9 @@ def statistics_of(loss: Loss):
 
     def statistics(trained, batch, teacher=None):
         hidden, head = bigram(trained.params, batch)
+        stored = {name: batch[name] for name in loss.batch_keys}
         x = Inputs(hidden, head, batch["targets"], trained.loss, keys=batch.get("keys"))
+        x = x._replace(stored=stored)
         if teacher is not None:
             outputs, its_head = teacher.forward(teacher.trained, batch)
             x = x._replace(teacher=Teacher(outputs.hidden, its_head, products()))
@@ -86,7 +90,8 @@ def compute(loss: Loss, accumulation=1, names=BOTH, z_loss=0.1):
 
 def batch(rows=8, length=12):
     b = weightings.batch(rows, length)
-    return b | {"poison": jnp.zeros((rows, length)), "keys": token_keys(3, FIRST, (rows, length))}
+    b |= {"poison": jnp.zeros((rows, length)), "keys": token_keys(3, FIRST, (rows, length))}
+    return b | tiny.stored_teacher(rows, length)
 
 
 def padded(b, rows=4, columns=3):
@@ -94,8 +99,8 @@ def padded(b, rows=4, columns=3):
     more = {
         name: jnp.pad(
             x,
-            [(0, rows), (0, columns)][: x.ndim],
-            constant_values=jnp.nan if name == "poison" else 0,
+            [(0, rows), (0, columns), (0, 0)][: x.ndim],
+            constant_values=jnp.nan if name == "poison" or name.startswith("teacher_log") else 0,
         )
         for name, x in b.items()
         if name != "keys"
@@ -131,7 +136,7 @@ def test_the_order_the_split_and_the_scale_of_the_batch_change_nothing(name):
     mesh = make_mesh({"data": 4, "fsdp": 1, "tensor": 1, "sequence": 2})
     rows = jax.NamedSharding(mesh, jax.P("data"))
     cells = jax.NamedSharding(mesh, jax.P("data", "sequence"))
-    spread = {k: jax.device_put(x, cells if x.ndim == 2 else rows) for k, x in b.items()}
+    spread = {k: jax.device_put(x, cells if x.ndim > 1 else rows) for k, x in b.items()}
     with jax.set_mesh(mesh):
         close(run(spread), (grads, metrics))
 
@@ -329,6 +334,14 @@ BAD = {
         "objective.weighting='wga' has negative weights",
     ),
     "teacher": ({"objective__loss": "block_distillation"}, "needs objective.references.teacher"),
+    "stored teacher": (
+        {"objective__loss": "top_k_distillation"},
+        "'top_k_distillation' needs objective.references.teacher_top_k; valid: a folder of launch",
+    ),
+    "model for a store": (
+        {"objective__loss": "uld", "objective__references__teacher_sorted": "ema"},
+        "teacher_sorted='ema' is not possible; valid: a folder of launch.score",
+    ),
 }
 
 
