@@ -156,7 +156,7 @@ def toy_config(keys: dict[str, Any], perturb: float) -> Any:
     c.mesh.update(data=1, unsharded_tolerance=1.0)
     c.optimizer.update(warmup_steps=2)
     c.optimizer.peak_learning_rate *= 1 + perturb
-    for name in STORED:
+    for name in set(STORED) & set(c.objective.references):  # Another commit may have fewer.
         c.objective.references[name] = "stored"
     for key, value in keys.items():
         *sections, name = key.split(".")

@@ -8,8 +8,8 @@ Against: the same with --config.objective.uld.coefficient=0, which is cross-entr
 Cost:    COST
 
 Claim: the sorted probabilities of a teacher, whatever its tokens are, teach a student of another
-tokenizer (universal logit distillation, arXiv 2402.12030). UNCONFIRMED: any number of the paper, and
-its coefficient; the 16 largest of each are compared. Bits per byte compare the two.
+tokenizer (universal logit distillation, arXiv 2402.12030). UNCONFIRMED: any number of the paper,
+and its coefficient; the 16 largest of each are compared. Bits per byte compare the two.
 """
 
 from ml_collections import ConfigDict
