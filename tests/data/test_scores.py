@@ -236,3 +236,106 @@ scores.write({str(tmp_path / "scores")!r}, [test_scores.corpus()], "bytes", ["r"
     with pytest.raises(InputError):
         scores.load(left)
     written(tmp_path / "scores", [corpus()])  # What is left is in nobody's way.
+
+
+# Two values of a position as ids, three as numbers, and one more number.
+FIELDS = {"ids": scores.Field("int32", 2), "numbers": scores.Field("float32", 3)}
+WIDE = ("ids", "numbers", "plain")
+
+
+def wide(corpora):
+    documents = [document for each in corpora for document in each.documents]
+    for sample, document in enumerate(documents):
+        one = value(document, sample)
+        ids = np.stack([one, one + 2**24 + 1], -1).astype(np.int32)
+        yield ids, np.stack([one, -one, one / 3], -1).astype(np.float32), one
+
+
+def write_wide(folder, corpora):
+    scores.write(folder, corpora, "bytes", WIDE, wide(corpora), {}, FIELDS)
+    return scores.load(folder)
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_several_values_of_a_position_join_the_batch(packing, tmp_path):
+    corpora = [corpus(), corpus(9, "other", 1)]
+    one = write_wide(tmp_path / "scores", corpora)
+    assert one.fields == (*FIELDS.values(), scores.Field())
+    stored = {name: scores.stored(one, name, corpora, "bytes") for name in WIDE}
+    iterator = iter(batches(corpora, stored, packing=packing))
+    padded = 0
+    for _ in range(10):
+        batch = next(iterator)
+        live, plain = batch["segment_ids"] > 0, batch["plain"]
+        samples, offsets = np.divmod(plain[live].astype(int), 1000)
+        np.testing.assert_array_equal(samples, batch["sample_ids"][live])
+        np.testing.assert_array_equal(offsets, batch["sample_positions"][live])
+        assert batch["ids"].dtype == np.int32
+        np.testing.assert_array_equal(batch["ids"][..., 0], plain)
+        # No float32 has these: the type is kept.
+        second = np.where(live, plain.astype(int) + 2**24 + 1, 0)
+        np.testing.assert_array_equal(batch["ids"][..., 1], second)
+        expected = np.stack([plain, -plain, plain / 3], -1).astype(np.float32)
+        np.testing.assert_array_equal(batch["numbers"], expected)
+        assert batch["numbers"].shape == (4, 16, 3)
+        padded += (~live).sum()
+    assert padded or packing == "concat"
+
+
+def test_a_folder_of_before_loads_as_it_was(tmp_path):
+    """Its header has neither a format nor fields, and its records are the same bytes."""
+    folder = tmp_path / "scores"
+    written(folder, [corpus()], ("reference_nll", "likelihood"))
+    header = json.loads((folder / scores.HEADER).read_text())
+    del header["format"], header["fields"]
+    (folder / scores.HEADER).write_text(json.dumps(header))
+    (second,) = scores.stored(scores.load(folder), "likelihood", [corpus()], "bytes")
+    document = corpus().documents[7]
+    expected = value(document, 7) + np.float32(0.25)
+    np.testing.assert_array_equal(second.read(7, document, len(expected)), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 3}, "format 3 is newer than 2"),
+        ({"format": "x"}, "cannot be|not supported"),
+        ({"fields": {"ids": {"dtype": "object", "width": 2}}}, "ids cannot have 2 values of type"),
+        ({"fields": {"ids": {"dtype": "int32", "width": 2**40}}}, "ids cannot have 1099511627776"),
+        ({"fields": {"ids": {"dtype": "int32", "width": -1}}}, "ids cannot have -1 values"),
+        ({"fields": {"ids": {"dtype": "int32", "width": 2.5}}}, "ids cannot have 2.5 values"),
+        ({"fields": {"other": {"dtype": "int32", "width": 2}}}, "other cannot have"),
+        ({"fields": {"ids": 3}}, "scores that can be read"),
+        ({"fields": [1]}, "scores that can be read"),
+    ],
+    ids=str,
+)
+def test_a_hostile_header_is_one_line(change, message, tmp_path):
+    folder = tmp_path / "scores"
+    write_wide(folder, [corpus()])
+    header = json.loads((folder / scores.HEADER).read_text())
+    (folder / scores.HEADER).write_text(json.dumps(header | change))
+    with pytest.raises(InputError, match=message) as caught:
+        scores.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("width", [1, 3, 2**24])
+def test_a_header_of_another_width_takes_no_memory(width, tmp_path):
+    """The records say how long they are, before an array of that width is made."""
+    folder = tmp_path / "scores"
+    write_wide(folder, [corpus()])
+    header = json.loads((folder / scores.HEADER).read_text())
+    header["fields"]["ids"]["width"] = width
+    (folder / scores.HEADER).write_text(json.dumps(header))
+    (one,) = scores.stored(scores.load(folder), "ids", [corpus()], "bytes")
+    document = corpus().documents[3]
+    with pytest.raises(InputError, match=r"document 3 \(fake/3\) are .*, but it has \d+ positions"):
+        one.read(3, document, len(encode_document(document, Bytes())))
+
+
+def test_values_of_another_width_are_not_written(tmp_path):
+    fields = {"ids": scores.Field("int32", 4), "numbers": scores.Field("float32", 3)}
+    with pytest.raises(ValueError, match=r"values are \(\d+, 2\)"):
+        scores.write(tmp_path / "s", [corpus()], "bytes", WIDE, wide([corpus()]), {}, fields)
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,13 @@ from lm.model.config import ModelConfig
 from lm.model.interface import Tokens
 from lm.model.trained import Trained
 from lm.model.transformer import make_model
-from lm.references.scoring import make_contrast, score_documents, score_faults
+from lm.references.scoring import (
+    make_contrast,
+    make_largest,
+    score_across,
+    score_documents,
+    score_faults,
+)
 from lm.training.forward import make_prediction_statistics
 
 LENGTH = 12
@@ -172,3 +178,97 @@ def test_the_contrast_is_that_of_dense_logits(softcap):
         np.testing.assert_allclose(
             jax.jit(make_contrast(wrong, right))(trained[::-1], batch), expected, rtol=0.1
         )
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_the_largest_are_those_of_dense_logits(softcap):
+    """Ids and log-probabilities of the whole softmax, by NumPy in float64; rows above are left."""
+    one = model(logit_softcap=softcap)
+    trained = Trained(tiny.params(one))
+    batch = tiny.batch(rows=3, length=LENGTH)
+    ids, log_p = jax.jit(make_largest(one, 6, 200))(trained, batch)
+    assert (ids.dtype, log_p.dtype) == (jnp.int32, jnp.float32)
+    inputs = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"])
+    hidden = jax.jit(one.apply)(trained.params, inputs).hidden
+    z = np.asarray(hidden, np.float64) @ np.asarray(one.head(trained.params), np.float64)
+    z = softcap * np.tanh(z / softcap) if softcap else z
+    expected = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    best = np.argsort(-expected[..., :200], -1)[..., :6]
+    np.testing.assert_array_equal(ids, best)
+    np.testing.assert_allclose(log_p, np.take_along_axis(expected, best, -1), rtol=2e-5)
+    assert (np.argsort(-expected, -1)[..., :6] >= 200).any()  # Negative control.
+
+
+def test_several_values_keep_their_places_and_miss_where_nothing_is_scored():
+    def compute(batch):
+        targets = np.asarray(batch["targets"])
+        return np.stack([targets, targets + 1000], -1), np.float32(targets)
+
+    options = {"batch_size": 3, "sequence_length": LENGTH}
+    missing = 0
+    for without in (False, True):
+        found = score_documents(compute, CORPORA, Bytes(), without_context=without, **options)
+        for (ids, values), one in zip(found, DOCUMENTS, strict=True):
+            positions = encode_document(one, Bytes())
+            live = (positions["weights"] != 0) | (not without)
+            np.testing.assert_array_equal(ids[live, 1], positions["targets"][live] + 1000)
+            np.testing.assert_array_equal(values[live], positions["targets"][live])
+            assert (ids[~live] == -1).all()
+            assert np.isnan(values[~live]).all()
+            missing += (~live).sum()
+    assert missing > 10
+
+
+class Pairs(Bytes):
+    """A tokenizer of two bytes a token; a last byte that is alone is one of its own."""
+
+    vocab_size, end_of_text, beginning_of_text = 2**17, 2**17 - 1, 2**17 - 1
+
+    def encode(self, text):
+        content = text.encode()
+        pieces = [content[i : i + 2] for i in range(0, len(content), 2)]
+        ids = [int.from_bytes(piece) + 2**16 * (len(piece) == 1) for piece in pieces]
+        return np.asarray(ids, np.int32), np.asarray([len(x) for x in pieces], np.int32)
+
+
+def test_a_teacher_of_other_tokens_is_summed_over_common_pieces():
+    """The student reads pairs of bytes and the teacher bytes, whose values are their numbers."""
+    options = {"batch_size": 3, "sequence_length": LENGTH}
+    corpora = [CORPORA[0], CORPORA[1]]
+
+    def compute(batch):
+        return np.float32(batch["targets"])
+
+    found = score_across(compute, corpora, Pairs(), Bytes(), chunks=True, **options)
+    for (values,), one in zip(found, DOCUMENTS, strict=True):
+        expected = []
+        for text, _ in one.spans:
+            content = text.encode()
+            expected += [sum(content[i : i + 2]) for i in range(0, len(content), 2)]
+        np.testing.assert_array_equal(values, [*expected, Bytes.end_of_text])
+
+    # The other way round, every second byte ends a piece; here what is read before each.
+    def twice(batch):
+        return np.stack([batch["tokens"], batch["targets"]], -1).astype(np.float32)
+
+    found = score_across(twice, corpora, Bytes(), Pairs(), chunks=False, **options)
+    for (values,), one in zip(found, DOCUMENTS, strict=True):
+        teacher = encode_document(one, Pairs())
+        starts = np.cumsum(np.append(0, teacher["num_bytes"][:-1]))
+        np.testing.assert_array_equal(np.flatnonzero(~np.isnan(values[:, 0])), starts)
+        np.testing.assert_array_equal(values[starts, 1], teacher["targets"])
+
+
+def test_a_chat_is_no_common_text(compute):
+    chat = Document("talk", (("hello", 0.0), ("hi", 1.0)), roles=("user", "assistant"))
+    found = score_across(
+        compute,
+        [Corpus("c", [chat], "c", 0)],
+        Bytes(),
+        Bytes(),
+        batch_size=2,
+        sequence_length=LENGTH,
+        chunks=True,
+    )
+    with pytest.raises(InputError, match="^talk is a chat, which every tokenizer writes"):
+        next(found)

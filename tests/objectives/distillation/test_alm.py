@@ -163,7 +163,8 @@ def test_padding_and_what_is_cut_is_no_chunk():
         "weights": jnp.asarray([[1.0, 1, 1, 1, 1, 3, 0, 0]]),
         "sample_positions": jnp.asarray([[9, 10, 11, 0, 1, 2, 0, 0]]),
     }
-    begins, weights, tokens = chunks(b, jnp.asarray([[nan, -1, -2, nan, nan, -3, 0, 0]]))
+    teacher = jnp.asarray([[nan, -1, -2, nan, nan, -3, 0, 0]])
+    begins, weights, tokens = jax.jit(chunks)(b, teacher)
     np.testing.assert_array_equal(begins[0], [1, 0, 1, 1, 0, 0, 1, 1])
     np.testing.assert_allclose(weights[0], [0, 0, 1, 0, 0, 5 / 3, 0, 0])
     np.testing.assert_array_equal(tokens[0], [1, 2, 1, 1, 2, 3, 1, 1])
@@ -172,9 +173,8 @@ def test_padding_and_what_is_cut_is_no_chunk():
 def test_a_batch_without_a_chunk_is_nothing():
     b = batch()
     b["chunk_log_probability"] = jnp.full((ROWS, LENGTH), jnp.nan)
-    gradient, (terms, metrics) = jax.grad(lambda x: value(alm(), b, x), has_aux=True)(
-        jnp.ones((ROWS, LENGTH))
-    )
+    run = jax.jit(jax.grad(lambda x: value(alm(), b, x), has_aux=True))
+    gradient, (terms, metrics) = run(jnp.ones((ROWS, LENGTH)))
     assert not gradient.any()
     assert terms["loss"].sum == 0
     assert metrics["weight_sum"] == 0  # The step is skipped and counted.
