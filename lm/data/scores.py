@@ -281,7 +281,7 @@ def _fields(names: tuple[str, ...], header: Mapping[str, Any]) -> tuple[Field, .
     """
     if not 1 <= header.get("format", 1) <= FORMAT:
         raise ValueError(f"format {header['format']} is newer than {FORMAT}, the one that is known")
-    fields = {name: Field(**one) for name, one in header.get("fields", {}).items()}
+    fields = {name: Field(**one) for name, one in dict(header.get("fields", {})).items()}
     for name, (dtype, width) in fields.items():
         whole = isinstance(width, int) and 0 <= width <= _MOST_VALUES
         if name not in names or dtype not in DTYPES or not whole:

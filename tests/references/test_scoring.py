@@ -270,5 +270,5 @@ def test_a_chat_is_no_common_text(compute):
         sequence_length=LENGTH,
         chunks=True,
     )
-    with pytest.raises(InputError, match="^talk is a chat, which every tokenizer writes"):
+    with pytest.raises(InputError, match=r"^talk is a chat, which every tokenizer writes"):
         next(found)
