@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable, Mapping
 
 from lm.model.embeddings import INTERFACES
+from objectives import OBJECTIVES
 from objectives.losses import LOSSES
 from objectives.quantization import QUANTIZERS
 from objectives.weighting import WEIGHTINGS
 
 _TABLES: tuple[tuple[str, str, Mapping[str, Callable]], ...] = (
+    ("Objectives", "`objective.name`", OBJECTIVES),
     ("Weightings", "`objective.weighting`", WEIGHTINGS),
     ("Losses", "`objective.loss`", LOSSES),
     ("Quantizers", "`quantization.quantizer`", QUANTIZERS),

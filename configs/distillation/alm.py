@@ -6,7 +6,8 @@ Before:  python -m launch.train --config=configs/quickstart.py --workdir=runs/qu
 Command: python -m launch.train --config=configs/distillation/alm.py --workdir=runs/alm
 Against: python -m launch.train --config=configs/distillation/alm.py --workdir=runs/alm_parent
          --config.objective.name=weighted
-Cost:    COST
+Cost:    that of the quickstart, after the quickstart and one forward pass of it over the corpus;
+         4 bytes a token on disk.
 
 Claim: a teacher with another tokenizer can be matched where both tokenizations have a common byte
 boundary (approximate likelihood matching, arXiv 2503.20083). UNCONFIRMED: any number of the paper,
