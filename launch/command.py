@@ -53,7 +53,8 @@ NAME = flags.DEFINE_string(
     "",
     "launch.pod: of what is launched. launch.score: of the reference that the scores are, "
     "reference_nll by default, prior_nll without context; or another key of "
-    "objective.references. likelihood is exp(-loss), our reading of frequency_equity's.",
+    "objective.references. likelihood is exp(-loss), our reading of frequency_equity's. "
+    "teacher_top_k; with --config of a student: teacher_sorted, chunk_log_probability.",
 )
 SEED = flags.DEFINE_integer(
     "seed",

@@ -6,8 +6,8 @@ Before:  python -m launch.train --config=configs/quickstart.py --workdir=runs/qu
 Command: python -m launch.train --config=configs/distillation/top_k.py --workdir=runs/top_k_student
 Against: the same with --config.objective.top_k_distillation.share=0, which is cross-entropy, and
          with --config.objective.top_k_distillation.rest=False
-Cost:    less than the quickstart's, after the quickstart and one forward pass of it over the corpus;
-         128 bytes a token on disk, 0.5 GB.
+Cost:    less than the quickstart's, after the quickstart and one forward pass of it over the
+         corpus; 128 bytes a token on disk, 0.5 GB.
 
 Claim: soft labels teach a small model more than the text alone (arXiv 1503.02531), and few of them
 are enough where the rest of the mass is known. The tables of the paper have not been checked here.
