@@ -35,6 +35,13 @@ _LARGEST = flags.DEFINE_integer(
     "largest", 64, "teacher_top_k, teacher_sorted: how many of the largest probabilities to store."
 )
 
+_MERGE = flags.DEFINE_float(
+    "merge",
+    0.0,
+    "chunk_log_probability: a chunk goes on where the teacher gives at most this probability to a "
+    "token that begins with a space; 0 is off.",
+)
+
 # References at the positions of another tokenizer, that of the config.
 _ACROSS = ("teacher_sorted", "chunk_log_probability")
 
@@ -114,6 +121,11 @@ def _references() -> list[str]:
             f"--name={name} goes with neither --corpus nor --without_context; for other text there "
             "is --config.data.corpus"
         )
+    if not 0 <= _MERGE.value < 1 or (_MERGE.value and name != "chunk_log_probability"):
+        raise InputError(
+            f"--merge={_MERGE.value} must be at least 0 and below 1, and is for "
+            "--name=chunk_log_probability"
+        )
     if _LARGEST.value < 1:
         raise InputError(f"--largest={_LARGEST.value} must be at least 1")
     return [name]
@@ -146,8 +158,8 @@ def _score(name: str) -> tuple[Callable[..., Any], Callable[..., dict[str, Any]]
         faulty = corpora.read(_FAULTY.value)
         return scoring.score_faults, lambda tokenizer: {"faulty": faulty}
     if name in _ACROSS:
-        chunks = name == "chunk_log_probability"
-        return scoring.score_across, lambda tokenizer: {"teacher": tokenizer, "chunks": chunks}
+        given = {"chunks": name == "chunk_log_probability", "merge": _MERGE.value}
+        return scoring.score_across, lambda tokenizer: {"teacher": tokenizer, **given}
     without = _WITHOUT_CONTEXT.value
     return scoring.score_documents, lambda tokenizer: {"without_context": without}
 
@@ -167,6 +179,7 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
     """What was trained, (trained, batch) -> values [B, T], and where they come from."""
     import jax.numpy as jnp
 
+    from lm.data import alignment
     from lm.references import scoring
     from lm.references.second_models import check_tokens
     from lm.training.forward import make_prediction_statistics
@@ -205,7 +218,23 @@ def _scorer(name: str, loaded: workdir.Loaded) -> tuple[Any, Callable[..., Any],
         nll_BT = statistics(trained, batch).nll
         return change[name](nll_BT) if name in change else nll_BT
 
-    return plain(loaded), values, origin
+    if not _MERGE.value:
+        return plain(loaded), values, origin
+    _check_head(name, loaded)
+    origin["merge"] = _MERGE.value
+    entries = alignment.spaces(loaded.tokenizer)
+    mass = scoring.make_mass(model, entries, loaded.run.objective.loss)
+    return plain(loaded), lambda *x: (values(*x), mass(*x)), origin
+
+
+def _check_head(name: str, loaded: workdir.Loaded) -> None:
+    from objectives.losses.base import softmax
+
+    if loaded.run.objective.loss.predict is not softmax:
+        raise InputError(
+            f"{command.chosen()} was trained with objective.loss={loaded.config.objective.loss!r}, "
+            f"whose head is another: --name={name} needs a softmax of products"
+        )
 
 
 def _make_largest(name: str, loaded: workdir.Loaded) -> Callable[..., Any]:
@@ -213,14 +242,9 @@ def _make_largest(name: str, loaded: workdir.Loaded) -> Callable[..., Any]:
     import jax.numpy as jnp
 
     from lm.references import scoring
-    from objectives.losses.base import softmax
 
     loss, entries = loaded.run.objective.loss, loaded.tokenizer.vocab_size
-    if loss.predict is not softmax:
-        raise InputError(
-            f"{command.chosen()} was trained with objective.loss={loaded.config.objective.loss!r}, "
-            f"whose head is another: --name={name} needs a softmax of products"
-        )
+    _check_head(name, loaded)
     if name == "teacher_top_k" and _LARGEST.value > entries:
         raise InputError(f"--largest={_LARGEST.value} is more than the {entries} tokens there are")
     count = min(_LARGEST.value, entries)

@@ -2,6 +2,12 @@
 
 import numpy as np
 
+from lm.data.tokenizers import Subwords, Tokenizer
+
+# How vocabularies spell a space, a line break and a tab at the beginning of a token: as they are,
+# by GPT-2's table of bytes, and by SentencePiece.
+_SPACES = " \n\t\u0120\u010a\u0109\u2581"
+
 
 def common_ends(own_bytes: np.ndarray, other_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The last positions before every byte boundary that both tokenizations have.
@@ -62,6 +68,19 @@ def at_starts(values: np.ndarray, ends: tuple[np.ndarray, np.ndarray], length: i
     if len(ends[0]):
         own, other = (np.append(0, places[:-1] + 1) for places in ends)
         found[own] = values[other]
+    return found
+
+
+def spaces(tokenizer: Tokenizer) -> np.ndarray:
+    """Which tokens begin with a space, a line break or a tab, or are special: bool [V]."""
+    found = np.zeros(tokenizer.vocab_size, bool)
+    found[[tokenizer.beginning_of_text, tokenizer.end_of_text]] = True
+    if isinstance(tokenizer, Subwords):
+        special = tokenizer.special_tokens
+        entries = tokenizer.vocabulary().items()
+        found[[i for token, i in entries if token[:1] in [*_SPACES] or token in special]] = True
+    else:
+        found[[ord(space) for space in " \n\t"]] = True
     return found
 
 

@@ -84,6 +84,28 @@ def make_largest(
     return largest
 
 
+def make_mass(
+    model: Model, entries: np.ndarray, loss: Loss = CROSS_ENTROPY
+) -> Callable[..., jax.Array]:
+    """(trained, batch) -> the probability of all `entries`, bool [V], together: [B, T] float32."""
+    forward = make_forward(model, attention_blocks=loss.attention_blocks)
+
+    def mass(trained, batch):
+        outputs, head_DV = forward(trained, batch)
+        # A table may have rows that no token has.
+        chosen_V = jnp.zeros(head_DV.shape[1], bool).at[: len(entries)].set(entries)
+
+        def of_one(hidden_D):
+            products_V = jnp.matmul(hidden_D, head_DV, preferred_element_type=jnp.float32)
+            return jnp.sum(jax.nn.softmax(_cap(products_V, model)), where=chosen_V)
+
+        hidden_BTD = outputs.hidden
+        flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        return jax.lax.map(of_one, flat, batch_size=_CHUNK).reshape(hidden_BTD.shape[:2])
+
+    return mass
+
+
 def score_documents(
     compute: Callable[[dict[str, np.ndarray]], Any],
     corpora: Sequence[Corpus],
@@ -145,11 +167,13 @@ def score_across(
     batch_size: int,
     sequence_length: int,
     chunks: bool,
+    merge: float = 0.0,
 ) -> Iterator[tuple[np.ndarray]]:
     """Yields what a model of another tokenizer says of every document, in a tuple of one array.
 
     Args:
-      compute: batch of the model's tokens -> [B, T, ...].
+      compute: batch of the model's tokens -> [B, T, ...]; with `merge`, and [B, T], the probability
+        that a token begins with a space.
       corpora: what is scored.
       tokenizer: whose positions the values are for.
       teacher: of the model.
@@ -157,6 +181,8 @@ def score_across(
       sequence_length: T, of the model's tokens.
       chunks: the sum of the values over each piece of text between common byte boundaries, where it
         ends; else the values where a target begins on one. NaN elsewhere. See `lm.data.alignment`.
+      merge: a piece ends only where the model gives more than this to a token that begins with a
+        space, or at the end of text; 0 is everywhere.
 
     Raises:
       InputError: a document is a chat.
@@ -171,8 +197,14 @@ def score_across(
                 "own; valid across tokenizers: text, or prompt and response"
             )
         sizes = [encode_document(document, one)["num_bytes"] for one in (tokenizer, teacher)]
+        ends = common_ends(*sizes)
+        if merge:
+            values, space = values
+            # The end of text is the last.
+            likely = np.append(space, 1.0)[ends[1] + 1] > merge
+            ends = ends[0][likely], ends[1][likely]
         align = chunk_sums if chunks else at_starts
-        yield (align(values, common_ends(*sizes), len(sizes[0])),)
+        yield (align(values, ends, len(sizes[0])),)
 
 
 def score_faults(

@@ -43,8 +43,10 @@ def alm(
     has weight 0, or where its first token may be in another row: of a document that goes on in a
     row, the first chunk. The end of text is a chunk of its own.
 
-    Not here: "append_space" (the probability that a space follows a chunk is added to it), as the
-    student's needs more than the losses of its tokens.
+    There, chunks go on where the teacher gives at most 0.1 to a token that begins with a space
+    ("merge_by_space_prob"): `launch.score --merge=0.1`, off by default. Not here: "append_space"
+    (the probability that a space follows a chunk is added to it), as the student's needs more than
+    the losses of its tokens.
 
     Needs the reference "chunk_log_probability" (`launch.score --name=chunk_log_probability`),
     float32 [B, T]: A where a chunk ends, elsewhere NaN. Terms: "loss"; "nll", the weighted mean

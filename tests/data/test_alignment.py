@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm.data import tokenizers
-from lm.data.alignment import at_starts, chunk_sums, common_ends
+from lm.data.alignment import at_starts, chunk_sums, common_ends, spaces
 from lm.data.documents import Corpus, Document
 from lm.data.layout import encode_document
 
@@ -48,6 +48,17 @@ def test_a_character_in_several_tokens_ends_with_the_last_of_them():
 def test_an_empty_document_has_its_end(sizes):
     ends = common_ends(*map(np.asarray, sizes))
     assert [places.tolist() for places in ends] == [[len(size) - 1] for size in sizes]
+
+
+def test_tokens_that_begin_with_a_space_are_those_that_decode_to_one(pair):
+    for tokenizer in pair.values():
+        found = spaces(tokenizer)
+        assert found[tokenizer.end_of_text]
+        for token in range(tokenizer.vocab_size):
+            if token != tokenizer.end_of_text:
+                text = tokenizer.decode(np.asarray([token]))
+                assert found[token] == text.startswith((" ", "\n", "\t"))
+        assert 3 < found.sum() < 100
 
 
 def test_a_tokenizer_that_drops_text_meets_nowhere():

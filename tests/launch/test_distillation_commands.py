@@ -75,7 +75,8 @@ def test_a_student_of_bytes_learns_from_a_teacher_of_other_tokens(
     folder = tmp_path / "stored"
     stored = f"--config.objective.references.{name}={folder}"
     student = [*TINY, f"--config.data.corpus={corpus}", stored]
-    arguments = [f"--model={teacher}", f"--name={name}", "--largest=300", *student]
+    option = "--largest=300" if name == "teacher_sorted" else "--merge=0.02"
+    arguments = [f"--model={teacher}", f"--name={name}", option, *student]
     out, _ = command("score", *arguments, f"--output={folder}")
     assert f"{name}: " in out
     header = json.loads((folder / "scores.json").read_text())
@@ -99,6 +100,7 @@ def test_what_does_not_go_together_is_one_line(teacher, corpus, tmp_path):
         (["--name=teacher_top_k", "--largest=0"], "--largest=0 must be at least 1"),
         (["--name=teacher_top_k", "--largest=500"], "--largest=500 is more than the 270 tokens"),
         ([*TINY, "--name=teacher_sorted", f"--corpus={corpus}"], "goes with neither --corpus"),
+        (["--merge=0.1"], "--merge=0.1 must be at least 0 and below 1, and is for"),
         (["--name=teacher"], "--name=teacher is not one of: reference_nll"),
     ]
     for arguments, message in cases:

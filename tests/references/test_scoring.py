@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from lm.data.alignment import spaces
 from lm.data.documents import Corpus, Document
 from lm.data.layout import encode_document, make_row
 from lm.data.tokenizers import Bytes
@@ -17,6 +18,7 @@ from lm.model.transformer import make_model
 from lm.references.scoring import (
     make_contrast,
     make_largest,
+    make_mass,
     score_across,
     score_documents,
     score_faults,
@@ -272,3 +274,37 @@ def test_a_chat_is_no_common_text(compute):
     )
     with pytest.raises(InputError, match=r"^talk is a chat, which every tokenizer writes"):
         next(found)
+
+
+def test_pieces_go_on_where_no_space_is_likely():
+    """The teacher is sure of a space after an even byte; the end of text ends all."""
+
+    def compute(batch):
+        after_even = np.asarray(batch["tokens"]) % 2 == 0
+        return np.float32(batch["targets"]), np.where(after_even, 0.3, 0.2).astype(np.float32)
+
+    def pieces(merge):
+        options = {"batch_size": 3, "sequence_length": 64, "chunks": True, "merge": merge}
+        found = score_across(compute, CORPORA, Bytes(), Bytes(), **options)
+        return [values for (values,) in found]
+
+    for merge, even in ((0.1, False), (0.25, True)):
+        for values, one in zip(pieces(merge), DOCUMENTS, strict=True):
+            targets = encode_document(one, Bytes())["targets"]
+            ends = (targets % 2 == 0) | (not even)
+            np.testing.assert_array_equal(~np.isnan(values), ends)
+            sums = np.diff(np.cumsum(targets)[ends], prepend=0)
+            np.testing.assert_array_equal(values[ends], sums)
+
+
+def test_the_mass_of_spaces_is_that_of_dense_logits():
+    one = model()
+    trained = Trained(tiny.params(one))
+    batch = tiny.batch(rows=3, length=LENGTH)
+    chosen = spaces(Bytes())
+    assert np.flatnonzero(chosen).tolist() == [9, 10, 32, 256]
+    found = jax.jit(make_mass(one, chosen))(trained, batch)
+    inputs = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"])
+    hidden = jax.jit(one.apply)(trained.params, inputs).hidden
+    p = np.exp(np.asarray(hidden, np.float64) @ np.asarray(one.head(trained.params), np.float64))
+    np.testing.assert_allclose(found, p[..., chosen].sum(-1) / p.sum(-1), rtol=1e-5)
