@@ -11,6 +11,9 @@ from objectives.distillation.alm import alm
 from objectives.objective import Head, Objective, Prepared
 from objectives.weighted import weighted
 
-OBJECTIVES = {"weighted": weighted, "alm": alm}
+OBJECTIVES = {
+    "weighted": weighted,
+    "alm": alm,
+}
 
 __all__ = ["OBJECTIVES", "Head", "Objective", "Prepared", "losses"]
