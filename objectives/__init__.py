@@ -13,6 +13,11 @@ from objectives.preference import PREFERENCE
 from objectives.self_knowledge import self_knowledge
 from objectives.weighted import weighted
 
-OBJECTIVES = {"weighted": weighted, "self_knowledge": self_knowledge, "alm": alm, **PREFERENCE}
+OBJECTIVES = {
+    "weighted": weighted,
+    "self_knowledge": self_knowledge,
+    "alm": alm,
+    **PREFERENCE,
+}
 
 __all__ = ["OBJECTIVES", "Head", "Objective", "Prepared", "losses"]

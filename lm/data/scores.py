@@ -9,7 +9,7 @@ other: float32 [positions], or what `fields` in scores.json says of the name.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,19 +123,7 @@ def write(
                 len(corpus.documents),
                 f"{number}.array_record",
             )
-            # Groups of one record: random access reads no more than the document. Uncompressed:
-            # the low bits of floats are noise.
-            writer = array_record_module.ArrayRecordWriter(
-                str(unfinished / part.file), "group_size:1,uncompressed"
-            )
-            try:
-                for index in range(part.documents):
-                    array = next(values, None)
-                    if array is None:
-                        raise ValueError("there are fewer values than documents")
-                    writer.write(_digest(corpus.documents[index]) + _content(array, of_names))
-            finally:
-                writer.close()
+            _write_part(unfinished / part.file, corpus, values, of_names)
             parts.append(part._asdict())
         header = {"format": FORMAT, "names": list(names), "tokenizer": tokenizer, "parts": parts}
         header |= {"fields": {n: one._asdict() for n, one in fields.items()}, "origin": origin}
@@ -145,6 +133,20 @@ def write(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def _write_part(file: Path, corpus: Corpus, values: Iterator[Any], fields: Sequence[Field]) -> None:
+    # Groups of one record: random access reads no more than the document. Uncompressed: the low
+    # bits of floats are noise.
+    writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+    try:
+        for index in range(len(corpus.documents)):
+            array = next(values, None)
+            if array is None:
+                raise ValueError("there are fewer values than documents")
+            writer.write(_digest(corpus.documents[index]) + _content(array, fields))
+    finally:
+        writer.close()
 
 
 def _content(values: np.ndarray | Sequence[np.ndarray], fields: Sequence[Field]) -> bytes:
