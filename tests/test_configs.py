@@ -206,8 +206,25 @@ def run(folder, command, arguments):
     assert done.returncode == 0, done.stderr
 
 
+# One of each kind of commands: with a reference, two of them, scores, a teacher, faulty answers.
+RUN = (
+    "weightings/critical_token",
+    "weightings/fait",
+    "weightings/rho1",
+    "losses/harmonic",
+    "losses/block_distillation",
+    "preference/dpo",
+    "preference/kto",
+    "preference/tgdpo",
+    "preference/treg",
+    "distillation/alm",
+    "distillation/align_distil",
+    "distillation/top_k",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [f"configs/{name}.py" for name in RUN])
 def test_the_commands_of_a_docstring_run_after_each_other(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     if "the data of configs/answers.py" not in docstring(name):
