@@ -43,7 +43,7 @@ KEYS = {
     "train.batch_size": 2,
     "train.steps": STEPS,
     "model.adapter_rank": 8,
-    "optimizer.peak_learning_rate": 5e-4,
+    "optimizer.peak_learning_rate": 1e-4,
     "objective.references.reference_nll": "base",
     "evaluation.every_steps": 0,
     "evaluation.sample_tokens": 0,
