@@ -84,6 +84,7 @@ def test_a_weighting_skips_what_it_cannot_weigh(name):
 @pytest.mark.parametrize("name", OF_LOSSES)
 def test_a_loss_skips_a_batch_without_targets(name):
     loss, b, frozen = LOSSES[name](**OF_LOSSES[name]), weightings.batch(), weightings.bigram(9)
+    b = b | tiny.stored_teacher(*b["tokens"].shape)
     before, run = step_of(uniform(), loss)
     check_taken(before, *run(b, frozen))
     after, metrics = run({**b, "weights": jnp.zeros_like(b["weights"])}, frozen)

@@ -87,7 +87,8 @@ def test_weights_from_stored_references_cost_next_to_nothing(plain):
     """All weightings with a reference, multiplied, the references in the batch."""
     names = [name for name, make in WEIGHTINGS.items() if name != "glow" and make().references]
     assert len(names) == 7
-    stored = [name for name in SOURCES if "scores" in SOURCES[name]]
+    stored = sorted({reference for name in names for reference in WEIGHTINGS[name]().references})
+    assert all("scores" in SOURCES[name] for name in stored)
     found, run, _ = measure(*names, stored=stored)
     assert set(run.objective.references) == set(stored)
     check(found, plain, selections=1)

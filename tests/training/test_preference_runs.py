@@ -205,7 +205,8 @@ def second(run, dense=False):
 ELSEWHERE = {"objective__references__reference_nll": "elsewhere"}
 
 
-@pytest.mark.parametrize("kind", tiny.mostly_slow(["as_is", "int8", "nf4"], ["as_is"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["as_is", "int8", "nf4"])
 def test_the_base_is_what_a_second_model_of_its_weights_is(kind):
     changes = {"train__frozen": kind, "model__width": 64, "model__mlp_width": 64}
     run = experiment.build(config(**changes), 257, jax.devices()[:1])

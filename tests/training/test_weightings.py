@@ -193,8 +193,8 @@ BAD = {
     "reference": (
         {"weighting": "rho1"},
         "objective.weighting='rho1' needs objective.references.reference_nll; valid: 'ema' with "
-        "train.ema_decay above 0, a work directory, a Hugging Face folder, a .gguf file, "
-        "a folder of launch.score",
+        "train.ema_decay above 0, 'base' with model.adapter_rank above 0 and train.trainable='', "
+        "a work directory, a Hugging Face folder, a .gguf file, a folder of launch.score",
     ),
     "several references": (
         {"weighting": "fait", "references__error_mask": "folder"},
