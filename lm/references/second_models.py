@@ -182,7 +182,7 @@ def _instead(key: str) -> str:
     """How a model of other tokens could still be what `key` names."""
     if key.rpartition(".")[2] in LOSSES:
         return ""
-    return ", or objective.loss='alm' or 'uld', which compare models of other tokens"
+    return ", or objective.name='alm' or objective.loss='uld', which compare models of other tokens"
 
 
 def _open_pretrained(run: Experiment, key: str, source: str, tokenizer: str | None) -> SecondModel:

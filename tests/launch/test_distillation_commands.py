@@ -111,4 +111,4 @@ def test_what_does_not_go_together_is_one_line(teacher, corpus, tmp_path):
         f"--config.objective.references.teacher={teacher}",
     )
     assert "has the vocabulary 270, not 257" in line
-    assert "objective.name=alm or objective.loss=uld" in line
+    assert "objective.name='alm' or objective.loss='uld'" in line
