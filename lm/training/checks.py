@@ -33,7 +33,7 @@ def check_adaptation(config: ConfigDict) -> None:
 def check_mask_token(config: ConfigDict, vocab_size: int) -> None:
     """Raises InputError for a token to replace others with that the vocabulary lacks."""
     name = config.objective.name
-    hyper = config.objective[name] if name in config.objective else {}
+    hyper = config.objective.get(name, {})
     if hyper.get("mask_token", -1) >= vocab_size:
         raise InputError(
             f"objective.{name}.mask_token={hyper.mask_token} must be below the {vocab_size} "
