@@ -81,8 +81,9 @@ def test_taps_of_the_model_and_of_its_teacher():
         models = make_reference_models(run.model, objective, run.config, None, None)(
             state.trained, {}
         )
+        teachers = {"teacher": models["teacher"]}
         statistics = make_training_statistics(run.model, 0, objective)
-        found, aux = jax.jit(lambda t, r: statistics(t, r, models["teacher"]))(state.trained, rows)
+        found, aux = jax.jit(lambda t, r: statistics(t, r, teachers))(state.trained, rows)
     # Adapters begin as nothing: the policy is its base.
     live = np.asarray(rows["weights"]) != 0
     hidden, of_reference = (np.asarray(aux[name])[live] for name in ("hidden", "reference_hidden"))
