@@ -105,8 +105,14 @@ def test_a_labelled_answer_has_its_reward(run):
 
 
 def test_records_that_cannot_be_used_are_one_line(run):
-    with pytest.raises(InputError, match="can use none of the records"):
+    with pytest.raises(InputError, match="none of the records: 1 with two equal answers$"):
         look(run, DOCUMENTS[2:])
+    # Alone it has no answer under another prompt, which KTO needs.
+    config = run.config.copy_and_resolve_references()
+    config.objective.name = "kto"
+    kto = run._replace(config=config, objective=make_objective.make_objective(config))
+    with pytest.raises(InputError, match="none of the records: 1 without a later record that has"):
+        look(kto, DOCUMENTS[:1])
 
 
 PROBE = """<script>
