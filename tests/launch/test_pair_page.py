@@ -105,7 +105,7 @@ def test_a_labelled_answer_has_its_reward(run):
 
 
 def test_records_that_cannot_be_used_are_one_line(run):
-    with pytest.raises(InputError, match="none of the records: 1 with two equal answers$"):
+    with pytest.raises(InputError, match=r"none of the records: 1 with two equal answers$"):
         look(run, DOCUMENTS[2:])
     # Alone it has no answer under another prompt, which KTO needs.
     config = run.config.copy_and_resolve_references()
