@@ -86,7 +86,10 @@ def _no_scores(name: str) -> str:
     why = f"{key} is a folder of scores, which has those of its own corpus only"
     if others := valid_sources(name, stored=False):
         return f"{why}; valid here: --objective={key.partition('.')[2]}=SOURCE, one of {others}"
-    return f"{why}, and can be nothing else: what needs it has no page; valid: a run without it"
+    return (
+        f"{why}, and can be nothing else: what needs it has no page; valid: another "
+        "--objective=name=NAME or --objective=loss=LOSS"
+    )
 
 
 def _override(objective: ConfigDict, override: str) -> None:
