@@ -51,10 +51,7 @@ def main() -> None:
     check_kinds([corpus], reading)
     references = open_references(run, loaded.tokenizer.fingerprint)
     for name in references.scores:
-        raise InputError(
-            f"objective.references.{name} is a folder of scores, which has those of its own corpus "
-            f"only; give --objective=references.{name}=ema, or =DIR with the run of a model"
-        )
+        raise InputError(_no_scores(name))
     with jax.set_mesh(run.mesh):
         frozen, _ = references.restore(command.say, {})
         second_models = {
@@ -79,6 +76,20 @@ def main() -> None:
         command.write_text(output, page.render(found, documents, loaded.tokenizer, heading))
         print(f"{found.metrics['targets']:,.0f} targets, {found.metrics['kept_share']:.1%} kept")
     print(f"page: {output}")
+
+
+def _no_scores(name: str) -> str:
+    """Why a reference that is stored cannot be shown, and what can be."""
+    from lm.references.sources import valid_sources
+
+    key = f"objective.references.{name}"
+    why = f"{key} is a folder of scores, which has those of its own corpus only"
+    if others := valid_sources(name, stored=False):
+        return f"{why}; valid here: --objective={key.partition('.')[2]}=SOURCE, one of {others}"
+    return (
+        f"{why}, and can be nothing else: what needs it has no page; valid: another "
+        "--objective=name=NAME or --objective=loss=LOSS"
+    )
 
 
 def _override(objective: ConfigDict, override: str) -> None:

@@ -92,10 +92,11 @@ def _records(inspection, tokenizer, spans, ratio) -> Iterator[str]:
             of_answer_T = inspection.batch["segment_ids"][r] == number + 1
             is_target_T = of_answer_T & (inspection.batch["weights"][r] != 0)
             total = inspection.log_ratio[r][is_target_T].sum()
-            name = _name(document, number)
-            reward = inspection.terms.get(f"reward_{name.split(',')[0]}")
+            side = "rejected" if number or document.label is False else "chosen"
+            name = side if document.label is None else f"{side}, label {document.label}".lower()
+            reward = inspection.terms.get(f"reward_{side}")
             said = f"{ratio} {total:+.3f} over {is_target_T.sum():,} tokens"
-            if reward is not None and document.label is None:
+            if reward is not None:
                 said += f", reward {reward[r]:+.3f}"
             answers.append(
                 f"<div><h3>{name}</h3><pre>{_tokens(answer, tokenizer, spans)}</pre>"
@@ -107,12 +108,6 @@ def _records(inspection, tokenizer, spans, ratio) -> Iterator[str]:
             f"<h2>{html.escape(document.name)}{verdict}</h2>\n"
             f'<div class="answers">{"".join(answers)}</div>'
         )
-
-
-def _name(document, number: int) -> str:
-    if document.label is None:
-        return ("chosen", "rejected")[number]
-    return "chosen, label true" if document.label else "rejected, label false"
 
 
 def _tokens(answer, tokenizer, spans) -> str:

@@ -126,6 +126,10 @@ def _references() -> list[str]:
             f"--merge={_MERGE.value} must be at least 0 and below 1, and is for "
             "--name=chunk_log_probability"
         )
+    if _LARGEST.present and name not in ("teacher_top_k", "teacher_sorted"):
+        raise InputError(
+            f"--largest={_LARGEST.value} is for --name=teacher_top_k and --name=teacher_sorted"
+        )
     if _LARGEST.value < 1:
         raise InputError(f"--largest={_LARGEST.value} must be at least 1")
     return [name]

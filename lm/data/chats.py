@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lm.data.documents import SpecialToken
 from lm.data.templates import CHATML, ChatTemplate, Message, make_template
-from lm.errors import InputError
+from lm.errors import InputError, shown
 
 __all__ = ["CHATML", "ROLES", "ChatTemplate", "Message", "make_template", "read_messages", "spans"]
 
@@ -52,7 +52,9 @@ def read_turns(messages: list[Any], where: str) -> tuple[tuple[str, ...], tuple[
             raise InputError(f"{here} must be an object, got {type(message).__name__}")
         role = message.get("role")
         if role not in ROLES:
-            raise InputError(f"{here} has the role {role!r}; valid are {', '.join(ROLES)}")
+            raise InputError(
+                f"{here} has the role {shown(repr(role))}; valid are {', '.join(ROLES)}"
+            )
         for key in _UNSUPPORTED:
             if message.get(key):
                 raise InputError(f"{here} has {key}, which is not read; only its content is")

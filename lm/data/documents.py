@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from lm.errors import InputError
+from lm.errors import InputError, shown
 
 
 class SpecialToken(str):
@@ -98,5 +98,5 @@ def span_fields(
         return (("text", 1.0),)
     if "prompt" in available and "response" in available:
         return (("prompt", 0.0), ("response", 1.0))
-    found = ", ".join(sorted(available)) or "nothing"
+    found = shown(", ".join(sorted(available)), 300) or "nothing"
     raise InputError(f"{where}: needs text, or prompt and response{others}; it has {found}")

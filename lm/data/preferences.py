@@ -5,7 +5,7 @@ from typing import Any
 
 from lm.data.chats import read_turns
 from lm.data.documents import Document
-from lm.errors import InputError
+from lm.errors import InputError, shown
 
 PAIR = ("chosen", "rejected")
 LABELLED = ("completion", "label")
@@ -51,7 +51,7 @@ def read_preference(record: Mapping[str, Any], name: str, where: str) -> Documen
     if not pair:
         label = record["label"]
         if not isinstance(label, bool):
-            raise InputError(f"{where}: label must be true or false, got {label!r:.50}")
+            raise InputError(f"{where}: label must be true or false, got {shown(repr(label), 50)}")
         prompt, completion = _turns(record, ("prompt", "completion"), where)
         return _document(name, prompt, completion, where, "completion")._replace(label=label)
     if "prompt" in record:
@@ -89,7 +89,8 @@ def _turns(record: Mapping[str, Any], fields: tuple[str, ...], where: str) -> li
     found = []
     for field in fields:
         if field not in record:
-            raise InputError(f"{where}: needs {field}; it has {', '.join(sorted(record))}")
+            names = shown(", ".join(sorted(record)), 300)
+            raise InputError(f"{where}: needs {field}; it has {names}")
         value = record[field]
         if isinstance(value, str):
             found.append(((), (value,), (0.0,)))

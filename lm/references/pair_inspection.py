@@ -3,6 +3,7 @@
 R rows, one record each; T tokens of a row.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.documents import Document
-from lm.data.pairs import Encoder, Reading, row_of_records
+from lm.data.pairs import Encoder, Reading, encode_record, row_of_records
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 from lm.model.interface import Model
@@ -135,8 +136,12 @@ def _rows(
             usable.append(numbered[1])
             rows.append(row_of_records([record], length))
     if not rows:
+        reasons = Counter(
+            encode_record(documents, index, tokenizer, reading, length)[1]
+            for index in range(len(documents))
+        )
         raise InputError(
-            f"{reading.user} can use none of the records: their answers are empty or equal, or they"
-            f" are longer than data.sequence_length={length}"
+            f"{reading.user} with data.sequence_length={length} can use none of the records: "
+            + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
         )
     return usable, rows

@@ -231,8 +231,15 @@ def score_faults(
       sequence_length: T.
 
     Raises:
-      InputError: a document has no prompt, or its prompt no faulty answer.
+      InputError: a document has no prompt, or its prompt no faulty answer; or a corpus holds
+        preferences, of which not every answer is a right, or a faulty, one.
     """
+    for corpus in (*corpora, faulty):
+        if corpus.kind != "text":
+            raise InputError(
+                f"{corpus.name} has records of the kind {corpus.kind}; right and faulty answers "
+                "are files of their own, with prompt and response"
+            )
     answers = {_prompt(one): one for one in faulty.documents}
 
     def pair(document):

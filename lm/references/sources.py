@@ -81,6 +81,6 @@ def check_sources(config: ConfigDict, user: str, names: tuple[str, ...]) -> None
             raise InputError(f"{key}={source!r} is not possible; valid: {valid_sources(name)}")
 
 
-def valid_sources(name: str) -> str:
-    """The sources of a reference, in words."""
-    return ", ".join(_KINDS[kind] for kind in SOURCES[name])
+def valid_sources(name: str, stored: bool = True) -> str:
+    """The sources of a reference in words; without `stored`, "" where it can only be stored."""
+    return ", ".join(_KINDS[kind] for kind in SOURCES[name] if stored or kind not in _STORED)

@@ -30,6 +30,17 @@ def check_adaptation(config: ConfigDict) -> None:
             )
 
 
+def check_mask_token(config: ConfigDict, vocab_size: int) -> None:
+    """Raises InputError for a token to replace others with that the vocabulary lacks."""
+    name = config.objective.name
+    hyper = config.objective.get(name, {})
+    if hyper.get("mask_token", -1) >= vocab_size:
+        raise InputError(
+            f"objective.{name}.mask_token={hyper.mask_token} must be below the {vocab_size} "
+            "entries of the vocabulary"
+        )
+
+
 def check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> None:
     """Raises InputError where the kernel cannot be had."""
     reason = splash.refusal(length, model.heads, model.kv_heads, model.head_width, dict(mesh.shape))

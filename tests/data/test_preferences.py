@@ -120,6 +120,10 @@ LABELLED = {"prompt": "a", "completion": "b", "label": True}
             "chosen and rejected share no message at their beginning",
         ),
         ({"completion": "b", "label": True}, "needs prompt; it has completion, label"),
+        ({"completion": "b", "label": True, "a\nb": 1}, "needs prompt; it has 'a\\nb, completion"),
+        ({"prompt": "a", "b\nc": 1}, "needs text, or prompt and response"),
+        ({"prompt": "a"} | {f"key {i}": 1 for i in range(1000)}, "needs text, or prompt and resp"),
+        (CHAT | {"prompt": [{"role": "r" * 5000}]}, "message 1 has the role 'rrr"),
     ],
 )
 def test_a_bad_record_is_one_line_with_file_and_line(record, message, tmp_path):
@@ -130,6 +134,7 @@ def test_a_bad_record_is_one_line_with_file_and_line(record, message, tmp_path):
     assert text.startswith(f"{path}:2: ")
     assert message in text
     assert "\n" not in text
+    assert len(text) < len(str(path)) + 500
 
 
 def test_a_file_has_records_of_one_kind(tmp_path):

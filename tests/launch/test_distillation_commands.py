@@ -97,6 +97,7 @@ def test_what_does_not_go_together_is_one_line(teacher, corpus, tmp_path):
     cases = [
         (["--name=teacher_sorted"], "--config=FILE.py of its training is missing"),
         (["--name=teacher_top_k", "--largest=500"], "--largest=500 is more than the 270 tokens"),
+        (["--largest=5"], "--largest=5 is for --name=teacher_top_k and --name=teacher_sorted"),
         (["--merge=0.1"], "--merge=0.1 must be at least 0 and below 1, and is for"),
     ]
     for arguments, message in cases:
@@ -111,4 +112,4 @@ def test_what_does_not_go_together_is_one_line(teacher, corpus, tmp_path):
         f"--config.objective.references.teacher={teacher}",
     )
     assert "has the vocabulary 270, not 257" in line
-    assert "objective.name=alm or objective.loss=uld" in line
+    assert "objective.name='alm' or objective.loss='uld'" in line

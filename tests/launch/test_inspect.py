@@ -332,6 +332,15 @@ BAD = {
 }
 
 
+def test_what_is_stored_is_told_what_can_be_shown_instead():
+    told = inspect._no_scores("reference_nll")
+    assert "--objective=references.reference_nll=SOURCE, one of 'ema' with" in told
+    assert "launch.score" not in told
+    told = inspect._no_scores("better_nll")
+    assert "what needs it has no page" in told
+    assert "=SOURCE" not in told
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_in_one_line(case, trained, monkeypatch):

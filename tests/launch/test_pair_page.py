@@ -87,9 +87,32 @@ def test_pulls_and_rewards_are_those_of_the_paper(found):
     np.testing.assert_allclose(found.metrics["loss"], found.terms["loss"].mean(), rtol=1e-5)
 
 
+def test_a_labelled_answer_has_its_reward(run):
+    records = ({"prompt": "2 + 2 = ", "completion": x, "label": x == "4"} for x in ("4", "five"))
+    documents = [read_preference(one, f"file:{i}", f"file:{i}") for i, one in enumerate(records)]
+    config = run.config.copy_and_resolve_references()
+    config.objective.name = "npo"
+    found = look(
+        run._replace(config=config, objective=make_objective.make_objective(config)), documents
+    )
+    parts = re.findall(r"<h3>(.*?)</h3>.*?<p>(.*?)</p>", rendered(found), re.DOTALL)
+    for r, (name, said) in enumerate(parts):
+        assert name == ("chosen, label true", "rejected, label false")[r]
+        total = found.log_ratio[r][found.batch["weights"][r] != 0].sum()
+        assert said.endswith(f"reward {config.objective.npo.beta * total:+.3f}")
+        assert abs(total) > 0.01
+    assert len(parts) == 2
+
+
 def test_records_that_cannot_be_used_are_one_line(run):
-    with pytest.raises(InputError, match="can use none of the records"):
+    with pytest.raises(InputError, match=r"none of the records: 1 with two equal answers$"):
         look(run, DOCUMENTS[2:])
+    # Alone it has no answer under another prompt, which KTO needs.
+    config = run.config.copy_and_resolve_references()
+    config.objective.name = "kto"
+    kto = run._replace(config=config, objective=make_objective.make_objective(config))
+    with pytest.raises(InputError, match="none of the records: 1 without a later record that has"):
+        look(kto, DOCUMENTS[:1])
 
 
 PROBE = """<script>

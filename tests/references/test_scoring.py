@@ -136,6 +136,14 @@ def test_a_prompt_without_a_faulty_answer_is_named(spans, compute):
         next(score_faults(compute, corpora, faulty, Bytes(), batch_size=2, sequence_length=LENGTH))
 
 
+@pytest.mark.parametrize("kinds", [("pairs", "text"), ("text", "labelled")])
+def test_preferences_are_no_right_or_faulty_answers(kinds, compute):
+    one = document(0, ("1+1=", 0.0), ("2", 1.0))
+    right, wrong = (Corpus(kind, [one], kind, 0, kind) for kind in kinds)
+    with pytest.raises(InputError, match=r"^(pairs|labelled) has records of the kind \1; right"):
+        next(score_faults(compute, [right], wrong, Bytes(), batch_size=2, sequence_length=LENGTH))
+
+
 def test_memory_holds_the_documents_of_one_batch(compute):
     """Values come before the last document is read."""
     read = []

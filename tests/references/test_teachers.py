@@ -44,9 +44,7 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_losses_that_can_have_one(
         ({"vocab_size": 99}, "has the vocabulary 99, not 37"),
         ({"tokenizer": "abc"}, "has the tokenizer abc, not bytes"),
     ):
-        with pytest.raises(
-            InputError, match=f"{message}.*name='alm' or objective.loss='uld'"
-        ) as caught:
+        with pytest.raises(InputError, match=f"{message}.*name='alm' or .*loss='uld'") as caught:
             open_for("distillation", teacher=record(str(changes), **changes))
         assert "\n" not in str(caught.value)
 

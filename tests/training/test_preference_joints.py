@@ -81,13 +81,20 @@ def test_taps_of_the_model_and_of_its_teacher():
         models = make_reference_models(run.model, objective, run.config, None, None)(
             state.trained, {}
         )
+        teachers = {"teacher": models["teacher"]}
         statistics = make_training_statistics(run.model, 0, objective)
-        found, aux = jax.jit(lambda t, r: statistics(t, r, {"teacher": models["teacher"]}))(
-            state.trained, rows
-        )
+        found, aux = jax.jit(lambda t, r: statistics(t, r, teachers))(state.trained, rows)
     # Adapters begin as nothing: the policy is its base.
     live = np.asarray(rows["weights"]) != 0
     hidden, of_reference = (np.asarray(aux[name])[live] for name in ("hidden", "reference_hidden"))
     np.testing.assert_allclose(hidden, of_reference, rtol=1e-5, atol=1e-6)
     assert np.abs(hidden).max() > 0.1
     np.testing.assert_allclose(np.asarray(found.other_loss)[live], 0, atol=1e-5)
+
+
+def test_a_mask_token_is_one_of_the_vocabulary():
+    with pytest.raises(InputError, match=r"tars\.mask_token=257 must be below the 257 entries"):
+        build("tars", objective__tars__mask_token=257)
+    assert build("tars", objective__tars__mask_token=256).objective.perturb
+    # That of an objective that is not trained with does not matter.
+    assert build("dpo", objective__tars__mask_token=257)
