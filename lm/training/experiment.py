@@ -22,7 +22,7 @@ from lm.model.trained import Trained
 from lm.model.transformer import make_model
 from lm.parallel.mesh import RULES, check_batch, check_unsharded, make_mesh, share
 from lm.planning.flops import flops_per_token
-from lm.training.checks import check_adaptation, check_numbers, check_splash
+from lm.training.checks import check_adaptation, check_numbers, check_rollouts, check_splash
 from lm.training.make_objective import make_objective, preference_reading, weighting_names
 from lm.training.optimizers import make_optimizer
 from lm.training.state import (
@@ -178,6 +178,7 @@ def build(
     )
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
     objective = make_objective(config)
+    check_rollouts(config, objective)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), RULES)
     if config.model.attention == "splash":
         check_splash(model.config, mesh, config.data.sequence_length)
