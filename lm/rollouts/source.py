@@ -13,7 +13,7 @@ import numpy as np
 
 from lm.data.layout import BATCH, PADDING
 from lm.errors import InputError
-from lm.parallel.mesh import batch_sharding
+from lm.parallel.mesh import batch_sharding, replicated
 from lm.rollouts.prompts import Prompts, check_prompts, read_prompts
 from lm.rollouts.sampling import Completions, ends_of, make_complete, row_keys
 from lm.training.experiment import Data, Experiment, reading_of
@@ -122,7 +122,7 @@ def make_rollout(built: Experiment, ends: tuple[int, ...], quantized: bool) -> C
         return make_rows(prompts, completions, length), drawn / jnp.maximum(jnp.sum(found_B), 1)
 
     shardings = dict.fromkeys(BATCH, batch_sharding(built.mesh))
-    return jax.jit(rollout, out_shardings=(shardings, None))
+    return jax.jit(rollout, out_shardings=(shardings, replicated(built.mesh)))
 
 
 def make_rows(prompts: Prompts, completions: Completions, length: int) -> dict[str, jax.Array]:
