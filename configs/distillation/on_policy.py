@@ -9,10 +9,10 @@ Cost:    that of the run above, and in half of the steps 64 passes over one toke
          after the other.
 
 Claim: a student that is compared with its teacher on its own text learns where it goes wrong when
-it writes, which text of the data does not show. The paper's tables, of answers to prompts by
-pretrained models, have not been checked here. The text of the quickstart has no prompts: the first
-64 tokens of a row are one, and the student writes the 64 tokens that follow. With a corpus of
-prompts and responses, rollouts.prompt_tokens=0.
+it writes, which text of the data does not show. The paper's tables, of pretrained models that
+translate, summarise and reason, have not been checked here. The text of the quickstart has no
+prompts: the first 64 tokens of a row are one, and the student writes the 64 tokens that follow.
+With a corpus of prompts and responses, rollouts.prompt_tokens=0.
 """
 
 from ml_collections import ConfigDict
