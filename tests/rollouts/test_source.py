@@ -194,6 +194,29 @@ def test_in_the_quantized_phase_the_model_on_its_grids_writes(corpus):
     assert (before["targets"] != batch["targets"]).any()
 
 
+@pytest.mark.slow
+def test_the_model_with_its_adapters_writes(corpus):
+    run = Run(config(corpus, model__adapter_rank=2))
+    trained = run.state.trained
+    noise = jax.random.normal(jax.random.key(1), (4, 128))
+
+    def filled(path, x):  # Fresh adapters are zero and change nothing.
+        fresh = jax.tree_util.keystr(path).endswith("_adapter_out']")
+        return noise.ravel()[: x.size].reshape(x.shape) if fresh else x
+
+    params = jax.tree_util.tree_map_with_path(filled, trained.params)
+    without = trained
+    run.state = run.state._replace(trained=trained._replace(params=params))
+    batch = run.batch()
+    drawn = batch["weights"] != 0
+    same, base = (
+        (likeliest(run.built, one, batch) == batch["targets"])[drawn]
+        for one in (run.state.trained, without)
+    )
+    assert same.all()
+    assert not base.all()  # negative control: the model below them writes something else
+
+
 def test_a_row_draws_by_seed_step_and_row_alone(run):
     """Other prompts in the other rows change nothing; another step does."""
     complete = jax.jit(
