@@ -267,6 +267,21 @@ QUANTIZATION = {
     "gptq_batches": (8, "at the switch, calibration of GPTQ, to compare or begin with; 0 is off"),
 }
 
+# Batches of what the model itself writes, for a loss with a teacher (GKD, arXiv 2306.13649).
+ROLLOUTS = {
+    "share": (
+        0.0,
+        "probability that a step trains on the model's own answers to the prompts of its batch; 0 "
+        "is off",
+    ),
+    "tokens": (64, "longest answer; a prompt keeps its last sequence_length - tokens"),
+    "temperature": (1.0, "of the model that writes; 0 takes the most likely token"),
+    "prompt_tokens": (
+        0,
+        "in rows without a document that has a prompt, first tokens that are one; 0: none",
+    ),
+}
+
 # The model that a run begins with.
 INITIALISE = {
     "from": ("", "a work directory, a Hugging Face folder or a .gguf; '' is fresh parameters"),
@@ -320,6 +335,7 @@ SECTIONS = {
     "objective": OBJECTIVE,
     "objective.references": REFERENCES,
     "quantization": QUANTIZATION,
+    "rollouts": ROLLOUTS,
     "initialise": INITIALISE,
     "mesh": MESH,
     "distributed": DISTRIBUTED,

@@ -160,6 +160,8 @@ def shrink(config):
         config.data.update(corpus="text", tokenizer="bytes", vocab_size=0, sequence_length=32)
         config.data.validation_fraction = 0.3
     config.data.shuffle_rows = 8
+    if config.rollouts.share:
+        config.rollouts.update(tokens=8, prompt_tokens=8)
     config.train.update(steps=steps, batch_size=8, log_every=1, tensorboard=False)
     config.optimizer.warmup_steps = 1
     config.evaluation.update(every_steps=0, batches=1, sample_tokens=0, ngram_order=0)

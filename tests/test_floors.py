@@ -39,12 +39,13 @@ BELOW = {
     "lm/runs/parameters_from": _RUN,
     "lm/runs/initialise": (*_RUN, "lm/references"),
     "lm/training/resume": _RUN,
-    **{name: (*_AROUND, *_LOOP, "lm/training/resume") for name in _LOOP},
+    **{name: (*_AROUND, *_LOOP, "lm/training/resume", "lm/rollouts") for name in _LOOP},
     "lm/compression": (*_GROUND, "lm/parallel"),
     "lm/runs": (*_BASE, "lm/parallel"),
     "lm/training": _STEP,
     "lm/evaluation": (*_GROUND, "lm/parallel", "lm/compression"),
     "lm/references": _RUN,
+    "lm/rollouts": (*_RUN, "lm/evaluation"),
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),
     "configs": ("objectives", "lm/errors", "lm/pretrained"),
@@ -56,7 +57,7 @@ FOREIGN = {
     "absl.flags": ("launch",),
     "absl.app": ("launch",),
     "tensorflow_datasets": ("lm/data",),
-    "grain": ("lm/data", "lm/training", "lm/runs"),
+    "grain": ("lm/data", "lm/training", "lm/runs", "lm/rollouts"),
 }
 
 

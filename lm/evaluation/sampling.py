@@ -1,6 +1,6 @@
 """Text samples of a model, as they come."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -52,18 +52,8 @@ class Sampler:
           **options: temperature, top_k and top_p of `decoding.sample`.
         """
         self._tokenizer = tokenizer
-        view = _view(model, quantized)
+        view, logits_of = of_trained(model, quantized), predicted_logits(model, loss)
         of_cache = quantized.cache if quantized else None
-
-        def logits_of(trained):
-            def logits(hidden_B1D, head_DV):
-                targets_B1 = jnp.zeros(hidden_B1D.shape[:2], jnp.int32)
-                cap = model.config.logit_softcap
-                return losses.logits(
-                    loss, losses.Inputs(hidden_B1D, head_DV, targets_B1, trained.loss, cap)
-                )
-
-            return None if loss == losses.CROSS_ENTROPY else logits
 
         closing = chats.end_of_turn(tokenizer.chat, tokenizer.special_tokens) if chat else ""
         special = isinstance(closing, SpecialToken)
@@ -157,7 +147,25 @@ def until(pieces: Iterable[str], stop: str) -> Iterator[str]:
         yield held
 
 
-def _view(model: Model, quantized: Quantized | None) -> Model:
+def predicted_logits(
+    model: Model, loss: losses.Loss
+) -> Callable[[Trained], decoding.Logits | None]:
+    """(trained) -> the logits of the distribution that the loss predicts, for `decoding`."""
+
+    def logits_of(trained):
+        def logits(hidden_B1D, head_DV):
+            targets_B1 = jnp.zeros(hidden_B1D.shape[:2], jnp.int32)
+            cap = model.config.logit_softcap
+            return losses.logits(
+                loss, losses.Inputs(hidden_B1D, head_DV, targets_B1, trained.loss, cap)
+            )
+
+        return None if loss == losses.CROSS_ENTROPY else logits
+
+    return logits_of
+
+
+def of_trained(model: Model, quantized: Quantized | None) -> Model:
     """The model as a function of everything that is trained, with weights on their grids or not."""
     if quantized is None:
         return model._replace(

@@ -3,6 +3,7 @@
 B batch, P prompt length, S cache length or tokens added, C tokens of a call, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def sample(
     """Draws a token from softmax(logits / temperature), [B] int32.
 
     Args:
-      key: random key.
+      key: random key, or one a row [B].
       logits_BV: float32.
       temperature: 0 takes the most likely token.
       top_k: only the k most likely tokens may be drawn; 0 is off.
@@ -86,7 +87,8 @@ def sample(
         last_B1 = jnp.sum(before_BV < top_p, axis=-1, keepdims=True) - 1
         floor_B1 = jnp.take_along_axis(sorted_BV, jnp.maximum(last_B1, 0), axis=-1)
         logits_BV = jnp.where(logits_BV < floor_B1, -jnp.inf, logits_BV)
-    return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+    draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
+    return draw(key, logits_BV).astype(jnp.int32)
 
 
 class Decoding(NamedTuple):
@@ -98,7 +100,7 @@ class Decoding(NamedTuple):
       cache: of the tokens so far.
       ended_B: whether a row has ended.
       step: tokens added so far.
-      keys_S: a random key for each token that may be added.
+      keys_S: a random key for each token that may be added, or [S, B] one of each row.
     """
 
     logits_BV: jax.Array
@@ -126,7 +128,7 @@ def start(
       model, params: the model.
       prompt_BP: int32, at least one token a row; shorter prompts are padded on the left.
       prompt_mask_BP: 1 where the prompt is real, 0 in its padding.
-      key: random key.
+      key: random key, or one a row [B]: what a row draws then depends on no other row.
       steps: tokens to add at most; static under `jax.jit`.
       logits: see `next_logits`.
       quantizer: of the cache, see `init_cache`.
@@ -135,6 +137,8 @@ def start(
     segments_BP = prompt_mask_BP.astype(jnp.int32)
     positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
     cache = init_cache(model, batch, prompt_length + steps, quantizer)
+    split = functools.partial(jax.random.split, num=steps)
+    split = jax.vmap(split, out_axes=1) if key.ndim else split
     logits_BV, cache = next_logits(
         model, params, prompt_BP, positions_BP, segments_BP, cache, logits
     )
@@ -144,7 +148,7 @@ def start(
         cache,
         jnp.zeros((batch,), bool),
         jnp.zeros((), jnp.int32),
-        jax.random.split(key, steps),
+        split(key),
     )
 
 

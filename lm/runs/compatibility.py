@@ -121,6 +121,11 @@ ADDED = {
     "objective.references.teacher_top_k": "",
     "objective.references.teacher_sorted": "",
     "objective.references.chunk_log_probability": "",
+    # With text that the model writes itself.
+    "rollouts.prompt_tokens": 0,
+    "rollouts.share": 0.0,
+    "rollouts.temperature": 1.0,
+    "rollouts.tokens": 64,
 }
 
 # Old key -> its name today, "" where it is gone.

@@ -104,7 +104,8 @@ def other_run(run: experiment.Experiment, config: ConfigDict, source: str) -> ex
     ours = run.config
     sections = ["model", "data"]
     if run.phases.switch:
-        sections += ["train.batch_size", "train.seed", "train.ema_decay", "optimizer", "objective"]
+        sections += ["train.batch_size", "train.seed", "train.ema_decay", "optimizer"]
+        sections += ["objective", "rollouts"]
     for section in sections:
         for key in _keys(ours, section):
             mine, its = _get(ours, key), _get(config, key)

@@ -8,6 +8,7 @@ from lm.compression.widths import FULL_PRECISION
 from lm.errors import InputError
 from lm.model import splash
 from lm.model.config import ModelConfig
+from objectives import Objective
 
 
 def check_adaptation(config: ConfigDict) -> None:
@@ -51,6 +52,30 @@ def check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> 
         raise InputError(f"model.attention=splash: {reason}; model.attention=auto finds its way")
 
 
+def check_rollouts(config: ConfigDict, objective: Objective) -> None:
+    """Raises InputError where a model cannot learn from text that it writes itself."""
+    c, length = config.rollouts, config.data.sequence_length
+    if not c.share:
+        return
+    if c.share > 1:
+        raise InputError(f"rollouts.share={c.share} must be at most 1")
+    if c.tokens >= length or c.prompt_tokens + c.tokens > length:
+        raise InputError(
+            f"rollouts.tokens={c.tokens} and rollouts.prompt_tokens={c.prompt_tokens} leave no "
+            f"room for a prompt in data.sequence_length={length}; valid: at most {length} "
+            "together, and a token or more for the prompt"
+        )
+    user = f"objective.name={config.objective.name!r}, loss={config.objective.loss!r}"
+    reason = "" if objective.teachers else "has no teacher to say what is right of it"
+    if further := sorted(set(objective.batch_keys) - {"keys"}):
+        reason = f"reads {' and '.join(further)}, which only data has"
+    if reason:
+        raise InputError(
+            f"rollouts.share={c.share}: the model trains on what it writes, and {user} {reason}; "
+            "valid: objective.loss='distillation' with a model as its teacher"
+        )
+
+
 # Key -> smallest valid value, for the keys that no other module checks.
 _MINIMA = {
     "train.steps": 1,
@@ -62,6 +87,10 @@ _MINIMA = {
     "data.workers": 0,
     "objective.z_loss": 0,
     "objective.block_size": 0,
+    "rollouts.share": 0,
+    "rollouts.temperature": 0,
+    "rollouts.tokens": 1,
+    "rollouts.prompt_tokens": 0,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0,
     "checkpoint.grace_seconds": 0,

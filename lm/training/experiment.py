@@ -26,6 +26,7 @@ from lm.training.checks import (
     check_adaptation,
     check_mask_token,
     check_numbers,
+    check_rollouts,
     check_splash,
 )
 from lm.training.make_objective import make_objective, preference_reading, weighting_names
@@ -184,6 +185,7 @@ def build(
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
     objective = make_objective(config)
     check_mask_token(config, vocab_size)
+    check_rollouts(config, objective)
     model = make_model(ModelConfig(vocab_size=vocab_size, **config.model), RULES)
     if config.model.attention == "splash":
         check_splash(model.config, mesh, config.data.sequence_length)

@@ -16,6 +16,7 @@ from lm.model.interface import Model
 from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import parameters_by_group, peak_flops
 from lm.references.second_models import open_references
+from lm.rollouts.source import make_source
 from lm.runs import identity, initialise, parameters_from, run_record
 from lm.runs.checkpoints import Checkpoints, saved_steps
 from lm.training import events, experiment, schedules
@@ -30,7 +31,7 @@ from lm.training.resume import (
     settle_ends,
     settle_streams,
 )
-from lm.training.sources import GrainSource, Source, check_keys
+from lm.training.sources import Source, check_keys
 from lm.training.state import parameter_shapes
 from lm.training.stopping import StopRequest, stop_signals
 from lm.training.term_evaluation import TermEvaluation, term_evaluation
@@ -142,8 +143,8 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}
+        source = make_source(built, data, dataset, stored)
         reading = experiment.reading_of(config, data.train)
-        source = GrainSource(dataset, built.mesh, (*stored, *(reading.keys if reading else ())))
         terms = term_evaluation(built, reading, stored, second_models, frozen, say)
         run_id = record["run_id"]
         parts = _Parts(built, data, source, second_models, frozen, start, beginning, run_id, terms)
@@ -301,7 +302,7 @@ class Loop:
             self.logged = (self.step + 1, self.watch.read())
         self.report()
         self.step += 1
-        self.pending, self.validation = (self.step, values), None
+        self.pending, self.validation = (self.step, values | self.source.metrics), None
 
     def check_stop(self) -> None:
         """Raises Interrupted before a step; also agrees on whether it is time to save."""

@@ -36,6 +36,7 @@ _FIXED = (
     "train.frozen",
     "optimizer.name",
     "quantization",
+    "rollouts",
 )
 _FREE = (
     "model.attention",

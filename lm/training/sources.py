@@ -3,7 +3,7 @@
 B rows, T tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import grain
@@ -22,9 +22,11 @@ class Source(Protocol):
 
     Attributes:
       keys: names of the arrays in its batches.
+      metrics: float32 scalars that describe the batch that was given last.
     """
 
     keys: frozenset[str]
+    metrics: Mapping[str, jax.Array]
 
     def next(self, step: int, state: TrainState) -> dict[str, jax.Array]:
         """The batch of a step, arrays [B, T] on the mesh; `state` is that before the step."""
@@ -47,6 +49,7 @@ class GrainSource:
 
     def __init__(self, dataset: grain.IterDataset, mesh: Mesh, further: Iterable[str]):
         self.keys = frozenset((*BATCH, *further))
+        self.metrics = {}
         self._iterator, self._mesh = iter(dataset), mesh
 
     def next(self, step: int, state: TrainState) -> dict[str, jax.Array]:

@@ -24,7 +24,7 @@ def distillation(
 
     Distillation with a temperature is that of Hinton et al. (arXiv 1503.02531, section 2), where
     its square keeps the size of the gradients; the three divergences are those of GKD (arXiv
-    2306.13649), on the text of the data and not on the student's own.
+    2306.13649), on whatever text the batch has: that of the data, or the student's own.
 
     The teacher may have another width and another head. In quantization-aware training it is the
     model before quantization: the student is to be the same function on its grids, whatever text

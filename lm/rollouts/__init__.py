@@ -1,0 +1,1 @@
+"""Batches of text that the model writes itself, on-policy."""

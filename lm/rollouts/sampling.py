@@ -1,0 +1,96 @@
+"""Completions of prompts, drawn from the model as it is trained.
+
+B rows, P tokens of the longest prompt, S tokens of the longest completion.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.compression.phases import Quantized
+from lm.data import chats
+from lm.data.documents import SpecialToken
+from lm.data.tokenizers import Tokenizer
+from lm.evaluation.sampling import of_trained, predicted_logits
+from lm.model import decoding
+from lm.model.interface import Model
+from lm.model.trained import Trained
+from lm.rollouts.prompts import Prompts
+from objectives.losses import Loss
+
+# Keeps these keys apart from those of a training step, which folds its number in first: no run has
+# a step of this number.
+_ROLLOUTS = 0x726F6C6C
+
+
+class Completions(NamedTuple):
+    """What follows the prompts.
+
+    Attributes:
+      tokens_BS: int32; the token that ends a text is its last one.
+      lengths_B: tokens of each row that were drawn, that one included.
+    """
+
+    tokens_BS: jax.Array
+    lengths_B: jax.Array
+
+
+def row_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:
+    """A random key a row, [B], that depends on seed, step and row alone."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ROLLOUTS), step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def ends_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end a completion: the end of text, and of a turn where one token does."""
+    closing = chats.end_of_turn(tokenizer.chat, tokenizer.special_tokens)
+    ends = (tokenizer.special_id(closing),) if isinstance(closing, SpecialToken) else ()
+    return tuple(dict.fromkeys((tokenizer.end_of_text, *ends)))
+
+
+def make_complete(
+    model: Model,
+    loss: Loss,
+    quantized: Quantized | None,
+    *,
+    tokens: int,
+    temperature: float,
+    ends: tuple[int, ...],
+) -> Callable[[Trained, Prompts, jax.Array], Completions]:
+    """(trained, prompts, keys_B) -> completions; jit it.
+
+    Args:
+      model: the model.
+      loss: decides the distribution that is drawn from.
+      quantized: puts weights, activations and the cache on their grids first; None leaves them.
+      tokens: S, of a completion at most.
+      temperature: that logits are divided by; 0 takes the most likely token.
+      ends: tokens that end a completion, the end of text first.
+    """
+    # Weights go on their grids once a batch, not once a token.
+    running = quantized.of_stored() if quantized else None
+    view, logits_of = of_trained(model, running), predicted_logits(model, loss)
+
+    def complete(trained, prompts, keys_B):
+        if quantized:
+            trained = trained._replace(params=quantized.on_grid(trained))
+        tokens_BS = decoding.generate(
+            view,
+            trained,
+            prompts.tokens_BP,
+            prompts.mask_BP,
+            keys_B,
+            steps=tokens,
+            logits=logits_of(trained),
+            quantizer=running.cache if running else None,
+            end_of_text=ends[0],
+            other_ends=ends[1:],
+            temperature=temperature,
+        )
+        ended_BS = jnp.isin(tokens_BS, jnp.array(ends))
+        lengths_B = jnp.where(jnp.any(ended_BS, axis=1), jnp.argmax(ended_BS, axis=1) + 1, tokens)
+        return Completions(tokens_BS, lengths_B.astype(jnp.int32))
+
+    return complete
