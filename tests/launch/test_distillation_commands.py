@@ -108,7 +108,7 @@ def test_what_does_not_go_together_is_one_line(teacher, corpus, tmp_path):
         *TINY,
         f"--config.data.corpus={corpus}",
         f"--workdir={tmp_path / 'run'}",
-        "--config.objective.loss=self_distillation",
+        "--config.objective.loss=distillation",
         f"--config.objective.references.teacher={teacher}",
     )
     assert "has the vocabulary 270, not 257" in line

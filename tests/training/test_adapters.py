@@ -135,7 +135,7 @@ def test_dropout_depends_on_seed_and_step_and_is_off_in_evaluation(tuned):
 # One of each way through a training step: what is trained is decided outside of the methods.
 CASES = [
     *("weighting=rho1", "weighting=glow", "weighting=sat_imp", "weighting=ss_token"),
-    *("loss=cross_entropy", "loss=dice", "loss=tempnet", "loss=self_distillation"),
+    *("loss=cross_entropy", "loss=dice", "loss=tempnet", "loss=distillation"),
     *("quantizer=paretoq", "quantizer=absmax", "activations=int8", "accumulation=2"),
 ]
 

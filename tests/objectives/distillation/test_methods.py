@@ -203,6 +203,8 @@ BAD = {
     "nd": [({"kd": -1.0}, "kd=-1.0 must be at least 0")],
     "dac_kl": [({"lower": 0.5, "upper": 0.5}, "upper=0.5 must be above 0.5 and at most 1")],
     "align_distil": [({"beta2": 0.0}, "beta2=0.0 must be above 0")],
+    "top_k_distillation": [({"share": 1.5}, "share=1.5 must be at least 0 and at most 1")],
+    "uld": [({"coefficient": -1.0}, "coefficient=-1.0 must be at least 0")],
 }
 
 

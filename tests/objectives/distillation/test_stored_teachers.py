@@ -127,10 +127,10 @@ def test_all_entries_of_the_teacher_are_the_whole_divergence(rest):
     teacher = Teacher(jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32), products())
     log_q, ids = jax.lax.top_k(jax.nn.log_softmax(teacher.hidden @ teacher.head), V)
     stored = {"teacher_ids": ids, "teacher_log_probabilities": log_q}
-    x = inputs()._replace(teacher=teacher, stored=stored)
+    x = inputs()._replace(teachers={"teacher": teacher}, stored=stored)
     ones = np.ones((ROWS, LENGTH))
     (value, losses), gradients = run(TOP_K(rest=rest), x, ones)
-    (expected, of_whole), wanted = run(LOSSES["self_distillation"](), x, ones)
+    (expected, of_whole), wanted = run(LOSSES["distillation"](), x, ones)
     np.testing.assert_allclose(losses, of_whole, atol=2e-6)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for got, want in zip(gradients, wanted, strict=True):

@@ -180,7 +180,7 @@ def test_what_is_reported(name):
         wanted.add("log_ratio")
     if not ALL[name].unpaired:
         wanted |= {"margin", "accuracy"}
-    if ALL[name].teacher:
+    if ALL[name].teachers:
         wanted.add("reference_kl")
     assert wanted <= terms.keys()
 
