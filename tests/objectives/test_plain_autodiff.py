@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from objectives import losses
 from objectives.cross_entropy import token_statistics
@@ -81,9 +82,12 @@ def test_every_loss_is_that_of_blocks_and_has_a_forward_mode(name):
         for i, name in enumerate(loss.teachers)
     }
     weights = jnp.ones((B, T)).at[0, 1].set(0)
+    stored = tiny.stored_teacher(B, T, vocabulary=V)
+    stored = {name: stored[name] for name in loss.batch_keys}
 
     def value(block_size, hidden, head):
         inputs = Inputs(hidden, head, targets, params, 0.0, block_size, keys, teachers)
+        inputs = inputs._replace(stored=stored)
         return masked_sum(weights, training_statistics(loss, inputs, weights).loss)
 
     def plain(hidden, head):

@@ -47,7 +47,8 @@ OBJECTIVES = {
     "cpo": {},
     "bco": {},
     "npo": {"objective__npo__retain": "kl", "objective__references__teacher": "base"},
-    "sim_npo": {},
+    # At the default beta a model that knows nothing has forgotten all.
+    "sim_npo": {"objective__sim_npo__beta": 0.5},
     "ches_dpo": {"objective__ches_dpo__keep": 0.5},
     "sparse_po": {
         "objective__sparse_po__mask": "activations",
