@@ -197,7 +197,7 @@ REFERENCES = {
         "",
         "of a distillation: ema, base, a work directory, a Hugging Face folder or a .gguf",
     ),
-    "contrast_teacher": ("", "align_distil: the model that the teacher is told apart from"),
+    "contrast_teacher": ("", "align_distil: the model that is subtracted from the teacher"),
     "teacher_top_k": ("", "top_k_distillation: scores only"),
     "teacher_sorted": ("", "uld: scores only"),
     "chunk_log_probability": ("", "alm: scores only"),

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from objectives.cross_entropy import token_statistics
-from objectives.distillation.ranking import apart, top_tokens
+from objectives.distillation.ranking import top_tokens
+from objectives.distillation.selected import selected_statistics
+from objectives.distillation.sums import LEFT_OUT
 from objectives.losses.base import Loss, softmax
 from objectives.objective import Objective
 from objectives.terms import Term, masked_sum
@@ -111,7 +113,8 @@ def _label_loss(inputs, ids_BTN) -> jax.Array:
     """Cross-entropy of p' with labels of 1 / rank, [B, T]."""
     targets_BT1 = inputs.targets[..., None]
     ids = jnp.concatenate([ids_BTN, targets_BT1], axis=-1)
-    z_BTN, rest_BT = apart(softmax(inputs), ids, inputs.block_size, inputs.axis)
+    z_BTN, rest_BT = selected_statistics(inputs, ids)[1]
+    rest_BT = jnp.where(rest_BT == -jnp.inf, LEFT_OUT, rest_BT)
     bad_BT = ~(jnp.isfinite(z_BTN).all(-1) & jnp.isfinite(rest_BT))
     z_BTN = jnp.where(bad_BT[..., None], 0, z_BTN[..., :-1])
     rest_BT = jnp.where(bad_BT, 0, rest_BT)

@@ -10,9 +10,9 @@ Cost:    that of the quickstart, after the quickstart and one forward pass of it
          4 bytes a token on disk.
 
 Claim: a teacher with another tokenizer can be matched where both tokenizations have a common byte
-boundary (approximate likelihood matching, arXiv 2503.20083). UNCONFIRMED: any number of the paper,
-whose students are pretrained and change their tokenizer; this one begins untrained, so that the
-loss of the text is added with a coefficient of 1, which is ours. Bits per byte compare the two.
+boundary (approximate likelihood matching, arXiv 2503.20083). UNCONFIRMED: any number of the paper.
+Its students are pretrained and change their tokenizer. This one begins untrained, so the loss of
+the text is added with a coefficient of 1, which is ours. Bits per byte compare the two.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Distillation of a teacher whose probabilities are clipped (arXiv 2407.10068).
+"""Distillation from clipped probabilities of a teacher (arXiv 2407.10068).
 
 Before:  python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 Command: python -m launch.train --config=configs/distillation/dac_kl.py:runs/quickstart

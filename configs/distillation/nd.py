@@ -7,7 +7,7 @@ Against: python -m launch.train --config=configs/distillation/forward.py:runs/qu
          --workdir=runs/distilled
 Cost:    that of the run above.
 
-Claim: a student whose hidden states are long and point to the centre of their class makes more of a
+Claim: long hidden states that point to the centre of their class make a better student of the same
 teacher; released as code (WangYZ1608/Knowledge-Distillation-via-ND), no arXiv number is confirmed.
 The tables, of images, have not been checked here. The student is as wide as its teacher, with a
 narrower MLP.

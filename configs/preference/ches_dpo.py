@@ -1,4 +1,4 @@
-"""CHES (arXiv 2410.08847): pairs whose answers are alike are left out of DPO.
+"""CHES (arXiv 2410.08847): pairs of similar answers are left out of DPO.
 
 Before:  the data of configs/answers.py, and
          python -m launch.train --config=configs/answers.py --workdir=runs/noisy

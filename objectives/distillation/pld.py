@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from objectives.distillation.ranking import apart, top_tokens
+from objectives.distillation.ranking import top_tokens
+from objectives.distillation.selected import selected_statistics
+from objectives.distillation.sums import LEFT_OUT
 from objectives.distillation.taught import statistics_of_teacher
-from objectives.losses.base import Loss, softmax
+from objectives.losses.base import Loss
 from objectives.vocabulary import vocabulary_size
 from objectives.weighting.base import check_number
 
@@ -26,7 +28,7 @@ def pld(top: int = 64) -> Loss:
     other tokens. The sums over j >= k still run over the whole vocabulary, so that nothing but the
     summands of the least a_k is left out.
 
-    Two passes over the vocabulary for the teacher and two for the student, forward.
+    Two passes over the vocabulary for the teacher and one for the student, forward.
 
     Args:
       top: tokens of the list besides the target, at least 1.
@@ -36,8 +38,7 @@ def pld(top: int = 64) -> Loss:
     """
     check_number("top", top, least=1)
 
-    def losses(inputs, statistics):
-        del statistics
+    def statistics(inputs):
         hidden, head, scores = inputs.teachers["teacher"]
         of_teacher = statistics_of_teacher(inputs)
 
@@ -51,10 +52,11 @@ def pld(top: int = 64) -> Loss:
         u_BTN -= of_teacher.logsumexp[..., None]
         amounts_BTN = jnp.exp(jnp.concatenate([-of_teacher.nll[..., None], u_BTN], axis=-1))
         ids_BTN = jnp.concatenate([inputs.targets[..., None], ids_BTN], axis=-1)
-        s_BTN, rest_BT = apart(softmax(inputs), ids_BTN, inputs.block_size, inputs.axis)
-        return plackett_luce(s_BTN, rest_BT, amounts_BTN)
+        found, selected = selected_statistics(inputs, ids_BTN)
+        loss_BT = plackett_luce(selected.logits, selected.rest, amounts_BTN)
+        return found._replace(other_loss=loss_BT)
 
-    return Loss(losses=losses, teachers=("teacher",))
+    return Loss(statistics=statistics, teachers=("teacher",))
 
 
 def plackett_luce(s_BTN: jax.Array, rest_BT: jax.Array, amounts_BTN: jax.Array) -> jax.Array:
@@ -62,9 +64,10 @@ def plackett_luce(s_BTN: jax.Array, rest_BT: jax.Array, amounts_BTN: jax.Array) 
 
     Args:
       s_BTN: logits in the order of the list.
-      rest_BT: log-sum-exp of all tokens that come after the list.
+      rest_BT: log-sum-exp of all tokens that come after the list, -inf where there are none.
       amounts_BTN: a.
     """
+    rest_BT = jnp.where(rest_BT == -jnp.inf, LEFT_OUT, rest_BT)
     all_BTN = jnp.concatenate([s_BTN, rest_BT[..., None]], axis=-1)
     # Before any arithmetic: 0 * NaN is NaN, and a token without weight passes nothing.
     bad_BT = ~(jnp.isfinite(all_BTN).all(-1) & jnp.isfinite(amounts_BTN).all(-1))

@@ -27,7 +27,6 @@ from objectives.vocabulary import (
     for_each_block,
     not_finite,
     total,
-    vocabulary_size,
 )
 
 
@@ -85,41 +84,6 @@ def selected_statistics(inputs: Inputs, ids_BTS: jax.Array) -> tuple[TokenStatis
         static, hidden, head, inputs.targets - first, ids_BTS - first
     )
     return TokenStatistics(*found, -found[0]), Selected(logits_BTS, rest_BT)
-
-
-def largest(inputs: Inputs, count: int) -> jax.Array:
-    """The entries with the largest logits of the student, the largest first: int32 [B, T, S].
-
-    S is `count`, or V where that is less. Nothing is differentiated; one block of logits exists at
-    a time. Among equal logits the first entries are taken. Where logits are not finite, any entry
-    may be.
-    """
-    hidden, head, scores = softmax(inputs)
-    hidden, head = lax.stop_gradient((hidden, head))
-    first = first_column(head, inputs.axis)
-
-    own = min(count, head.shape[-1])
-
-    def best(logits_BTK, ids_BTK, most):
-        values_BTS, places_BTS = lax.top_k(logits_BTK, min(most, logits_BTK.shape[-1]))
-        return values_BTS, jnp.take_along_axis(ids_BTK, places_BTS, axis=-1)
-
-    def add_block(so_far, head_DK, start):
-        logits_BTK = scores.logits(hidden, head_DK)
-        ids_BTK = first + start + lax.broadcasted_iota(jnp.int32, logits_BTK.shape, 2)
-        block = best(logits_BTK, ids_BTK, own)
-        if so_far is None:
-            # The carry of a loop has one shape.
-            fill = ((0, 0), (0, 0), (0, own - block[0].shape[-1]))
-            return jnp.pad(block[0], fill, constant_values=-jnp.inf), jnp.pad(block[1], fill)
-        pairs = zip(so_far, block, strict=True)
-        return best(*(jnp.concatenate(pair, -1) for pair in pairs), own)
-
-    found = for_each_block(head, inputs.block_size, add_block, None)
-    if inputs.axis:
-        parts = (lax.all_gather(x, inputs.axis, axis=2, tiled=True) for x in found)
-        found = best(*parts, min(count, vocabulary_size(head, inputs.axis)))
-    return found[1]
 
 
 def _places(ids_BTS, width: int):

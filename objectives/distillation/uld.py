@@ -6,8 +6,9 @@ B batch, T length, V vocabulary, S stored entries of a token.
 import jax
 import jax.numpy as jnp
 
-from objectives.distillation.selected import largest, selected_statistics
-from objectives.losses.base import Loss
+from objectives.distillation.ranking import top_tokens
+from objectives.distillation.selected import selected_statistics
+from objectives.losses.base import Loss, softmax
 from objectives.weighting.base import check_number
 
 REFERENCE = "teacher_sorted"
@@ -45,7 +46,15 @@ def uld(coefficient: float = 1.0, cross_entropy: float = 1.0) -> Loss:
 
     def statistics(inputs):
         q_BTS = inputs.stored[REFERENCE]
-        found, selected = selected_statistics(inputs, largest(inputs, q_BTS.shape[-1]))
+        hidden, head, scores = softmax(inputs)
+        _, ids_BTS = top_tokens(
+            lambda head_DK, start: scores.logits(hidden, head_DK),
+            head,
+            q_BTS.shape[-1],
+            inputs.block_size,
+            inputs.axis,
+        )
+        found, selected = selected_statistics(inputs, ids_BTS)
         p_BTS = jnp.exp(selected.logits - found.logsumexp[..., None])
         distance_BT = _distance(q_BTS, p_BTS)
         return found._replace(other_loss=cross_entropy * found.nll + coefficient * distance_BT)

@@ -1,4 +1,4 @@
-"""CHES: pairs whose answers are alike inside the model, which push both of them down.
+"""CHES: pairs of answers with similar hidden states, which lower the probability of both.
 
 B rows, T tokens, D width, P pairs of a row.
 """

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from objectives.distillation.selected import largest, selected_statistics
+from objectives.distillation.ranking import top_tokens
+from objectives.distillation.selected import selected_statistics
 from objectives.losses import LOSSES, Inputs, Teacher, training_statistics
 from objectives.terms import masked_sum
 from objectives.vocabulary import products
@@ -211,7 +212,7 @@ def test_an_id_outside_of_the_vocabulary_is_nan_and_not_another_token(bad):
 @pytest.mark.parametrize("count", [1, S, V, V + 3])
 def test_the_largest_are_those_of_a_sort(count):
     x = inputs(block_size=4)
-    found = jax.jit(lambda: largest(x, count))()
+    found = jax.jit(lambda: top_tokens(lambda w, _: x.hidden @ w, x.head, count, 4)[1])()
     z = np.asarray(x.hidden) @ np.asarray(x.head)
     np.testing.assert_array_equal(found, np.argsort(-z, -1)[..., :count])
 
