@@ -8,7 +8,8 @@ Command: python -m launch.train --config=configs/preference/bco.py --workdir=run
 Against: python -m launch.evaluate --model=runs/noisy --corpus=runs/right.jsonl
 Cost:    about 3 minutes on 2 CPU cores, most of it before.
 
-Claim: the loss of a binary classifier with the implicit reward as its logit is an upper bound of DPO's, and needs no pairs; a shift by the mean of the rewards makes the bound tight. The paper's
+Claim: the loss of a binary classifier with the implicit reward as its logit is an upper bound of
+DPO's, and needs no pairs; a shift by the mean of the rewards makes the bound tight. The paper's
 tables have not been checked here.
 
 Watch `delta`. Ratios of densities of prompts are objective.bco.match_prompts, with stored scores of
