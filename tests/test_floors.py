@@ -148,3 +148,9 @@ def test_every_imported_package_is_declared():
                 continue
             offered = {d.replace("-", "_").lower() for d in providers[top]}
             assert offered & names, f"{path} imports {top}, which pyproject.toml does not declare"
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """Pytest imports them by their bare names, whatever their folder."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(set(names)) == sorted(names)

@@ -2,7 +2,7 @@
 
 import functools
 
-import dense
+import dense_distillation as dense
 import jax
 import jax.numpy as jnp
 import numpy as np

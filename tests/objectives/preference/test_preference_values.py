@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-import dense
+import dense_preference as dense
 import jax.numpy as jnp
 import numpy as np
 import preference_cases as cases

@@ -1,6 +1,6 @@
 """Published toy values, limits in which one method is another, and the memory of all."""
 
-import dense
+import dense_distillation as dense
 import jax
 import jax.numpy as jnp
 import numpy as np
