@@ -1,6 +1,6 @@
 """Losses of TRL and their gradients on fixed log-probabilities, as goldens/trl.json.
 
-ORACLE_PYTHON tests/objectives/preference/make_goldens.py FILE
+ORACLE_PYTHON tests/objectives/preference/make_preference_goldens.py FILE
 
 ORACLE_PYTHON has torch and trl 1.16.0. The methods of TRL's trainers are called with a stand-in for
 the trainer and for the model, which gives log-probabilities in place of computing them.
