@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm.model.drawn import Measured, measure
 from lm.model.interface import CacheQuantizer, KVCache, Model, Tokens
 
 # (hidden states [B, 1, D], head [D, V]) -> logits [B, 1, V].
@@ -179,23 +180,38 @@ def advance(
     Returns:
       The state, and the tokens [B, count] int32; `end_of_text` where a row has ended.
     """
-    batch, ends = state.position_B.shape[0], (end_of_text, *other_ends)
+    state, tokens_BC, _ = _advance(
+        model,
+        params,
+        state,
+        count,
+        (end_of_text, *other_ends),
+        functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p),
+        lambda *drawn: (),
+        logits,
+    )
+    return state, tokens_BC
+
+
+def _advance(model, params, state, count, ends, draw, measured, logits):
+    """(state, tokens [B, count], what `measured` gave of each, [B, count] in place of [B]).
+
+    `draw` is (key, logits [B, V]) -> tokens [B]; `measured` is (logits [B, V], tokens [B], whether
+    a row had ended before [B]) -> a tree of [B]; zeros stand where no row is left.
+    """
+    batch, end_of_text = state.position_B.shape[0], ends[0]
 
     def more(carry):
-        state, _, added = carry
+        state, _, _, added = carry
         room = (added < count) & (state.step < state.keys_S.shape[0])
         return room & ~jnp.all(state.ended_B)
 
     def step(carry):
-        state, tokens_BC, added = carry
-        token_B = sample(
-            state.keys_S[state.step],
-            state.logits_BV,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
+        state, tokens_BC, all_measured, added = carry
+        token_B = draw(state.keys_S[state.step], state.logits_BV)
         token_B = jnp.where(state.ended_B, end_of_text, token_B)
+        new = measured(state.logits_BV, token_B, state.ended_B)
+        all_measured = jax.tree.map(lambda x, one: x.at[:, added].set(one), all_measured, new)
         logits_BV, cache = next_logits(
             model,
             params,
@@ -212,11 +228,13 @@ def advance(
             ended_B=state.ended_B | jnp.isin(token_B, jnp.array(ends)),
             step=state.step + 1,
         )
-        return state, tokens_BC.at[:, added].set(token_B), added + 1
+        return state, tokens_BC.at[:, added].set(token_B), all_measured, added + 1
 
     tokens_BC = jnp.full((batch, count), end_of_text, jnp.int32)
-    state, tokens_BC, _ = jax.lax.while_loop(more, step, (state, tokens_BC, jnp.int32(0)))
-    return state, tokens_BC
+    shapes = jax.eval_shape(measured, state.logits_BV, tokens_BC[:, 0], state.ended_B)
+    zeros = jax.tree.map(lambda x: jnp.zeros((batch, count), x.dtype), shapes)
+    carry = (state, tokens_BC, zeros, jnp.int32(0))
+    return jax.lax.while_loop(more, step, carry)[:3]
 
 
 def generate(
@@ -238,3 +256,55 @@ def generate(
     prompts = (prompt_BP, prompt_mask_BP)
     state = start(model, params, *prompts, key, steps=steps, logits=logits, quantizer=quantizer)
     return advance(model, params, state, steps, logits=logits, **options)[1]
+
+
+class Drawn(NamedTuple):
+    """Tokens that follow prompts, and what was known of each when it was drawn.
+
+    Attributes:
+      tokens_BS: int32; `end_of_text` where a row has ended.
+      measured: of each token, [B, S] in place of [B].
+    """
+
+    tokens_BS: jax.Array
+    measured: Measured
+
+
+def draw(
+    model: Model,
+    params: Any,
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    key: jax.Array,
+    *,
+    steps: int,
+    ends: tuple[int, ...],
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    group: int = 0,
+    logits: Logits | None = None,
+    quantizer: CacheQuantizer | None = None,
+) -> Drawn:
+    """As `generate`, the same tokens, with `lm.model.drawn.measure` of each. Jit it.
+
+    Args:
+      model, params: the model.
+      prompt_BP, prompt_mask_BP, key, steps, logits, quantizer: see `start`.
+      ends: tokens that end a row, the end of text first; (-1,) for none.
+      temperature, top_k, top_p: see `sample`.
+      group: rows of a group, for its divergence; 0 leaves it out.
+    """
+    prompts = (prompt_BP, prompt_mask_BP)
+    state = start(model, params, *prompts, key, steps=steps, logits=logits, quantizer=quantizer)
+    _, tokens_BS, measured = _advance(
+        model,
+        params,
+        state,
+        steps,
+        ends,
+        functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p),
+        functools.partial(measure, temperature=temperature, group=group),
+        logits,
+    )
+    return Drawn(tokens_BS, measured)
