@@ -35,7 +35,7 @@ BATCH = {name: POSITION[name] for name in POSITION.names} | {
 }
 
 # What an array holds in the padding, where that is not 0.
-PADDING = {"sample_ids": -1, "pair_ids": -1, "mismatched_ids": -1}
+PADDING = {"sample_ids": -1, "pair_ids": -1, "mismatched_ids": -1, "group_ids": -1}
 
 
 def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:

@@ -6,6 +6,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm.parallel.mesh import first_processes
+
 _LONGEST = 400  # bytes
 
 
@@ -58,3 +60,21 @@ def from_first_process(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def of_all_shares(mesh: Mesh, values: np.ndarray) -> np.ndarray:
+    """The float64 values of every share of the rows of a batch, [shares, ...]; all have to ask.
+
+    Processes with the same share should have the same values, and where a clock has decided, they
+    may not: the first of them is believed.
+
+    Args:
+      mesh: the mesh.
+      values: of this process's share (`lm.parallel.mesh.share`), float64, of one shape everywhere.
+    """
+    if jax.process_count() == 1:
+        return values[None]
+    # As integers, because JAX would make float32 of them.
+    words = np.ascontiguousarray(values, np.float64).view(np.uint32)
+    gathered = np.asarray(multihost_utils.process_allgather(words))
+    return np.ascontiguousarray(gathered[first_processes(mesh)]).view(np.float64)

@@ -134,6 +134,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
 
 
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Of an array [B, ...] of which every device has whole rows: rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -255,6 +260,17 @@ def share(mesh: Mesh) -> tuple[int, int]:
     return shares.index(blocks[jax.process_index()]), len(shares)
 
 
+def first_processes(mesh: Mesh) -> list[int]:
+    """Of each `share` the first process that has it."""
+    if jax.process_count() == 1:
+        return [0]
+    blocks = _blocks(mesh)
+    return [
+        min(process for process, its in blocks.items() if its == rows)
+        for rows in sorted(set(blocks.values()))
+    ]
+
+
 def _blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     """Process -> blocks of rows that its devices hold, of as many as the mesh cuts a batch in."""
     blocks = {}
@@ -264,9 +280,11 @@ def _blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     return {process: tuple(sorted(found)) for process, found in blocks.items()}
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from the rows of this process's `share`."""
-    sharding = batch_sharding(mesh)
+def put_batch(
+    mesh: Mesh, batch: dict[str, np.ndarray], sharding: NamedSharding | None = None
+) -> dict[str, jax.Array]:
+    """Global arrays from the rows of this process's `share`, by default with `batch_sharding`."""
+    sharding = sharding or batch_sharding(mesh)
     if jax.process_count() == 1:
         return {
             name: jax.make_array_from_process_local_data(sharding, rows)
@@ -285,6 +303,14 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return jax.make_array_from_callback(shape, sharding, piece)
 
     return {name: put(rows) for name, rows in batch.items()}
+
+
+def local_rows(mesh: Mesh, x: jax.Array) -> np.ndarray:
+    """The rows of this process's `share` of an array with `row_sharding`; nothing is exchanged."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    pieces = {shard.index[0].indices(len(x))[0]: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -15,6 +15,7 @@ from lm.data.documents import SpecialToken
 from lm.data.tokenizers import Tokenizer
 from lm.evaluation.sampling import of_trained, predicted_logits
 from lm.model import decoding
+from lm.model.drawn import Measured
 from lm.model.interface import Model
 from lm.model.trained import Trained
 from lm.rollouts.prompts import Prompts
@@ -58,6 +59,7 @@ def make_complete(
     tokens: int,
     temperature: float,
     ends: tuple[int, ...],
+    top_p: float = 1.0,
 ) -> Callable[[Trained, Prompts, jax.Array], Completions]:
     """(trained, prompts, keys_B) -> completions; jit it.
 
@@ -68,14 +70,13 @@ def make_complete(
       tokens: S, of a completion at most.
       temperature: that logits are divided by; 0 takes the most likely token.
       ends: tokens that end a completion, the end of text first.
+      top_p: share of the probability that may be drawn from, see `decoding.sample`.
     """
-    # Weights go on their grids once a batch, not once a token.
-    running = quantized.of_stored() if quantized else None
-    view, logits_of = of_trained(model, running), predicted_logits(model, loss)
+    view, on_grid, quantizer = _running(model, quantized)
+    logits_of = predicted_logits(model, loss)
 
     def complete(trained, prompts, keys_B):
-        if quantized:
-            trained = trained._replace(params=quantized.on_grid(trained))
+        trained = on_grid(trained)
         tokens_BS = decoding.generate(
             view,
             trained,
@@ -84,13 +85,90 @@ def make_complete(
             keys_B,
             steps=tokens,
             logits=logits_of(trained),
-            quantizer=running.cache if running else None,
+            quantizer=quantizer,
             end_of_text=ends[0],
             other_ends=ends[1:],
             temperature=temperature,
+            top_p=top_p,
         )
-        ended_BS = jnp.isin(tokens_BS, jnp.array(ends))
-        lengths_B = jnp.where(jnp.any(ended_BS, axis=1), jnp.argmax(ended_BS, axis=1) + 1, tokens)
-        return Completions(tokens_BS, lengths_B.astype(jnp.int32))
+        return Completions(tokens_BS, lengths_of(tokens_BS, ends))
 
     return complete
+
+
+class Answers(NamedTuple):
+    """Completions, and what was known of their tokens when they were drawn.
+
+    Attributes:
+      tokens_BS: int32; the token that ends a text is its last one.
+      lengths_B: tokens of each row that were drawn, that one included.
+      measured: `lm.model.drawn.Measured` of each token, [B, S] in place of [B].
+    """
+
+    tokens_BS: jax.Array
+    lengths_B: jax.Array
+    measured: Measured
+
+
+def make_answer(
+    model: Model,
+    quantized: Quantized | None,
+    *,
+    tokens: int,
+    temperature: float,
+    ends: tuple[int, ...],
+    top_p: float = 1.0,
+    group: int = 0,
+) -> Callable[..., Answers]:
+    """(trained, prompts [B, P], mask [B, P], keys [B]) -> answers; jit it.
+
+    What is drawn from is softmax(logits / temperature), logits being those of the model, capped
+    where they are. A policy objective has the temperature in its `Loss`: that is not asked, or the
+    logits would be divided twice.
+
+    Args:
+      model, quantized, tokens, temperature, ends, top_p: see `make_complete`.
+      group: rows of a group that stand next to each other, for their divergence; 0 leaves it out.
+    """
+    view, on_grid, quantizer = _running(model, quantized)
+
+    def answer(trained, prompts_BP, mask_BP, keys_B):
+        tokens_BS, measured = decoding.draw(
+            view,
+            on_grid(trained),
+            prompts_BP,
+            mask_BP,
+            keys_B,
+            steps=tokens,
+            ends=ends,
+            temperature=temperature,
+            top_p=top_p,
+            group=group,
+            quantizer=quantizer,
+        )
+        return Answers(tokens_BS, lengths_of(tokens_BS, ends), measured)
+
+    return answer
+
+
+def lengths_of(tokens_BS: jax.Array, ends: tuple[int, ...]) -> jax.Array:
+    """The number of tokens up to and with the first that ends a text, or of all; int32 [B]."""
+    ended_BS = jnp.isin(tokens_BS, jnp.array(ends))
+    all_of_them = tokens_BS.shape[1]
+    lengths_B = jnp.where(jnp.any(ended_BS, axis=1), jnp.argmax(ended_BS, axis=1) + 1, all_of_them)
+    return lengths_B.astype(jnp.int32)
+
+
+def _running(model: Model, quantized: Quantized | None):
+    """(the model of what is trained, (trained) -> with weights as it reads them, of its cache).
+
+    Weights go on their grids once a batch, not once a token.
+    """
+    if quantized is None:
+        return of_trained(model, None), lambda trained: trained, None
+    running = quantized.of_stored()
+
+    def on_grid(trained):
+        return trained._replace(params=quantized.on_grid(trained))
+
+    return of_trained(model, running), on_grid, running.cache

@@ -110,6 +110,7 @@ def make_rollout(built: Experiment, ends: tuple[int, ...], quantized: bool) -> C
         tokens=c.tokens,
         temperature=c.temperature,
         ends=ends,
+        top_p=c.top_p,
     )
 
     def rollout(trained, batch, step):
