@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TextIO
 from lm import strict_json
 from lm.data.hashing import Fingerprint
 from lm.data.preferences import LABELLED, PAIR, is_preference
+from lm.data.problems import is_problem
 from lm.errors import InputError
 
 PLAIN = (".jsonl", ".ndjson")
@@ -26,7 +27,7 @@ _MOST_GROWTH = 1000
 _CHUNK = 1 << 20
 
 # What is read differently than by older commits, whose files in the cache are left alone.
-_VERSIONS = {".parquet": ".parquet with preferences"}
+_VERSIONS = {".parquet": ".parquet with problems"}
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DAMAGED = (OSError, EOFError, ValueError, RecursionError, NotImplementedError, zlib.error)
@@ -168,13 +169,27 @@ def _from_parquet(path: Path, output: BinaryIO) -> None:
     wanted = [n for n in ("text", "prompt", "response", "messages") if n in names]
     if is_preference(dict.fromkeys(names)):
         wanted = [n for n in ("prompt", *PAIR, *LABELLED) if n in names]
+    elif is_problem(dict.fromkeys(names)):  # With all columns that JSON has a form for.
+        wanted = [f.name for f in file.schema_arrow if _has_json(f.type)]
     if not wanted:
         raise InputError(
-            f"{path}: needs text, or prompt and response, or messages, or prompt, chosen and "
-            f"rejected, or prompt, completion and label; it has {', '.join(names)}"
+            f"{path}: needs text, or prompt and response, or messages, or prompt and answer, or "
+            f"prompt, chosen and rejected, or prompt, completion and label; it has "
+            f"{', '.join(names)}"
         )
     batches = file.iter_batches(batch_size=1024, columns=wanted)
     _write((record for batch in batches for record in batch.to_pylist()), output)
+
+
+def _has_json(kind: Any) -> bool:
+    """Whether values of an Arrow type are numbers, texts, or lists and objects of such."""
+    types = importlib.import_module("pyarrow.types")
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _has_json(kind.value_type)
+    if types.is_struct(kind):
+        return all(_has_json(kind.field(i).type) for i in range(kind.num_fields))
+    numbers = types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind)
+    return numbers or types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
 
 
 def _write(records: Iterator[Any], output: BinaryIO) -> None:

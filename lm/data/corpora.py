@@ -1,4 +1,4 @@
-"""Where documents come from: the standard library, TFDS, a folder or a JSONL file.
+"""Where documents come from: the standard library, TFDS, made tasks, a folder or a JSONL file.
 
 A corpus is a random-access sequence of documents with a fixed split into training and validation.
 """
@@ -18,13 +18,14 @@ from lm.data.documents import Corpus, Document
 from lm.data.files import load_file, load_folder
 from lm.data.json_lines import load_jsonl
 from lm.data.records import load_stdlib, load_tfds
+from lm.data.tasks.corpus import PREFIX, load_task
 from lm.errors import InputError
 
 __all__ = ["Corpus", "Document", "cache_directory", "load", "read"]
 
 _VALID = (
-    "valid are stdlib, tfds:NAME[/config], a folder, or a file of records (.jsonl, .ndjson, .json, "
-    ".parquet, .jsonl.gz, .jsonl.zst), also gs://"
+    "valid are stdlib, tfds:NAME[/config], task:NAME[/count], a folder, or a file of records "
+    "(.jsonl, .ndjson, .json, .parquet, .jsonl.gz, .jsonl.zst), also gs://"
 )
 
 
@@ -34,10 +35,12 @@ def load(
     """Loads one split of every corpus.
 
     Args:
-      corpus: `stdlib`, `tfds:NAME[/config]`, a folder or a FILE.jsonl; commas separate several.
+      corpus: `stdlib`, `tfds:NAME[/config]`, a made task (see `lm.data.tasks.corpus`), a folder or
+        a FILE.jsonl; commas separate several.
         A folder's documents are all its files, at any depth, that have no NUL byte and are not
-        hidden. A JSONL line is an object with the string `text`, or `prompt` and `response`,
-        or a chat: `messages`, a list of {"role": ..., "content": ...}; blank lines are skipped.
+        hidden. A JSONL line is an object with the string `text`, or `prompt` and `response`, or
+        `prompt` and `answer` of a problem, or a chat: `messages`, a list of {"role": ...,
+        "content": ...}; blank lines are skipped.
         Other files of records, see `lm.data.converted`, are converted to JSON lines in the cache. A
         TFDS dataset has features of these names, but for chats. What is in a bucket, as
         gs://BUCKET/text.jsonl, is copied into the cache first.
@@ -45,9 +48,9 @@ def load(
       directory: where corpora are prepared and cached; "" is `cache_directory("")`, and for
         `tfds:` the environment variable TFDS_DATA_DIR where it is set.
       validation_fraction: the share of documents that is held out: by a hash of their path (stdlib,
-        folder) or of the line (JSONL). A TFDS dataset's own split `validation`, or else `test`, is
-        used where it has one; where not, the last records of `train` are held out, which TFDS put
-        in a random but fixed order when it prepared them.
+        folder), of the line (JSONL) or of the prompt (problems). A TFDS dataset's own split
+        `validation`, or else `test`, is used where it has one; where not, the last records of
+        `train` are held out, which TFDS put in a random but fixed order when it prepared them.
 
     Returns:
       One corpus for each name in `corpus`, in that order.
@@ -102,6 +105,8 @@ def cache_directory(directory: str) -> Path:
 
 
 def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
+    if name.startswith(PREFIX):
+        return _checked(load_task(name, split, fraction), split, fraction)
     path = _local(name, directory) if "://" in name else Path(name).expanduser()
     if name == "stdlib":
         corpus = load_stdlib(split, cache_directory(directory), fraction)
@@ -117,10 +122,14 @@ def _load_one(name: str, split: str, directory: str, fraction: float) -> Corpus:
         raise InputError(f"data.corpus {name!r}: not a file of records; {_VALID}")
     else:
         raise InputError(f"data.corpus {name!r}: does not exist; {_VALID}{_hint(name)}")
+    return _checked(corpus, split, fraction)
+
+
+def _checked(corpus: Corpus, split: str, fraction: float) -> Corpus:
     if not _has_text(corpus):
         raise InputError(
-            f"data.corpus {name!r}: no text in its {split} split at data.validation_fraction ="
-            f" {fraction:g}; it needs more documents, or another fraction"
+            f"data.corpus {corpus.name!r}: no text in its {split} split at data.validation_fraction"
+            f" = {fraction:g}; it needs more documents, or another fraction"
         )
     return corpus
 

@@ -1,7 +1,7 @@
 """What a document and a corpus are, and how raw bytes become one."""
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lm.errors import InputError, shown
 
@@ -26,6 +26,9 @@ class Document(NamedTuple):
         text is added.
       rejected: of a pair, whose chosen answer is in `spans`: the same prompt with the rejected one.
       label: of a labelled answer, whether it is desirable; None for all others.
+      record: of a problem, all that is known of it, as JSON values: `prompt` (a text or a list of
+        messages), `answer` (a text) and whatever else its source has; None for all others. As text
+        a problem is its prompt, weight 0, and its answer, weight 1.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Document(NamedTuple):
     framed: bool = False
     rejected: "Document | None" = None
     label: bool | None = None
+    record: Mapping[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -47,10 +51,12 @@ class Document(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What the record was: "pairs" of answers, "labelled" answers, or ordinary "text"."""
+        """ "pairs" of answers, "labelled" answers, "problems", or ordinary "text"."""
         if self.rejected is not None:
             return "pairs"
-        return "text" if self.label is None else "labelled"
+        if self.label is not None:
+            return "labelled"
+        return "text" if self.record is None else "problems"
 
 
 class Corpus(NamedTuple):
@@ -63,7 +69,7 @@ class Corpus(NamedTuple):
       fingerprint: tells this split's content from any other.
       replaced: documents that are not valid UTF-8, whose bad bytes read as U+FFFD; not counted
         for datasets of TFDS.
-      kind: of its documents, all the same: "text", "pairs" or "labelled".
+      kind: of its documents, all the same: "text", "problems", "pairs" or "labelled".
     """
 
     name: str
@@ -71,6 +77,11 @@ class Corpus(NamedTuple):
     fingerprint: str
     replaced: int
     kind: str = "text"
+
+    @property
+    def preferences(self) -> bool:
+        """Whether its documents are answers that somebody has preferred, not text to be learned."""
+        return self.kind in ("pairs", "labelled")
 
 
 def decode(content: bytes) -> tuple[str, bool]:

@@ -18,10 +18,14 @@ from lm.data.chats import read_messages
 from lm.data.documents import Corpus, Document, decode, span_fields
 from lm.data.hashing import Fingerprint, held_out
 from lm.data.preferences import is_preference, read_preference
+from lm.data.problems import is_problem, key_of, read_problem
 from lm.errors import InputError
 
 # What a record may have instead of a text, for messages.
-_OTHERS = ", or messages, or prompt, chosen and rejected, or prompt, completion and label"
+_OTHERS = (
+    ", or messages, or prompt and answer, or prompt, chosen and rejected, or prompt, completion and "
+    "label"
+)
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -53,6 +57,9 @@ def load_jsonl(
 ) -> Corpus:
     """Loads a file of JSON objects, one a line, split by a hash of the line.
 
+    Problems are split by a hash of their prompt, so that no two with the same prompt are on
+    different sides.
+
     Args:
       name: of the corpus, as it was written in the config.
       path: of the file.
@@ -62,9 +69,9 @@ def load_jsonl(
 
     Raises:
       InputError: a line, of either split, is not an object with the strings `text`, or `prompt`
-        and `response`, or with the list `messages` of a chat, or one of `lm.data.preferences`, or
-        is of another kind than the first; the message opens with the file and the line's number.
-        Or the file is no text in UTF-8.
+        and `response`, or with the list `messages` of a chat, or one of `lm.data.problems` or
+        `lm.data.preferences`, or is of another kind than the first; the message opens with the file
+        and the line's number. Or the file is no text in UTF-8.
     """
     original = original or path
     try:
@@ -102,7 +109,8 @@ def _index(
                         f"{original}:{number}: is of the kind {document.kind}, the records before "
                         f"it are {kind}; put them into different files"
                     )
-                out = held_out(content, validation_fraction)
+                key = content if document.record is None else key_of(document)
+                out = held_out(key, validation_fraction)
                 split = "validation" if out else "train"
                 digests[split].add(content)
                 replaced[split] += bad
@@ -177,6 +185,8 @@ def _parse(line: bytes, name: str, where: str) -> tuple[Document, bool]:
 def _read(record: dict[str, Any], name: str, where: str) -> Document:
     if is_preference(record):
         return read_preference(record, name, where)
+    if is_problem(record):
+        return read_problem(record, name, where)
     if "messages" in record and "text" not in record and not {"prompt", "response"} <= set(record):
         roles, contents = read_messages(record["messages"], where)
         weights = [float(role == "assistant") for role in roles]
@@ -192,9 +202,19 @@ def _read(record: dict[str, Any], name: str, where: str) -> Document:
 
 def _repaired(document: Document) -> Document:
     """JSON may escape half of a surrogate pair, which UTF-8 cannot hold: it reads as U+FFFD."""
-    spans = tuple(
-        (text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), weight)
-        for text, weight in document.spans
-    )
+    spans = tuple((_sound(text), weight) for text, weight in document.spans)
     other = document.rejected
-    return document._replace(spans=spans, rejected=_repaired(other) if other else None)
+    return document._replace(
+        spans=spans, rejected=_repaired(other) if other else None, record=_sound(document.record)
+    )
+
+
+def _sound(value: Any) -> Any:
+    """A JSON value with all of its texts repaired."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_sound(one) for one in value]
+    if isinstance(value, dict):
+        return {_sound(key): _sound(one) for key, one in value.items()}
+    return value

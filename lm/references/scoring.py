@@ -235,7 +235,7 @@ def score_faults(
         preferences, of which not every answer is a right, or a faulty, one.
     """
     for corpus in (*corpora, faulty):
-        if corpus.kind != "text":
+        if corpus.preferences:
             raise InputError(
                 f"{corpus.name} has records of the kind {corpus.kind}; right and faulty answers "
                 "are files of their own, with prompt and response"

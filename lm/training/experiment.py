@@ -302,7 +302,7 @@ def reading_of(config: ConfigDict, texts: Sequence[corpora.Corpus]) -> pairs.Rea
 
     So a model that was trained on preferences can be evaluated and quantized on other text.
     """
-    if all(corpus.kind == "text" for corpus in texts):
+    if not any(corpus.preferences for corpus in texts):
         return None
     return preference_reading(config, make_objective(config))
 
