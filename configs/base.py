@@ -267,7 +267,8 @@ QUANTIZATION = {
     "gptq_batches": (8, "at the switch, calibration of GPTQ, to compare or begin with; 0 is off"),
 }
 
-# Batches of what the model itself writes, for a loss with a teacher (GKD, arXiv 2306.13649).
+# Batches of what the model itself writes: for a loss with a teacher (GKD, arXiv 2306.13649), or for
+# a policy gradient.
 ROLLOUTS = {
     "share": (
         0.0,
@@ -279,6 +280,19 @@ ROLLOUTS = {
     "prompt_tokens": (
         0,
         "in rows without a document that has a prompt, first tokens that are one; 0: none",
+    ),
+    "top_p": (1.0, "share of the probability that may be drawn from; 1 is all of it"),
+    "group": (0, "policy gradient: answers to each prompt, G; 0 for all other objectives"),
+    "reuse": (1, "policy gradient: steps on the answers of one rollout"),
+    "longest_prompt": (
+        0,
+        "policy gradient: problems with more tokens are left out; 0: with more than a row has "
+        "beside an answer",
+    ),
+    "dynamic": (
+        0,
+        "policy gradient: further draws of other problems, to replace groups of equal rewards "
+        "(DAPO); what is left has advantage 0",
     ),
 }
 
@@ -324,6 +338,10 @@ EVALUATION = {
     "batches": (32, "validation batches during training; 0 and the end use all"),
     "sample_tokens": (100, "tokens of the text sample; 0 is none"),
     "sample_prompt": ("def ", "what the sample continues"),
+    "problems": (
+        0,
+        "held-out problems that are answered greedily and judged at each evaluation; 0 is none",
+    ),
     "ngram_order": (0, "Witten-Bell byte n-gram to compare with; 0 is none"),
 }
 

@@ -9,6 +9,7 @@ from etils import epath
 from lm.runs.checkpoints import Checkpoints
 from lm.training import experiment, loop
 from lm.training.logging import read_metrics
+from lm.training.reporting import TIMED
 
 
 def train(config, workdir, stop_after=None):
@@ -25,9 +26,8 @@ def train(config, workdir, stop_after=None):
 
 def lines(workdir, kind):
     """Lines of metrics.jsonl without what depends on the clock."""
-    timed = ("tokens_per_second", "mfu")
     return [
-        {k: v for k, v in line.items() if k not in timed}
+        {k: v for k, v in line.items() if k not in TIMED}
         for line in read_metrics(epath.Path(workdir))
         if line["kind"] == kind
     ]

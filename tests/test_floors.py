@@ -23,7 +23,8 @@ _AROUND = (
     *("lm/references", "lm/evaluation", "lm/runs/initialise", "lm/runs/parameters_from"),
 )
 _LOOP = tuple(
-    f"lm/training/{name}" for name in ("loop", "events", "quantized_phase", "interruption")
+    f"lm/training/{name}"
+    for name in ("loop", "events", "quantized_phase", "interruption", "reporting")
 )
 BELOW = {
     "objectives": (),

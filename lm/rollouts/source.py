@@ -12,30 +12,50 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.layout import BATCH, PADDING
+from lm.data.problems import problems
 from lm.errors import InputError
 from lm.parallel.mesh import batch_sharding, replicated
+from lm.rollouts.judge import Judge
+from lm.rollouts.policy_source import PolicySource
 from lm.rollouts.prompts import Prompts, check_prompts, read_prompts
 from lm.rollouts.sampling import Completions, ends_of, make_complete, row_keys
 from lm.training.experiment import Data, Experiment, reading_of
-from lm.training.sources import GrainSource, Source
+from lm.training.sources import GrainSource, Source, Spent
 from lm.training.state import TrainState
 
 
 def make_source(
-    built: Experiment, data: Data, dataset: grain.IterDataset, stored: Mapping[str, Any]
+    built: Experiment,
+    data: Data,
+    dataset: grain.IterDataset,
+    stored: Mapping[str, Any],
+    judge: Judge | None = None,
+    say: Callable[[str], None] = print,
 ) -> Source:
     """The source of batches of a run: its data, and with rollouts.share the model's own text.
+
+    For a policy gradient it is answers of the model to the problems of the data.
 
     Args:
       built: functions of the config.
       data: corpora and tokenizer.
       dataset: batches of the data, of `lm.training.experiment.train_batches`.
       stored: what a batch gets of stored references, by name.
+      judge: of the answers of a policy gradient.
+      say: shows one line.
 
     Raises:
       InputError: there is no text of its own to be had.
     """
     c = built.config.rollouts
+    if built.objective.advantages is not None:
+        if stored:
+            raise InputError(
+                f"objective.name={built.config.objective.name!r}: stored scores "
+                f"({', '.join(sorted(stored))}) are of the text of the data; valid: references "
+                "that are models"
+            )
+        return PolicySource(built, problems(data.train), data.tokenizer, judge, say)
     if c.share:
         if stored:
             raise InputError(
@@ -61,7 +81,7 @@ class OnPolicySource:
     """
 
     def __init__(self, source: Source, built: Experiment, ends: tuple[int, ...]):
-        self.keys, self.metrics = source.keys, {}
+        self.keys, self.metrics, self.spent = source.keys, {}, Spent()
         self._source, self._built, self._ends = source, built, ends
         self._rollouts: dict[bool, Callable[..., Any]] = {}
 
@@ -78,6 +98,10 @@ class OnPolicySource:
         batch, length = self._rollouts[quantized](state.trained, batch, np.int32(step))
         self.metrics["sampled_tokens"] = length
         return batch
+
+    def samples(self) -> str:
+        """Nothing: a sample is drawn for it."""
+        return ""
 
     def get_state(self) -> dict[str, Any]:
         """That of the data."""

@@ -126,6 +126,13 @@ ADDED = {
     "rollouts.share": 0.0,
     "rollouts.temperature": 1.0,
     "rollouts.tokens": 64,
+    # With policy gradients.
+    "evaluation.problems": 0,
+    "rollouts.dynamic": 0,
+    "rollouts.group": 0,
+    "rollouts.longest_prompt": 0,
+    "rollouts.reuse": 1,
+    "rollouts.top_p": 1.0,
 }
 
 # Old key -> its name today, "" where it is gone.

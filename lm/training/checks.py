@@ -55,6 +55,9 @@ def check_splash(model: ModelConfig, mesh: Mesh | AbstractMesh, length: int) -> 
 def check_rollouts(config: ConfigDict, objective: Objective) -> None:
     """Raises InputError where a model cannot learn from text that it writes itself."""
     c, length = config.rollouts, config.data.sequence_length
+    if not 0 < c.top_p <= 1:
+        raise InputError(f"rollouts.top_p={c.top_p} must be above 0 and at most 1")
+    _check_policy(config, objective)
     if not c.share:
         return
     if c.share > 1:
@@ -76,6 +79,50 @@ def check_rollouts(config: ConfigDict, objective: Objective) -> None:
         )
 
 
+def _check_policy(config: ConfigDict, objective: Objective) -> None:
+    """Raises InputError unless answers are drawn for a policy gradient, and for that alone."""
+    c, length = config.rollouts, config.data.sequence_length
+    user = f"objective.name={config.objective.name!r}"
+    if objective.advantages is None:
+        for key, off in (("group", 0), ("reuse", 1), ("dynamic", 0)):
+            if c[key] != off:
+                raise InputError(
+                    f"rollouts.{key}={c[key]} is for a policy gradient, and {user} is none; "
+                    f"valid: {off}"
+                )
+        return
+    if c.group < 1:
+        raise InputError(
+            f"rollouts.group={c.group}: {user} learns from answers that are drawn; valid: 1 or "
+            "more answers to each prompt"
+        )
+    if c.share:
+        raise InputError(
+            f"rollouts.share={c.share}: {user} draws all that it learns from; valid: 0, which "
+            "others are for"
+        )
+    if not c.temperature:
+        raise InputError(
+            f"rollouts.temperature={c.temperature}: {user} needs answers that differ; valid: above "
+            "0"
+        )
+    if c.dynamic and c.group < 2:
+        raise InputError(
+            f"rollouts.dynamic={c.dynamic} replaces groups of equal rewards, as all groups of "
+            f"rollouts.group={c.group} are; valid: 0, or a larger group"
+        )
+    if c.tokens > length:
+        raise InputError(
+            f"rollouts.tokens={c.tokens} leaves no room for a prompt in "
+            f"data.sequence_length={length}"
+        )
+    if c.longest_prompt + c.tokens - 1 > length:
+        raise InputError(
+            f"rollouts.longest_prompt={c.longest_prompt} and rollouts.tokens={c.tokens} do not fit "
+            f"into data.sequence_length={length}; valid: at most {length + 1} together"
+        )
+
+
 # Key -> smallest valid value, for the keys that no other module checks.
 _MINIMA = {
     "train.steps": 1,
@@ -91,6 +138,11 @@ _MINIMA = {
     "rollouts.temperature": 0,
     "rollouts.tokens": 1,
     "rollouts.prompt_tokens": 0,
+    "rollouts.dynamic": 0,
+    "rollouts.group": 0,
+    "rollouts.longest_prompt": 0,
+    "rollouts.reuse": 1,
+    "rollouts.top_p": 0,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0,
     "checkpoint.grace_seconds": 0,
@@ -100,6 +152,7 @@ _MINIMA = {
     "evaluation.batches": 0,
     "evaluation.sample_tokens": 0,
     "evaluation.ngram_order": 0,
+    "evaluation.problems": 0,
     "quantization.gptq_batches": 0,
     "quantization.adapt_batches": 1,
     "quantization.adapt_bytes": 0,

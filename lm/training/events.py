@@ -62,12 +62,18 @@ def evaluate(loop: "Loop", limit: int | None) -> None:
             terms=loop.terms and loop.terms(loop.state),
         )
     line = result.figures()
+    answered = {}
+    if loop.held_out:
+        answered = loop.held_out(trained, quantized, loop.check_interrupt)
+        line |= answered
     shown = (
         f"step {loop.step}: validation loss {result.loss:.4f} nats/token, "
         f"{result.bits_per_byte:.4f} bits/byte"
     )
     if "accuracy" in result.terms:
         shown += f", accuracy {result.terms['accuracy']:.4f}"
+    if answered:
+        shown += f", reward {answered['reward']:.4f}, solved {answered['solved']:.4f}"
     if built.quantized:
         line |= built.quantized.report(trained)
         shown += (
@@ -81,12 +87,17 @@ def evaluate(loop: "Loop", limit: int | None) -> None:
 
 
 def sample(loop: "Loop") -> str:
-    """Writes samples/step_N.txt; returns the text, "" where none is asked for."""
+    """Writes samples/step_N.txt; returns the text, "" where none is asked for.
+
+    Of a policy gradient that are answers of the batch of the last step, with their rewards.
+    """
     c, before = loop.config.evaluation, loop.watch.read()
     if not c.sample_tokens:
         return ""
     trained, quantized = loop.built.usable(loop.state)
-    text = loop.samplers[quantized](trained, c.sample_prompt, loop.step, c.sample_tokens)
+    text = loop.source.samples()
+    if not text:
+        text = loop.samplers[quantized](trained, c.sample_prompt, loop.step, c.sample_tokens)
     if jax.process_index() == 0:
         folder = loop.workdir / "samples"
         with writing(folder):

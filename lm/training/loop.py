@@ -14,15 +14,19 @@ from lm.errors import InputError, StorageError
 from lm.evaluation import perplexity, sampling
 from lm.model.interface import Model
 from lm.parallel.cross_process import CrossProcessAny
-from lm.planning.flops import parameters_by_group, peak_flops
+from lm.planning.flops import peak_flops
 from lm.references.second_models import open_references
+from lm.rollouts.held_out import HeldOut
+from lm.rollouts.judge import Judge
+from lm.rollouts.make_judge import make_judge
 from lm.rollouts.source import make_source
 from lm.runs import identity, initialise, parameters_from, run_record
 from lm.runs.checkpoints import Checkpoints, saved_steps
-from lm.training import events, experiment, schedules
+from lm.training import events, experiment
 from lm.training.interruption import Interrupted
 from lm.training.logging import Stopwatch, Writer, write_whole
-from lm.training.progress import above, duration, progress_bar
+from lm.training.progress import above, progress_bar
+from lm.training.reporting import Logged, describe_change, introduce, log
 from lm.training.resume import (
     as_text,
     check_workdir,
@@ -32,10 +36,8 @@ from lm.training.resume import (
     settle_streams,
 )
 from lm.training.sources import Source, check_keys
-from lm.training.state import parameter_shapes
 from lm.training.stopping import StopRequest, stop_signals
 from lm.training.term_evaluation import TermEvaluation, term_evaluation
-from lm.training.trainable import split
 
 
 class Diverged(RuntimeError):
@@ -98,6 +100,8 @@ class _Parts(NamedTuple):
       beginning: the model of which it takes the parameters; None for none.
       terms: see `Loop`.
       run_id: as `lm.runs.identity.run_id`.
+      judge: of answers; None where none are judged.
+      held_out: see `Loop`.
     """
 
     built: experiment.Experiment
@@ -109,6 +113,8 @@ class _Parts(NamedTuple):
     beginning: parameters_from.Beginning | None
     run_id: str
     terms: TermEvaluation | None
+    judge: Judge | None
+    held_out: HeldOut | None
 
 
 def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
@@ -143,13 +149,18 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     check_writable(workdir, record)
     with jax.set_mesh(built.mesh), stop_signals() as stop:
         second_models = {source: one.run.model for source, one in references.models.items()}
-        source = make_source(built, data, dataset, stored)
+        judge = make_judge(config, built.objective)
+        source = make_source(built, data, dataset, stored, judge, say)
+        held_out = HeldOut(built, data, judge) if config.evaluation.problems else None
         reading = experiment.reading_of(config, data.train)
         terms = term_evaluation(built, reading, stored, second_models, frozen, say)
         run_id = record["run_id"]
-        parts = _Parts(built, data, source, second_models, frozen, start, beginning, run_id, terms)
+        parts = _Parts(
+            *(built, data, source, second_models, frozen, start, beginning, run_id, terms),
+            *(judge, held_out),
+        )
         loop = Loop(config, workdir, say, parts, stop)
-        if change := loop.describe_change(before.get("config", {})):
+        if change := describe_change(loop, before.get("config", {})):
             loop.say(change)
         if jax.process_index() == 0:
             write_whole(workdir / "config.json", as_text(record))
@@ -177,6 +188,7 @@ class Loop:
       validation: of this step; None where there was none.
       eval_step: the one evaluation step of the run, so that it is compiled once.
       terms: evaluates the terms of its objective; None where there is nothing to add.
+      held_out: answers held-out problems; None where none are asked.
       samplers: one of each phase, True for the quantized one.
       change_widths: the program that puts layers on other widths, once one has been needed.
       watch: seconds of training.
@@ -206,6 +218,7 @@ class Loop:
         self.watch = Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = Writer(workdir, config, self.step, parts.run_id)
         self.eval_step, self.train_steps, self.terms = self.built.eval_step(), {}, parts.terms
+        self.judge, self.held_out = parts.judge, parts.held_out
         self.change_widths = None
         self.samplers = {
             quantized: sampling.Sampler(
@@ -221,11 +234,11 @@ class Loop:
         self.agree, self.time_is_up = CrossProcessAny(self.built.mesh), False
         self.agree_to_interrupt = CrossProcessAny(self.built.mesh)
         self.pending = None  # (step, metrics on the device) of the step before this one
-        self.logged = (self.step, self.watch.read())
+        self.logged = Logged(self.step, self.watch.read(), self.source.spent)
         self.saved_at = self.watch.read()
         self.progress = progress_bar(config.train.steps, self.step)
         self.say = above(self.progress, say)
-        self._introduce()
+        introduce(self)
 
     def _begin(
         self, start: initialise.Source | None, beginning: parameters_from.Beginning | None
@@ -246,24 +259,6 @@ class Loop:
             )
             self.state = init(jax.random.key(self.config.train.seed))
         return {}
-
-    def _introduce(self) -> None:
-        c, model = self.config, self.built.model.config
-        count = sum(parameters_by_group(parameter_shapes(self.built.model)).values())
-        live, _ = split(self.state.trained, self.built.trainable)
-        moved = sum(parameters_by_group(live.params).values())
-        trained = "" if moved == count else f", {moved:,} of them trained"
-        self.say(
-            f"{count:,} parameters{trained}, vocabulary {model.vocab_size:,}, "
-            f"{c.train.batch_size * c.data.sequence_length:,} tokens a step, "
-            f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
-        )
-
-    def describe_change(self, recorded: Mapping[str, Any]) -> str:
-        """See `schedules.describe_change`."""
-        count = sum(parameters_by_group(parameter_shapes(self.built.model)).values())
-        counted = self.step - int(self.state.skipped)
-        return schedules.describe_change(recorded, self.config, count, counted)
 
     def run(self) -> Result:
         """Takes all steps that are left, or those before a signal."""
@@ -299,7 +294,7 @@ class Loop:
         if not compiled:
             jax.block_until_ready(values)
             self.watch.exclude(before)
-            self.logged = (self.step + 1, self.watch.read())
+            self.logged = Logged(self.step + 1, self.watch.read(), self.source.spent)
         self.report()
         self.step += 1
         self.pending, self.validation = (self.step, values | self.source.metrics), None
@@ -332,35 +327,13 @@ class Loop:
             )
             self.writer.write(step, "event", {"event": "skipped"})
         if step % c.train.log_every == 0 or step == c.train.steps:
-            self.log(step, {name: value.item() for name, value in values.items()})
+            log(self, step, {name: value.item() for name, value in values.items()})
         if skips >= c.train.max_skips:
             raise Diverged(
                 f"{skips} steps in a row were skipped (train.max_skips={c.train.max_skips}); "
                 f"parameters are those of step {step - skips}, the newest checkpoint is "
                 f"{self.newest()}"
             )
-
-    def log(self, step: int, values: dict[str, Any]) -> None:
-        """Adds a line of kind "train", and shows it."""
-        c, now = self.config, self.watch.read()
-        (since, then), self.logged = self.logged, (step, now)
-        tokens = c.train.batch_size * c.data.sequence_length
-        line = {**values, "tokens": step * tokens}
-        shown = f"step {step}/{c.train.steps}  loss {values['loss']:.4f}"
-        if step > since:
-            rate = (step - since) * tokens / (now - then)
-            line["tokens_per_second"] = rate
-            shown += f"  {rate:,.0f} tokens/s"
-            if self.peak:
-                line["mfu"] = rate * self.built.flops_per_token() / self.peak
-                shown += f"  MFU {line['mfu']:.1%}"
-            shown += f"  ETA {duration((c.train.steps - step) * tokens / rate)}"
-        self.writer.write(step, "train", line)
-        if self.progress:
-            self.progress.set_postfix_str(f"loss {values['loss']:.3f}")
-            self.progress.update(step - self.progress.n)
-        else:
-            self.say(shown)
 
     def minutes_are_over(self) -> bool:
         """Whether checkpoint.every_minutes have passed since the last checkpoint."""
@@ -397,3 +370,5 @@ class Loop:
             each.callback(self.writer.close)
             each.callback(self.checkpoints.close)
             each.callback(self.source.close)
+            if self.judge:
+                each.callback(self.judge.close)
