@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lm.model.embeddings import INTERFACES
 from objectives import OBJECTIVES
 from objectives.losses import LOSSES
+from objectives.policy import POLICY
 from objectives.preference import PREFERENCE
 from objectives.preference.logic import FORMS
 from objectives.quantization import QUANTIZERS
@@ -17,6 +18,7 @@ _TABLES: tuple[tuple[str, str, Mapping[str, Callable]], ...] = (
     ("Weightings", "`objective.weighting`", WEIGHTINGS),
     ("Losses", "`objective.loss`", LOSSES),
     ("Objectives of preferences", "`objective.name`", PREFERENCE),
+    ("Policy gradients", "`objective.name`", POLICY),
     ("Quantizers", "`quantization.quantizer`", QUANTIZERS),
     ("Token interfaces", "`model.embedding`", INTERFACES),
 )
@@ -31,7 +33,8 @@ def as_markdown() -> str:
         "constants and which of them are unconfirmed. This page is made from the docstrings, by",
         "`python -m launch.plan --methods > docs/methods.md`. More on",
         "[weightings](weightings.md), [losses](losses.md), [preferences](preference.md),",
-        "[quantization](compression.md) and [token interfaces](interfaces.md).",
+        "[policy gradients](policy.md), [quantization](compression.md) and",
+        "[token interfaces](interfaces.md).",
     ]
     for title, key, registry in _TABLES:
         lines += ["", f"## {title}", "", f"Names of {key}.", ""]

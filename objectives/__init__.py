@@ -9,6 +9,7 @@ weighted objective.
 from objectives import losses
 from objectives.distillation.alm import alm
 from objectives.objective import Head, Objective, Prepared
+from objectives.policy import POLICY
 from objectives.preference import PREFERENCE
 from objectives.self_knowledge import self_knowledge
 from objectives.weighted import weighted
@@ -18,6 +19,7 @@ OBJECTIVES = {
     "self_knowledge": self_knowledge,
     "alm": alm,
     **PREFERENCE,
+    **POLICY,
 }
 
 __all__ = ["OBJECTIVES", "Head", "Objective", "Prepared", "losses"]

@@ -45,6 +45,7 @@ class TokenStatistics(NamedTuple):
       other_loss: what is minimised of the token where that is not nll; None where it is.
       teacher_divergence: KL(q || p) of p from a teacher's q, None without one; no gradient.
       teacher_agreement: 1 where p and q have the same largest entry, else 0; as above.
+      value: the return that a value head expects from here, None without such a head.
     """
 
     nll: jax.Array
@@ -54,6 +55,7 @@ class TokenStatistics(NamedTuple):
     other_loss: jax.Array | None = None
     teacher_divergence: jax.Array | None = None
     teacher_agreement: jax.Array | None = None
+    value: jax.Array | None = None
 
     @property
     def loss(self) -> jax.Array:

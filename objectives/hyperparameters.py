@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-# An argument that a config does not set: the objective that another one extends.
-GIVEN = ("base",)
+# Arguments that no section of their factory sets: the objective that another one extends, and the
+# temperature that answers are drawn with, which is a key of its own.
+GIVEN = ("base", "sampling_temperature")
 
 _LINE = re.compile(r"^  (?P<names>\w+(?:, \w+)*): (?P<meaning>.*)$")
 

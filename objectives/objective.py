@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from objectives.cross_entropy import TokenStatistics
 from objectives.losses.base import CROSS_ENTROPY, Loss
@@ -74,6 +75,10 @@ class Objective(NamedTuple):
         that were not perturbed.
       unpaired: of an objective that reads `sides`: whether it judges answers one by one, so that
         labelled answers are read as well as pairs.
+      advantages: of an objective of answers that the model draws, a policy gradient: (rewards
+        float64 [N], numbers of their groups int [N]) -> float32 advantages [N] of N answers, in
+        NumPy, before the batch is formed. A group is the answers to one prompt. An answer that
+        failed has the reward NaN: it is left out of means and deviations, and its advantage is 0.
       must_match: what must be the same when a run goes on, by name, as text. The shapes of the
         state need not be declared.
     """
@@ -93,4 +98,5 @@ class Objective(NamedTuple):
     perturb: Callable[..., Mapping[str, jax.Array]] | None = None
     computed_references: tuple[str, ...] = ()
     unpaired: bool = False
+    advantages: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     must_match: Mapping[str, str] = {}

@@ -35,8 +35,8 @@ class Scores(NamedTuple):
 
 
 @functools.cache
-def products(softcap: float = 0.0) -> Scores:
-    """z = hidden @ head, or c tanh(hidden @ head / c) with c = `softcap` > 0.
+def products(softcap: float = 0.0, temperature: float = 1.0) -> Scores:
+    """z = hidden @ head, or c tanh(hidden @ head / c) with c = `softcap` > 0; then z / temperature.
 
     Products are formed in the promoted dtype of both and summed in float32.
     """
@@ -45,11 +45,14 @@ def products(softcap: float = 0.0) -> Scores:
         logits_BTK = jnp.einsum(
             "btd,dk->btk", hidden_BTD, head_DK, preferred_element_type=jnp.float32
         )
-        return softcap * jnp.tanh(logits_BTK / softcap) if softcap else logits_BTK
+        logits_BTK = softcap * jnp.tanh(logits_BTK / softcap) if softcap else logits_BTK
+        return logits_BTK if temperature == 1 else logits_BTK / temperature
 
     def pull_back(hidden_BTD, head_DK, logits_BTK, dz_BTK, live_BT):
         if softcap:
-            dz_BTK *= 1 - jnp.square(logits_BTK / softcap)
+            dz_BTK *= 1 - jnp.square(logits_BTK * (temperature / softcap))
+        if temperature != 1:
+            dz_BTK /= temperature
         dz_BTK = jnp.where(live_BT[..., None], dz_BTK, 0)
         dz_BTK = dz_BTK.astype(jnp.promote_types(hidden_BTD.dtype, head_DK.dtype))
         dhidden_BTD = jnp.einsum("btk,dk->btd", dz_BTK, head_DK, preferred_element_type=jnp.float32)

@@ -79,17 +79,20 @@ def make_prediction_statistics(
     block_size: int,
     quantized: Quantized | None = None,
     loss: Loss = CROSS_ENTROPY,
+    temperature: float = 1.0,
 ) -> Callable[..., TokenStatistics]:
     """(trained, batch) -> statistics [B, T] of the distribution that the model predicts.
 
-    The loss decides which distribution that is; what it minimises is not computed.
+    The loss decides which distribution that is; what it minimises is not computed. Its logits are
+    divided by the temperature given here, and not by that of the loss.
     """
     forward = make_forward(model, quantized, loss.attention_blocks)
 
     def statistics(trained, batch):
         outputs, head_DV = forward(trained, batch)
         inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
-        return sharded_loss.prediction_statistics(loss, inputs._replace(params=trained.loss))
+        inputs = inputs._replace(params=trained.loss, temperature=temperature)
+        return sharded_loss.prediction_statistics(loss, inputs)
 
     return statistics
 
@@ -117,7 +120,12 @@ def make_training_statistics(
         aux = dict(outputs.aux)
         inputs = _inputs(model, block_size, outputs.hidden, head_DV, batch["targets"])
         stored = {name: batch[name] for name in loss.batch_keys}
-        inputs = inputs._replace(params=trained.loss, keys=batch.get("keys"), stored=stored)
+        inputs = inputs._replace(
+            params=trained.loss,
+            keys=batch.get("keys"),
+            stored=stored,
+            temperature=loss.temperature,
+        )
         of_teachers = {name: one.forward(one.trained, batch) for name, one in teachers.items()}
         inputs = inputs._replace(
             teachers={

@@ -29,12 +29,15 @@ def make_objective(config: ConfigDict) -> Objective:
     if c.name == "weighted":
         return base
     factory, hyper = OBJECTIVES[c.name], c[c.name].to_dict() if c.name in c else {}
-    extends = "base" in inspect.signature(factory).parameters
+    arguments = inspect.signature(factory).parameters
+    extends = "base" in arguments
     if not extends and (c.weighting, c.loss, c.z_loss) != ("uniform", "cross_entropy", 0.0):
         raise InputError(
             f"objective.name={c.name!r} is no weighted mean of losses; valid beside it: "
             "objective.weighting='uniform', objective.loss='cross_entropy', objective.z_loss=0"
         )
+    if "sampling_temperature" in arguments:
+        hyper["sampling_temperature"] = _sampling_temperature(config)
     try:
         objective = factory(base, **hyper) if extends else factory(**hyper)
     except ValueError as error:
@@ -44,6 +47,20 @@ def make_objective(config: ConfigDict) -> Objective:
     if objective.teachers:
         check_sources(config, user, objective.teachers)
     return objective
+
+
+def _sampling_temperature(config: ConfigDict) -> float:
+    """That of the answers which a policy gradient learns from, `rollouts.temperature`.
+
+    Raises:
+      InputError: it is 0, where nothing is drawn.
+    """
+    if config.rollouts.temperature <= 0:
+        raise InputError(
+            f"objective.name={config.objective.name!r} learns from answers that are drawn: "
+            f"rollouts.temperature={config.rollouts.temperature} must be above 0"
+        )
+    return config.rollouts.temperature
 
 
 def preference_reading(config: ConfigDict, objective: Objective) -> Reading | None:

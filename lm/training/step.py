@@ -128,19 +128,21 @@ def make_reference_models(
 
     The moving average is read as the model is, second models without quantization (see
     `References.restore`), and so is the model below the adapters: its frozen weights as they are
-    stored. Attention is not cut: a reference attends to whole segments.
+    stored. Attention is not cut: a reference attends to whole segments. Logits are divided by the
+    temperature of the objective's loss, as those of the trained model are.
     """
     block_size, taps = config.objective.block_size, objective.reference_taps
+    temperature = objective.loss.temperature
     whole = objective.loss._replace(attention_blocks=None)
     functions = {
         EMA: (
             make_forward(model, quantized, taps=taps),
-            make_prediction_statistics(model, block_size, quantized, whole),
+            make_prediction_statistics(model, block_size, quantized, whole, temperature),
             model.config.logit_softcap,
         )
     }
     for source, one in (second_models or {}).items():
-        statistics = make_prediction_statistics(one, block_size)
+        statistics = make_prediction_statistics(one, block_size, temperature=temperature)
         forward = make_forward(one, taps=taps)
         functions[source] = forward, statistics, one.config.logit_softcap
 
@@ -148,7 +150,7 @@ def make_reference_models(
         of_source = {source: ReferenceModel(*functions[source], x) for source, x in others.items()}
         if BASE in config.objective.references.values() and model.config.adapter_rank:
             base, its = base_model(model, trained)
-            statistics = make_prediction_statistics(base, block_size)
+            statistics = make_prediction_statistics(base, block_size, temperature=temperature)
             of_source[BASE] = ReferenceModel(
                 make_forward(base, taps=taps), statistics, base.config.logit_softcap, its
             )

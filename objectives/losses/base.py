@@ -30,6 +30,7 @@ class Inputs(NamedTuple):
       targets: [B, T] integers in [0, V).
       params: parameters of the loss.
       softcap: bound of the logits; 0 is none.
+      temperature: that the logits of `softmax` are divided by, after the soft-cap; see `Loss`.
       block_size: columns of the head per block; 0 is plain automatic differentiation.
       keys: [B, T] random keys, one a token; None outside of training.
       teachers: those that the loss names, in its order, in training.
@@ -48,6 +49,7 @@ class Inputs(NamedTuple):
     teachers: Mapping[str, Teacher] = {}
     axis: str | None = None
     stored: Mapping[str, jax.Array] = {}
+    temperature: float = 1.0
 
 
 class Prediction(NamedTuple):
@@ -64,8 +66,9 @@ def no_parameters(key: jax.Array, vocab_size: int, width: int) -> tuple[()]:
 
 
 def softmax(inputs: Inputs) -> Prediction:
-    """The distribution of most losses: softmax(hidden @ head), soft-capped."""
-    return Prediction(inputs.hidden, inputs.head, products(inputs.softcap))
+    """The distribution of most losses: softmax(hidden @ head), soft-capped and tempered."""
+    scores = products(inputs.softcap, inputs.temperature)
+    return Prediction(inputs.hidden, inputs.head, scores)
 
 
 class Loss(NamedTuple):
@@ -95,6 +98,9 @@ class Loss(NamedTuple):
         words. Losses with equal words can be exchanged when a run goes on.
       softcapped: whether the logits may be soft-capped.
       learning_rate: peak learning rate of the parameters of the loss; 0 is that of the model's.
+      temperature: that logits are divided by where the loss is trained, in the statistics of the
+        model and of those that it is compared with. What is evaluated, and what a sampler starts
+        from, has the temperature 1.
     """
 
     init: Callable[[jax.Array, int, int], Any] = no_parameters
@@ -111,6 +117,7 @@ class Loss(NamedTuple):
     prediction: str = "softmax"
     softcapped: bool = True
     learning_rate: float = 0.0
+    temperature: float = 1.0
 
     @property
     def is_nll(self) -> bool:

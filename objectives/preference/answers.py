@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from objectives.segments import sums_by_number
+
 # What a batch must hold for the functions of this file.
 KEYS = ("pair_ids", "sides")
 
@@ -30,29 +32,6 @@ class Sides(NamedTuple):
 
     chosen: jax.Array
     rejected: jax.Array
-
-
-def sums_by_number(numbers_BT: jax.Array, weights_BT: jax.Array, values_BT: jax.Array) -> jax.Array:
-    """sum(w * x) over the tokens of each number of a row, [B, P] float32.
-
-    A token with w = 0 or a negative number contributes exactly 0 to the sum and to the gradient,
-    whatever it holds. On a GPU scattered sums have no fixed order: a repeated run may differ in
-    their last bits.
-
-    Args:
-      numbers_BT: int32, below T.
-      weights_BT: float32.
-      values_BT: float32.
-    """
-    live_BT = (weights_BT != 0) & (numbers_BT >= 0)
-    # Both selections: that of the values keeps 0 * NaN out of the derivative of the product.
-    values_BT = jnp.where(live_BT, values_BT, 0.0)
-    products_BT = jnp.where(live_BT, weights_BT * values_BT, 0.0)
-    numbers_BT = jnp.where(live_BT, numbers_BT, 0)
-    slots = numbers_BT.shape[1]
-    return jax.vmap(lambda x_T, number_T: jax.ops.segment_sum(x_T, number_T, slots))(
-        products_BT, numbers_BT
-    )
 
 
 def side_weights(batch: Mapping[str, jax.Array]) -> Sides:
