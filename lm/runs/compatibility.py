@@ -126,6 +126,10 @@ ADDED = {
     "rollouts.share": 0.0,
     "rollouts.temperature": 1.0,
     "rollouts.tokens": 64,
+    # With rewards of sampled answers.
+    "rollouts.reward_seconds": 2.0,
+    "rollouts.reward_weights": (),
+    "rollouts.rewards": "exact",
 }
 
 # Old key -> its name today, "" where it is gone.

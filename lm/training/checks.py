@@ -91,6 +91,7 @@ _MINIMA = {
     "rollouts.temperature": 0,
     "rollouts.tokens": 1,
     "rollouts.prompt_tokens": 0,
+    "rollouts.reward_seconds": 0.01,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0,
     "checkpoint.grace_seconds": 0,
