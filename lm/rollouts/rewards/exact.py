@@ -4,7 +4,7 @@ from lm.rollouts.rewards.reward import Reward
 
 
 def exact() -> Reward:
-    """1 where the text is the record's `answer`, 0 elsewhere; white space around them is ignored."""
+    """1 where the text is the record's `answer`, up to white space around either, 0 elsewhere."""
 
     def reward(text, record):
         return float(text.strip() == record["answer"].strip())
