@@ -128,7 +128,7 @@ ADDED = {
     "rollouts.tokens": 64,
     # With rewards of sampled answers.
     "rollouts.reward_seconds": 2.0,
-    "rollouts.reward_weights": (),
+    "rollouts.reward_weights": [],
     "rollouts.rewards": "exact",
 }
 
