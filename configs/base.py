@@ -9,13 +9,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lm.rollouts.rewards import REWARDS
 from objectives import OBJECTIVES
 from objectives.hyperparameters import hyperparameters
 from objectives.losses import LOSSES
 from objectives.weighting import WEIGHTINGS
 
-# Sections of name -> (default, meaning). The hyper-parameters of objectives, losses and weightings
-# are those of their factories, each in a section `objective.NAME`.
+# Sections of name -> (default, meaning). The hyper-parameters of objectives, losses, weightings and
+# rewards are those of their factories, each in a section `objective.NAME` or `rollouts.NAME`.
 MODEL = {
     "layers": (4, "number of Transformer blocks"),
     "width": (128, "residual stream, D"),
@@ -294,6 +295,12 @@ ROLLOUTS = {
         "policy gradient: further draws of other problems, to replace groups of equal rewards "
         "(DAPO); what is left has advantage 0",
     ),
+    "rewards": (
+        "exact",
+        "names of lm.rollouts.rewards.REWARDS that judge sampled answers; 'exact,format' adds two",
+    ),
+    "reward_weights": ((), "of each of the rewards in their sum; () is 1 each"),
+    "reward_seconds": (2.0, "that judging one answer may take; one that takes longer has none"),
 }
 
 # The model that a run begins with.
@@ -388,6 +395,7 @@ def entries() -> Iterator[tuple[str, str, tuple[Any, str]]]:
         for name, factory in registry.items()
         if name != "weighted"
     }
+    factories |= {f"rollouts.{name}": hyperparameters(one) for name, one in REWARDS.items()}
     for section, keys in {**SECTIONS, **factories}.items():
         for name, entry in keys.items():
             yield section, name, entry

@@ -46,10 +46,11 @@ BELOW = {
     "lm/training": _STEP,
     "lm/evaluation": (*_GROUND, "lm/parallel", "lm/compression"),
     "lm/references": _RUN,
-    "lm/rollouts": (*_RUN, "lm/evaluation"),
+    "lm/rollouts/rewards": _BASE,
+    "lm/rollouts": (*_RUN, "lm/evaluation", "lm/rollouts/rewards"),
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),
-    "configs": ("objectives", "lm/errors", "lm/pretrained"),
+    "configs": ("objectives", "lm/errors", "lm/pretrained", "lm/rollouts/rewards"),
     "launch": ("configs", *_AROUND, "lm/planning", "lm/studies", "lm/training/loop"),
 }
 FOREIGN = {

@@ -23,8 +23,8 @@ from lm.errors import InputError
 
 # What a record may have instead of a text, for messages.
 _OTHERS = (
-    ", or messages, or prompt and answer, or prompt, chosen and rejected, or prompt, completion and "
-    "label"
+    ", or messages, or prompt and answer, or prompt, chosen and rejected, or prompt, completion "
+    "and label"
 )
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

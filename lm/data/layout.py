@@ -34,6 +34,17 @@ BATCH = {name: POSITION[name] for name in POSITION.names} | {
     "sample_positions": np.dtype(np.int32),
 }
 
+# The further arrays of a batch of a policy gradient, see `lm.rollouts.policy_rows`.
+POLICY = {
+    "advantages": np.dtype(np.float32),
+    "rewards": np.dtype(np.float32),
+    "behaviour_log_probability": np.dtype(np.float32),
+    "behaviour_entropy": np.dtype(np.float32),
+    "group_divergence": np.dtype(np.float32),
+    "group_ids": np.dtype(np.int32),
+    "old_log_probability": np.dtype(np.float32),
+}
+
 # What an array holds in the padding, where that is not 0.
 PADDING = {"sample_ids": -1, "pair_ids": -1, "mismatched_ids": -1, "group_ids": -1}
 

@@ -6,11 +6,11 @@ policy gradient samples answers of its own to the prompt, and a reward judges th
 
 import bisect
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lm import strict_json
 from lm.data.chats import read_turns
 from lm.data.documents import Corpus, Document
 from lm.errors import InputError, shown
@@ -105,5 +105,5 @@ def read_problem(record: Mapping[str, Any], name: str, where: str) -> Document:
 def key_of(document: Document) -> bytes:
     """What decides whether a problem is held out: its prompt, whatever the answer."""
     prompt = document.record["prompt"]
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    text = prompt if isinstance(prompt, str) else strict_json.dumps(prompt, sort_keys=True)
     return text.encode("utf-8", "backslashreplace")

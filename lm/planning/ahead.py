@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.data.layout import BATCH
+from lm.data.layout import BATCH, POLICY
 from lm.data.pairs import KEYS
 from lm.data.scores import Field
 from lm.errors import InputError
@@ -329,8 +329,9 @@ def abstract_batch(
     shape = (run.config.train.batch_size, run.config.data.sequence_length)
     placed = batch_sharding(run.mesh)
     found = {n: jax.ShapeDtypeStruct(shape, x, sharding=placed) for n, x in BATCH.items()}
-    for name in set(KEYS) & set(run.objective.batch_keys):
-        found[name] = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placed)
+    further = dict.fromkeys(KEYS, jnp.int32) | POLICY
+    for name in further.keys() & set(run.objective.batch_keys):
+        found[name] = jax.ShapeDtypeStruct(shape, further[name], sharding=placed)
     for name, field in (stored or {}).items():
         whole = (*shape, *field.shape)
         found[name] = jax.ShapeDtypeStruct(whole, field.dtype, sharding=placed)

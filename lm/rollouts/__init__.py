@@ -1,1 +1,1 @@
-"""Batches of text that the model writes itself, on-policy."""
+"""Batches of text that the model writes itself, on-policy, and what judges them."""

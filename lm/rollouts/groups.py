@@ -77,7 +77,7 @@ def rollout_metrics(
     found = {
         "reward": rewards.mean() if len(rewards) else np.nan,
         "reward_std": rewards.std() if len(rewards) else np.nan,
-        "solved": solved(scored, names[0]).mean(),
+        "solved": solved(config, scored).mean(),
         "groups_without_signal": 1 - signals[0].mean(),
         "response_length": scored.further_NK[:, 0].mean(),
         "ended": scored.further_NK[:, 1].mean(),

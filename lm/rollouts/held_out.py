@@ -47,7 +47,7 @@ class HeldOut:
         self, trained: Any, quantized: bool, between: Callable[[], Any]
     ) -> dict[str, float]:
         """The mean reward of the answers that have one, and the share that solves its problem."""
-        first = self._built.config.rollouts.rewards.split(",")[0].strip()
+        config = self._built.config
         rewards, right = [], []
         for start in range(0, len(self._problems), self._rows):
             between()
@@ -63,7 +63,7 @@ class HeldOut:
             nothing = np.zeros((size, 0))
             scored = score(self._built.mesh, self._judge, written.texts, records, nothing)
             rewards += scored.total_N[: len(batch)].tolist()
-            right += solved(scored, first)[: len(batch)].tolist()
+            right += solved(config, scored)[: len(batch)].tolist()
         there = [reward for reward in rewards if np.isfinite(reward)]
         mean = float(np.mean(there)) if there else float("nan")
         return {"reward": mean, "solved": float(np.mean(right)), "problems": len(right)}

@@ -3,17 +3,33 @@
 N answers over all processes.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from lm.parallel.cross_process import of_all_shares
-from lm.rollouts.judge import Judge
+from lm.rollouts.judge import REASONS, Judge
+from lm.rollouts.make_rewards import make_rewards
+from objectives import Objective
 
-# Why a reward may be missing.
-REASONS = ("raised", "timeout", "not_finite")
+
+@contextlib.contextmanager
+def judging(config: ConfigDict, objective: Objective) -> Iterator[Judge | None]:
+    """The judge of a run, whose process ends with the context; None where nothing is judged.
+
+    Raises:
+      InputError: a key of the rewards is wrong.
+    """
+    rewards = make_rewards(config.rollouts)
+    if objective.advantages is None and not config.evaluation.problems:
+        yield None
+        return
+    with Judge(rewards, config.rollouts.reward_seconds) as judge:
+        yield judge
 
 
 class Scored(NamedTuple):
@@ -63,9 +79,9 @@ def score(
     )
 
 
-def solved(scored: Scored, first: str) -> np.ndarray:
-    """Whether each answer solves its problem, bool [N]: the first reward of the run is 1 or more.
+def solved(config: ConfigDict, scored: Scored) -> np.ndarray:
+    """Whether each answer solves its problem, bool [N]: the first of `rollouts.rewards` is >= 1.
 
-    A reward that has failed solves nothing.
+    That is before its weight. A reward that has failed solves nothing.
     """
-    return scored.by_name[first] >= 1
+    return scored.by_name[config.rollouts.rewards.split(",")[0].strip()] >= 1

@@ -1,5 +1,22 @@
 """Rows of a policy gradient: prompts, each with a sampled answer and what is known of it.
 
+Arrays [B, T] besides those of every batch, at the targets that were drawn, elsewhere 0:
+
+  advantages                 of the answer
+  rewards                    of the answer
+  behaviour_log_probability  log p under the distribution that was drawn from, nats; see
+                             `lm.model.drawn`
+  behaviour_entropy          of that distribution, nats
+  group_divergence           see `lm.model.drawn.group_divergence`
+  old_log_probability        log p of the trained model before its first step on the rollout, nats;
+                             only for an objective that asks for it
+
+and at all positions of a prompt and its answer, -1 in the padding:
+
+  group_ids                  number of the group in the global batch
+
+A segment of a row is a prompt with one answer.
+
 B rows, T tokens of a row, L tokens of an answer.
 """
 
@@ -7,18 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.data.layout import BATCH, POSITION, add_fields, make_row
-
-# The arrays of a batch besides those of every batch.
-FIELDS = {
-    "advantages": np.dtype(np.float32),
-    "rewards": np.dtype(np.float32),
-    "behaviour_log_probability": np.dtype(np.float32),
-    "behaviour_entropy": np.dtype(np.float32),
-    "group_divergence": np.dtype(np.float32),
-    "group_ids": np.dtype(np.int32),
-}
-ARRAYS = BATCH | FIELDS
+from lm.data.layout import BATCH, POLICY, POSITION, add_fields, make_row
 
 
 def slots_of(length: int, longest: int, tokens: int) -> int:
@@ -53,7 +59,7 @@ def answer_positions(
       weight: of each of them as a target; the prompt has 0.
       sample_id: number of the problem.
       group_id: number of the group in the global batch.
-      **at_targets: the other `FIELDS`, a number or one of each target [L]; 0 elsewhere.
+      **at_targets: others of `POLICY`, a number or one of each target [L]; 0 elsewhere.
     """
     text = np.concatenate([prompt, answer_L])
     positions = np.zeros(len(text) - 1, POSITION)
@@ -62,7 +68,7 @@ def answer_positions(
     positions["weights"][first:] = weight
     fields = {}
     for name, values in at_targets.items():
-        fields[name] = np.zeros(len(positions), FIELDS[name])
+        fields[name] = np.zeros(len(positions), POLICY[name])
         fields[name][first:] = values
     return add_fields(
         positions,
@@ -74,7 +80,7 @@ def answer_positions(
 
 
 def pack(answers: Sequence[np.ndarray], slots: int, length: int) -> dict[str, np.ndarray]:
-    """Rows of `slots` answers each, one after the other, then padding: `ARRAYS` [B, T].
+    """Rows of `slots` answers each, one after the other, then padding, as arrays [B, T].
 
     Args:
       answers: each of `answer_positions`; B * slots of them.
@@ -82,4 +88,5 @@ def pack(answers: Sequence[np.ndarray], slots: int, length: int) -> dict[str, np
       length: T.
     """
     rows = [make_row(answers[i : i + slots], length) for i in range(0, len(answers), slots)]
-    return {name: np.stack([row[name] for row in rows]).astype(x) for name, x in ARRAYS.items()}
+    dtypes = BATCH | POLICY
+    return {name: np.stack([row[name] for row in rows]).astype(dtypes[name]) for name in rows[0]}

@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lm.data.layout import BATCH, POLICY
 from lm.data.problems import Problem
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
-from lm.parallel.mesh import put_batch, share
+from lm.parallel.mesh import local_rows, put_batch, share
 from lm.rollouts import stored_rollout
 from lm.rollouts.answering import Answering, Written
 from lm.rollouts.groups import chosen_groups, has_signal, rollout_metrics
 from lm.rollouts.judge import Judge
 from lm.rollouts.judging import Scored, score
-from lm.rollouts.policy_rows import ARRAYS, answer_positions, pack, slots_of
+from lm.rollouts.old_policy import NAME, make_old_log_probability
+from lm.rollouts.policy_rows import answer_positions, pack, slots_of
 from lm.rollouts.problem_prompts import askable, numbers_asked, prompt_of, room_for
 from lm.rollouts.shown import shown_answers
 from lm.training.experiment import Experiment
@@ -68,7 +70,9 @@ class PolicySource:
         Raises:
           InputError: the problems cannot be asked, or their groups do not fit.
         """
-        self.keys, self.metrics, self.spent = frozenset(ARRAYS), {}, Spent()
+        wanted = built.objective.batch_keys
+        keys = {name for name in POLICY if name != NAME or name in wanted}
+        self.keys, self.metrics, self.spent = frozenset(BATCH) | keys, {}, Spent()
         self._built, self._tokenizer, self._judge = built, tokenizer, judge
         c, length = built.config.rollouts, built.config.data.sequence_length
         self._asked = askable(problems, tokenizer, longest_prompt(built.config))
@@ -82,6 +86,7 @@ class PolicySource:
             built, tokenizer, temperature=c.temperature, top_p=c.top_p, group=c.group
         )
         self._left, self._rows = 0, {}
+        self._old: dict[bool, Callable[..., jax.Array]] = {}
 
     def next(self, step: int, state: TrainState) -> dict[str, jax.Array]:
         """The batch of a step: of a new rollout, or that of the step before."""
@@ -112,6 +117,8 @@ class PolicySource:
         if c.dynamic:
             advantages_GN[~has_signal(rewards_GN.ravel(), c.group)] = 0
         self._rows = self._pack(draws, chosen, rewards_GN, advantages_GN)
+        if NAME in self.keys:
+            self._rows[NAME] = self._old_log_probability(step, state)
         self.metrics = rollout_metrics(self._built.config, draws[0].scored, signals, chosen)
 
     def _draw(self, step: int, attempt: int, state: TrainState) -> Draw:
@@ -155,6 +162,13 @@ class PolicySource:
                 )
         return pack(answers, self._slots, self._built.config.data.sequence_length)
 
+    def _old_log_probability(self, step: int, state: TrainState) -> np.ndarray:
+        quantized, mesh = step >= self._built.phases.switch, self._built.mesh
+        if quantized not in self._old:
+            self._old = {quantized: make_old_log_probability(self._built, quantized)}
+        batch = put_batch(mesh, self._rows)
+        return local_rows(mesh, self._old[quantized](state.trained, batch))
+
     def samples(self) -> str:
         """Some answers of the last batch, with their rewards and advantages; "" before any."""
         return shown_answers(self._rows, self._tokenizer)
@@ -174,7 +188,7 @@ class PolicySource:
         """
         config = self._built.config
         shape = (config.train.batch_size, config.data.sequence_length)
-        rows, self._left, self.metrics = stored_rollout.decode(state, shape)
+        rows, self._left, self.metrics = stored_rollout.decode(state, shape, self.keys)
         size = shape[0] // self._shares
         own = slice(self._share * size, (self._share + 1) * size)
         self._rows = {name: x[own] for name, x in rows.items()}

@@ -4,13 +4,13 @@ B rows, T tokens of a row.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
+from lm.data.layout import BATCH, POLICY
 from lm.errors import InputError
-from lm.rollouts.policy_rows import ARRAYS
 
 _OTHER = (
     "the newest checkpoint holds the position of another source of batches: with the same "
@@ -30,13 +30,14 @@ def encode(
 
 
 def decode(
-    state: Mapping[str, Any], shape: tuple[int, int]
+    state: Mapping[str, Any], shape: tuple[int, int], names: Collection[str]
 ) -> tuple[dict[str, np.ndarray], int, dict[str, np.float32]]:
     """The rows of all processes, how many steps are left on them, and what was said of them.
 
     Args:
       state: {"streams": {share of the rows: what `encode` gave}}; no stream between two rollouts.
       shape: (B, T), of all processes.
+      names: of the arrays.
 
     Raises:
       InputError: the state is that of another source, or of other shapes.
@@ -48,9 +49,9 @@ def decode(
         left = int(streams[0]["left"])
         metrics = {name: np.float32(x) for name, x in streams[0]["metrics"].items()}
         rows = {}
-        for name, dtype in ARRAYS.items():
+        for name in names:
             content = b"".join(base64.b64decode(stream["rows"][name]) for stream in streams)
-            rows[name] = np.frombuffer(content, dtype).reshape(shape)
+            rows[name] = np.frombuffer(content, (BATCH | POLICY)[name]).reshape(shape)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(_OTHER) from error
     return rows, left, metrics

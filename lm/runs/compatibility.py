@@ -133,6 +133,10 @@ ADDED = {
     "rollouts.longest_prompt": 0,
     "rollouts.reuse": 1,
     "rollouts.top_p": 1.0,
+    # With rewards of sampled answers.
+    "rollouts.reward_seconds": 2.0,
+    "rollouts.reward_weights": [],
+    "rollouts.rewards": "exact",
 }
 
 # Old key -> its name today, "" where it is gone.

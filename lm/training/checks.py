@@ -101,11 +101,6 @@ def _check_policy(config: ConfigDict, objective: Objective) -> None:
             f"rollouts.share={c.share}: {user} draws all that it learns from; valid: 0, which "
             "others are for"
         )
-    if not c.temperature:
-        raise InputError(
-            f"rollouts.temperature={c.temperature}: {user} needs answers that differ; valid: above "
-            "0"
-        )
     if c.dynamic and c.group < 2:
         raise InputError(
             f"rollouts.dynamic={c.dynamic} replaces groups of equal rewards, as all groups of "
@@ -143,6 +138,7 @@ _MINIMA = {
     "rollouts.longest_prompt": 0,
     "rollouts.reuse": 1,
     "rollouts.top_p": 0,
+    "rollouts.reward_seconds": 0.01,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0,
     "checkpoint.grace_seconds": 0,

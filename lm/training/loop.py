@@ -17,8 +17,7 @@ from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import peak_flops
 from lm.references.second_models import open_references
 from lm.rollouts.held_out import HeldOut
-from lm.rollouts.judge import Judge
-from lm.rollouts.make_judge import make_judge
+from lm.rollouts.judging import judging
 from lm.rollouts.source import make_source
 from lm.runs import identity, initialise, parameters_from, run_record
 from lm.runs.checkpoints import Checkpoints, saved_steps
@@ -100,7 +99,6 @@ class _Parts(NamedTuple):
       beginning: the model of which it takes the parameters; None for none.
       terms: see `Loop`.
       run_id: as `lm.runs.identity.run_id`.
-      judge: of answers; None where none are judged.
       held_out: see `Loop`.
     """
 
@@ -113,7 +111,6 @@ class _Parts(NamedTuple):
     beginning: parameters_from.Beginning | None
     run_id: str
     terms: TermEvaluation | None
-    judge: Judge | None
     held_out: HeldOut | None
 
 
@@ -147,9 +144,9 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     if line := counted.describe():
         say(line)
     check_writable(workdir, record)
-    with jax.set_mesh(built.mesh), stop_signals() as stop:
+    judged = judging(config, built.objective)
+    with jax.set_mesh(built.mesh), stop_signals() as stop, judged as judge:
         second_models = {source: one.run.model for source, one in references.models.items()}
-        judge = make_judge(config, built.objective)
         source = make_source(built, data, dataset, stored, judge, say)
         held_out = HeldOut(built, data, judge) if config.evaluation.problems else None
         reading = experiment.reading_of(config, data.train)
@@ -157,7 +154,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         run_id = record["run_id"]
         parts = _Parts(
             *(built, data, source, second_models, frozen, start, beginning, run_id, terms),
-            *(judge, held_out),
+            held_out,
         )
         loop = Loop(config, workdir, say, parts, stop)
         if change := describe_change(loop, before.get("config", {})):
@@ -218,7 +215,7 @@ class Loop:
         self.watch = Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = Writer(workdir, config, self.step, parts.run_id)
         self.eval_step, self.train_steps, self.terms = self.built.eval_step(), {}, parts.terms
-        self.judge, self.held_out = parts.judge, parts.held_out
+        self.held_out = parts.held_out
         self.change_widths = None
         self.samplers = {
             quantized: sampling.Sampler(
@@ -370,5 +367,3 @@ class Loop:
             each.callback(self.writer.close)
             each.callback(self.checkpoints.close)
             each.callback(self.source.close)
-            if self.judge:
-                each.callback(self.judge.close)

@@ -4,7 +4,7 @@ import inspect
 
 from ml_collections import ConfigDict
 
-from lm.data.layout import BATCH
+from lm.data.layout import BATCH, POLICY
 from lm.data.pairs import KEYS, MISMATCHED, Reading
 from lm.errors import InputError
 from lm.model.config import check_choice
@@ -160,7 +160,7 @@ def _check_needs(config: ConfigDict, user: str, needs: Weighting | Objective) ->
     stored = (array for name in needs.references for array in stored_arrays(name))
     known = (*BATCH, "keys", *stored)
     if isinstance(needs, Objective):
-        known += KEYS
+        known += KEYS if needs.advantages is None else tuple(POLICY)
     if missing := [key for key in needs.batch_keys if key not in known]:
         raise InputError(
             f"{user} needs {' and '.join(missing)} in every batch, which the data of a run does "

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import re
 import sys
 from typing import Any
 
@@ -145,6 +146,8 @@ def check_workdir(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]
             key == f"config.{name}" or key.startswith(f"config.{name}.") for name in _FIXED
         )
         fixed |= key == "chat_template" and key in old  # Older commits had none.
+        # A reward that is newer than the run, which did not use it.
+        fixed &= key in old or not re.fullmatch(r"config\.rollouts\.\w+\.\w+", key)
         if (
             fixed
             and key not in {f"config.{name}" for name in _FREE}

@@ -1,4 +1,4 @@
-"""Made tasks: problems that are drawn, not downloaded. `data.corpus=task:NAME` names one of `TASKS`.
+"""Made tasks: problems that are drawn, not downloaded; `data.corpus=task:NAME` is one of `TASKS`.
 
 A task is a factory of a function from random numbers to a problem; `lm.data.tasks.corpus` makes
 documents of it.

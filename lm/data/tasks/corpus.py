@@ -45,7 +45,7 @@ class _Spec(NamedTuple):
 
 
 class _Index(NamedTuple):
-    """The draws of all documents, which of them are held out, and the fingerprints of the splits."""
+    """Of every document its draw and whether it is held out; the fingerprint of each split."""
 
     draws: np.ndarray
     held_out: np.ndarray
