@@ -21,10 +21,8 @@ def shown_answers(rows: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> str:
     for row, segment in _segments(rows)[:_MOST]:
         inside = rows["segment_ids"][row] == segment
         live = {name: x[row][inside] for name, x in rows.items()}
-        # A drawn token has a probability below 1 but in greedy decoding, and a prompt's is not set.
-        drawn = live["weights"] != 0
-        if not drawn.any():
-            continue
+        # An answer without a reward has weight 0, but its tokens have been drawn.
+        drawn = (live["weights"] != 0) | (live["behaviour_log_probability"] != 0)
         first = int(np.argmax(drawn))
         group = int(live["group_ids"][0])
         if group != before:
@@ -32,7 +30,8 @@ def shown_answers(rows: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> str:
             before = group
         answer = tokenizer.decode(live["targets"][first:])
         reward, advantage = (float(live[name][first]) for name in ("rewards", "advantages"))
-        blocks.append(f"  reward {reward:.4g}, advantage {advantage:+.4f}: {answer!r}")
+        said = f"reward {reward:.4g}, advantage {advantage:+.4f}"
+        blocks.append(f"  {said if live['weights'][first] else 'no reward'}: {answer!r}")
     return "".join(block + "\n" for block in blocks)
 
 
