@@ -21,7 +21,7 @@ def has_signal(rewards_N: np.ndarray, group: int) -> np.ndarray:
       rewards_N: those of a group stand next to each other.
       group: G.
     """
-    rewards_GN = rewards_N.reshape(-1, group)
+    rewards_GN = np.asarray(rewards_N, np.float64).reshape(-1, group)
     there_GN = np.isfinite(rewards_GN)
     highest = np.max(rewards_GN, axis=1, where=there_GN, initial=-np.inf)
     lowest = np.min(rewards_GN, axis=1, where=there_GN, initial=np.inf)

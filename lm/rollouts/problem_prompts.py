@@ -72,7 +72,7 @@ def askable(problems: Sequence[Problem], tokenizer: Tokenizer, longest: int) -> 
     if not len(kept):
         raise InputError(
             f"data.corpus: no prompt of {len(problems):,} has at most {longest} tokens, the "
-            f"shortest has {lengths.min(initial=0)}; valid: a longer data.sequence_length, a "
+            f"shortest has {min(lengths, default=0)}; valid: a longer data.sequence_length, a "
             "smaller rollouts.tokens or another rollouts.longest_prompt"
         )
     return Asked(problems, kept, lengths[kept].astype(np.int64), len(lengths) - len(kept))

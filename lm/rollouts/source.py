@@ -27,7 +27,7 @@ from lm.training.state import TrainState
 def make_source(
     built: Experiment,
     data: Data,
-    dataset: grain.IterDataset,
+    dataset: grain.IterDataset | None,
     stored: Mapping[str, Any],
     judge: Judge | None = None,
     say: Callable[[str], None] = print,
@@ -39,7 +39,8 @@ def make_source(
     Args:
       built: functions of the config.
       data: corpora and tokenizer.
-      dataset: batches of the data, of `lm.training.experiment.train_batches`.
+      dataset: batches of the data, of `lm.training.experiment.train_batches`; a policy gradient
+        needs none.
       stored: what a batch gets of stored references, by name.
       judge: of the answers of a policy gradient.
       say: shows one line.

@@ -123,7 +123,9 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     references = open_references(built, data.tokenizer.fingerprint)
     stored = references.stored(data.train, data.tokenizer.fingerprint)
     usable = experiment.usable_records(config, built.objective, data)
-    dataset = experiment.train_batches(config, data, stored, built.mesh, usable)
+    dataset = None
+    if built.objective.advantages is None:
+        dataset = experiment.train_batches(config, data, stored, built.mesh, usable)
     record = resolved(config, data.tokenizer, built)
     before = check_workdir(workdir, record)
     with jax.set_mesh(built.mesh):

@@ -36,7 +36,8 @@ def term_evaluation(
     """What evaluates the terms of a run's objective.
 
     None for the weighted mean of the losses of tokens, which has nothing to add to a validation
-    loss, and, after a line that says why, where batches lack what the objective needs.
+    loss, for a policy gradient, whose terms are of answers that are drawn, and, after a line that
+    says why, where batches lack what the objective needs.
 
     Args:
       run: the run.
@@ -46,7 +47,7 @@ def term_evaluation(
       frozen: source of a reference -> what was trained of it.
       say: shows one line.
     """
-    if run.config.objective.name == "weighted":
+    if run.config.objective.name == "weighted" or run.objective.advantages is not None:
         return None
     if why := _obstacle(run.objective, reading, stored):
         say(f"validation is without the terms of the objective: {why}")
