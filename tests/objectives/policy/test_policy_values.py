@@ -1,0 +1,385 @@
+"""Parts of policy gradients: worked numbers, limits, an enumerated policy and TRL's losses."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import policy_cases as cases
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from objectives.policy import POLICY, aggregations, clipping, kl, ratios, surrogates, token_weights
+from objectives.policy import advantages as of_rewards
+from objectives.policy.answers import find_answers
+from objectives.policy.entropy import redistributed, relative_entropy
+from objectives.policy.policy import token_ids
+from objectives.policy.values import gae
+
+HERE = Path(__file__).parent
+# Log ratios of one answer.
+TOY = np.array([0.1, -0.2, 0.3], np.float32)
+
+
+def answers_of(lengths=(3,), targets=None):
+    """Answers of one row, without prompts."""
+    numbers = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None]
+    targets = np.zeros_like(numbers) if targets is None else np.array([targets])
+    batch = {"segment_ids": numbers, "weights": np.ones(numbers.shape, np.float32)}
+    return find_answers(jax.tree.map(jnp.asarray, batch | {"targets": targets}))
+
+
+def close(found, expected, **options):
+    np.testing.assert_allclose(np.squeeze(found), expected, **({"atol": 1e-5} | options))
+
+
+def test_advantages_of_a_group():
+    rewards, groups = np.array([1.0, 0, 0, 0]), np.zeros(4, int)
+    close(of_rewards.group_normalised()(rewards, groups), [1.5, -0.5, -0.5, -0.5])
+    close(of_rewards.group_normalised(ddof=0)(rewards, groups), [1.732048, *[-0.577349] * 3])
+    close(of_rewards.centred()(rewards, groups), [0.75, -0.25, -0.25, -0.25])
+    close(of_rewards.leave_one_out()(rewards, groups), [1, *[-1 / 3] * 3])
+    close(of_rewards.rewards_themselves()(rewards, groups), rewards)
+    close(of_rewards.rewards_themselves("batch")(rewards, groups), rewards - 0.25)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_groups_do_not_mix_and_failures_are_left_out(data):
+    number = data.draw(st.integers(1, 12))
+    values = st.sampled_from([0.0, 0.1, 0.5, 1.0, math.nan])
+    rewards = np.array(data.draw(st.lists(values, min_size=number, max_size=number)))
+    groups = np.array(data.draw(st.lists(st.integers(3, 5), min_size=number, max_size=number)))
+    for make in (of_rewards.group_normalised, of_rewards.centred, of_rewards.leave_one_out):
+        found = make()(rewards, groups)
+        assert found.dtype == np.float32
+        assert np.isfinite(found).all()
+        assert not found[np.isnan(rewards)].any()
+        for group in np.unique(groups):
+            own = (groups == group) & ~np.isnan(rewards)
+            close(found[own], make()(rewards[own], groups[own]), atol=0)
+            assert abs(found[own].sum()) < 1e-4
+            # Equal rewards: exactly nothing, where a mean of floats is off by rounding.
+            if len(set(rewards[own])) <= 1:
+                assert not found[own].any()
+
+
+def test_the_most_varied_answers_are_kept():
+    rewards = np.array([0.0, 0.4, 0.5, 0.65, 1.0, 0.3, 0.7, math.nan])
+    groups = np.array([0, 0, 0, 0, 0, 1, 1, 1])
+    all_of_them = of_rewards.centred()(rewards, groups)
+    found = of_rewards.most_varied(of_rewards.centred(), 3)(rewards, groups)
+    best = max(
+        itertools.combinations(range(5), 3), key=lambda chosen: np.var(all_of_them[[*chosen]])
+    )
+    assert set(np.flatnonzero(found[:5])) == set(best) - {2}
+    kept = found != 0
+    close(found[kept], all_of_them[kept], atol=0)
+    close(found[5:], all_of_them[5:], atol=0)
+    close(of_rewards.most_varied(of_rewards.centred(), 0)(rewards, groups), all_of_them, atol=0)
+
+
+RATIOS = {
+    "token": [1.105171, 0.818731, 1.349859],
+    "sequence": [1.068939] * 3,
+    "sequence_token": [1.068939] * 3,
+    "cumulative": [1.105171, 0.904837, 1.221403],
+    "cumulative_mean": [1.105171, 0.951229, 1.068939],
+    "prefix_min": [1.105171, 0.904837, 1.105171],
+    "segment": [0.951229, 0.951229, 1.349859],
+}
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_ratios(name):
+    answers, old = answers_of(targets=[0, 9, 0]), jnp.zeros((1, 3))
+    for detached in (True, False):
+        ratio = ratios.make_ratio(name, detached, (9,))
+        close(jnp.exp(ratio(answers, jnp.asarray(TOY[None]), old)), RATIOS[name])
+        # On-policy all are 1; one token is one token.
+        assert not np.any(ratio(answers, old, old))
+        single = answers_of((1,))
+        close(ratio(single, jnp.full((1, 1), 0.7), jnp.zeros((1, 1))), 0.7)
+    slopes = jax.jacobian(lambda x: ratios.make_ratio(name)(answers, x, old)[0])(
+        jnp.asarray(TOY[None])
+    )[:, 0]
+    own = np.eye(3) if name != "sequence" else np.full((3, 3), 1 / 3)
+    close(slopes, own)
+    assert set(RATIOS) == set(ratios.RATIOS)
+
+
+def test_limits_of_ratios():
+    """One sentence is an answer, sentences of one token are tokens; the last mean is GSPO's."""
+    x, old = jnp.asarray(TOY[None]), jnp.zeros((1, 3))
+    one, each = answers_of(targets=[0, 0, 9]), answers_of(targets=[9, 9, 9])
+    segment = ratios.segment((9,))
+    close(segment(one, x, old), ratios.sequence(one, x, old)[0])
+    close(segment(each, x, old), ratios.token(each, x, old)[0])
+    close(ratios.cumulative_mean(one, x, old)[0, -1], ratios.sequence(one, x, old)[0, -1])
+    # The factor of the prefix alone.
+    close(jnp.exp(ratios.prefix_minima(one, x)), [1, 1.105171, 0.818731])
+
+
+def test_bounds():
+    answers, x, old = answers_of(), jnp.asarray(TOY[None]), jnp.zeros((1, 3))
+    bounds = clipping.by_position(answers, 0.025, 0.05, 0.5)
+    close(jnp.log(bounds.low), [-0.025, -0.035355, -0.043301])
+    close(jnp.log(bounds.high), [0.05, 0.070711, 0.086603])
+    ratio = jnp.exp(ratios.cumulative(answers, x, old))
+    close(jnp.clip(ratio, bounds.low, bounds.high), [1.051271, 0.965262, 1.090463])
+    fixed = clipping.by_position(answers, 0.025, 0.05, 0.0)
+    close(jnp.log(fixed.low), [-0.025] * 3)
+    low, high, _ = clipping.by_entropy(jnp.array([0.5, -0.5, 0.0]), 0.2, 0.2)
+    close(1 - low, [0.2, 0.3, 0.2])
+    close(high - 1, [0.3, 0.2, 0.2])
+    assert clipping.constant(0.0, 0.0) == (0, math.inf, math.inf)
+
+
+def test_entropy_of_a_token_among_others():
+    answers, entropy = answers_of((5,)), jnp.array([[0.1, 0.5, 1, 2, 4]])
+    close(relative_entropy(answers, entropy), [-1, -0.462756, -0.231378, 0, 1])
+    close(relative_entropy(answers, entropy, released=True), [1, 0.462756, 0.231378, 0, 1])
+    assert not np.any(relative_entropy(answers, jnp.full((1, 5), 0.7)))
+    h, r = jnp.array([0.5, 0.5, -0.5, -0.5]), jnp.array([1.0, 1.3, 1.0, 1.3])
+    close(redistributed(jnp.ones(4), r, h, 1.0, 0.2, 0.2), [1, 1.5, 0.5, 1])
+    close(redistributed(jnp.ones(4), r, 0 * h, 1.0, 0.2, 0.2), [1, 1, 1, 1])
+
+
+def test_surrogates():
+    bounds = clipping.constant(0.2, 0.2, 3.0)
+    ratio, log_p = jnp.array([0.5, 1.0, 1.5, 4.0]), jnp.array([-1.0, -2.0, -0.5, -3.0])
+    ones = jnp.ones(4)
+    close(surrogates.ppo(ratio, log_p, ones, bounds), [-0.5, -1, -1.2, -1.2])
+    close(surrogates.ppo(ratio, log_p, -ones, bounds), [0.8, 1, 1.5, 3])
+    without = clipping.constant(0.2, 0.2)
+    close(surrogates.ppo(ratio, log_p, -ones, without), [0.8, 1, 1.5, 4])
+    close(surrogates.cispo(ratio, log_p, ones, bounds), -log_p * jnp.array([0.8, 1, 1.2, 1.2]))
+    gate = surrogates.sapo()
+    close(gate(ones, log_p, -ones, bounds), [1.904762] * 4)
+    close(gate(ones, log_p, ones, bounds), [-2] * 4)
+    for sign in (1.0, -1.0):
+        slope = jax.grad(lambda r, a=sign: gate(r, r, jnp.float32(a), bounds))(jnp.float32(1.0))
+        assert slope == pytest.approx(-sign, abs=1e-6)
+    low, high = surrogates.clipped("ppo", ratio, ones, bounds)
+    assert (low.tolist(), high.tolist()) == ([False] * 4, [False, False, True, True])
+    low, high = surrogates.clipped("ppo", ratio, -ones, bounds)
+    assert (low.tolist(), high.tolist()) == ([True, *[False] * 3], [False, False, False, True])
+
+
+def test_divergences_and_weights():
+    close(kl.k3(jnp.log(0.4) - jnp.log(0.5)), 0.026856)
+    k = jnp.array([0.4, 0.5, 1, 5, 5.1])
+    close(token_weights.icepop(jnp.log(k)), [0, 0.5, 1, 5, 0])
+    # The released numbers: two members of a group of two positions each.
+    p = np.array([[[0.7, 0.3], [0.5, 0.5]], [[0.3, 0.7], [0.5, 0.5]]])
+    apart = np.log(p).mean(0, keepdims=True) - np.log(p)
+    divergence = (np.exp(apart) - apart - 1).sum(-1).mean(0)
+    close(divergence, [0.182179, 0])
+    members, ids = answers_of((2, 2)), jnp.full((1, 4), 6)
+    x = jnp.asarray([[*divergence, *divergence]], jnp.float32)
+    close(token_weights.group_divergence(members, ids, x, 1.7), [1.7, 1, 1.7, 1])
+    close(token_weights.group_divergence(members, ids, 0 * x, 1.7), [1] * 4)
+    close(token_weights.group_divergence(members, ids, x, 1.0), [1] * 4)
+    score = jnp.array([[0.1, 0.45, 0.4]])
+    for share in (0.5, jnp.float32(0.5)):
+        kept = token_weights.by_advantage_and_entropy(
+            answers_of(), jnp.array([[1, -0.5, 0.2]]), jnp.array([[0.1, 0.9, 2]]), share
+        )
+        close(kept, [0, 1, 1])
+        close(token_weights.keep_highest(answers_of(), score, share), [0, 1, 1])
+    close(token_weights.keep_highest(answers_of(), score, 1.0), [1, 1, 1])
+    assert token_weights.linear_schedule(0.9, 0.3, 10, 3) == pytest.approx(0.72)
+    assert token_weights.linear_schedule(0.9, 0.3, 10, 30) == pytest.approx(0.3)
+    assert token_weights.linear_schedule(0.9, 0.3, 0, 30) == 0.9
+
+
+def averages(lengths, losses, signs):
+    answers = answers_of(lengths)
+    losses, signs = (np.repeat(x, lengths)[None] for x in (losses, signs))
+    found = {}
+    for name in aggregations.AGGREGATIONS:
+        factors, denominator = aggregations.make_aggregation(name, 10)(answers, jnp.asarray(signs))
+        found[name] = float(jnp.sum(factors * losses) / denominator)
+    return found
+
+
+def test_averages():
+    found = averages((2, 8), (-1.0, 0.5), (1.0, -1.0))
+    expected = {"sequence_mean": -0.25, "token_mean": 0.2, "sign_balanced": -0.25}
+    expected |= {"sequence_sum": 1.0, "fixed_length": 0.1}
+    assert found == pytest.approx(expected, abs=1e-6)
+    found = averages((2, 6, 4), (-1.0, -2.0, 1.0), (-1.0, -1.0, 1.0))
+    expected = {"sequence_mean": -0.666667, "token_mean": -0.833333, "sign_balanced": -0.833333}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_advantages_of_tokens():
+    """lambda = 1 is the discounted return less the value, lambda = 0 one step."""
+    answers = answers_of((3, 2))
+    values = jnp.array([[0.3, -0.2, 0.5, 0.1, 0.4]])
+    rewards = jnp.array([[0.0, 0.0, 1.0, 0.0, 2.0]])
+    close(gae(answers, rewards, values, 1.0, 1.0), [0.7, 1.2, 0.5, 1.9, 1.6])
+    close(gae(answers, rewards, values, 0.9, 0.0), [-0.48, 0.65, 0.5, 0.26, 1.6])
+    # What lies between drawn targets is passed over.
+    batch = {"segment_ids": np.ones((1, 5), np.int32), "targets": np.zeros((1, 5), np.int32)}
+    holes = find_answers(batch | {"weights": np.array([[1, 0, 1, 0, 1]], np.float32)})
+    found = gae(holes, jnp.array([[0, 9.0, 0, 9.0, 1]]), jnp.array([[1, 9.0, 2, 9.0, 3]]), 0.9, 0.8)
+    whole = gae(answers_of((3,)), jnp.array([[0, 0, 1.0]]), jnp.array([[1.0, 2, 3]]), 0.9, 0.8)
+    close(found[:, ::2], whole[0])
+
+
+@pytest.mark.parametrize("name", ["reinforce", "grpo", "cispo", "minpro", "ctpo"])
+def test_the_expected_gradient_is_that_of_the_expected_reward(name):
+    """A policy of two tokens and two steps, all its answers weighted by their probabilities."""
+    settings = {
+        "reinforce": {"surrogate": "reinforce"},
+        "grpo": {"surrogate": "ppo"},
+        "cispo": {"surrogate": "cispo"},
+        "minpro": {"surrogate": "cispo", "ratio": "prefix_min"},
+        "ctpo": {"ratio": "cumulative", "clip": "position"},
+    }[name]
+    objective = POLICY["policy"](advantage="rewards", aggregation="sequence_sum", **settings)
+    trajectories = np.array(list(itertools.product((0, 1), repeat=2)))
+    rewards = np.array([0.3, -1.0, 2.0, 0.7])
+    logits = np.array([0.4, -0.3, 0.8])  # Of the first token, and of the second after each.
+
+    def log_p(logits):
+        def of(logit, token):
+            return jax.nn.log_sigmoid(jnp.where(token == 1, logit, -logit))
+
+        first, second = trajectories.T
+        return jnp.stack([of(logits[0], first), of(logits[1 + first], second)], axis=1)
+
+    with jax.enable_x64():
+        logits = jnp.asarray(logits)
+        old = log_p(logits)
+        p = jnp.exp(old.sum(axis=1))
+        shape = (4, 2)
+        batch = {
+            "weights": jnp.ones(shape),
+            "segment_ids": jnp.ones(shape, jnp.int32),
+            "targets": jnp.asarray(trajectories),
+            "behaviour_log_probability": old,
+            "group_ids": jnp.zeros(shape, jnp.int32),
+            "rewards": jnp.broadcast_to(rewards[:, None], shape),
+            # The mean over four answers becomes the expectation.
+            "advantages": jnp.broadcast_to((4 * p * rewards)[:, None], shape),
+        }
+
+        def loss(logits):
+            read = {"log_p": log_p(logits), "entropy": jnp.ones(shape)}
+            return cases.value_and_terms(objective, read, batch, {})[0]
+
+        expected = jax.grad(lambda x: jnp.sum(jnp.exp(log_p(x).sum(axis=1)) * rewards))(logits)
+        np.testing.assert_allclose(jax.grad(loss)(logits), -expected, rtol=1e-7, atol=1e-12)
+
+
+# Name of a golden -> the objective.
+GOLDENS = {
+    "grpo": POLICY["grpo"](),
+    "grpo kl": POLICY["grpo"](kl_coefficient=0.3),
+    "grpo dual": POLICY["grpo"](dual_clip=1.3),
+    "gspo": POLICY["gspo"](clip_low=0.02, clip_high=0.03),
+    "bnpo": POLICY["grpo"](aggregation="token_mean"),
+    "dr_grpo": POLICY["dr_grpo"](length=9),
+    "dapo": POLICY["dapo"](),
+    "dapo entropy": POLICY["policy"](entropy_coefficient=0.1),
+    "luspo": POLICY["policy"](
+        ratio="sequence", aggregation="sequence_sum", clip_low=0.02, clip_high=0.03
+    ),
+    "cispo": POLICY["cispo"](clip_high=0.15),
+    "sapo": POLICY["sapo"](),
+}
+
+
+def golden_inputs(record):
+    lengths = [len(x) for x in record["log_p"]]
+    numbers = {name: [np.array(x) for x in record[name]] for name in ("log_p", "entropy")}
+    numbers |= {
+        "behaviour_log_probability": [np.array(x) for x in record["behaviour"]],
+        "reference_nll": [-np.array(x) for x in record["reference"]],
+        "advantages": [np.full(n, a) for n, a in zip(lengths, record["advantages"], strict=True)],
+        "value": [np.zeros(n) for n in lengths],
+        "targets": [np.zeros(n) for n in lengths],
+        "group_ids": [np.zeros(n) for n in lengths],
+        "rewards": [np.zeros(n) for n in lengths],
+    }
+    return cases.make_inputs(numbers, ((0, 1), (2,), (3, 4), (5,)))
+
+
+def compare(record):
+    inputs = golden_inputs(record["given"])
+    drawn = np.asarray(inputs[1]["weights"]) != 0
+    assert set(GOLDENS) == set(record["found"])
+    values = set()
+    for name, expected in record["found"].items():
+        (value, _), grads = cases.run(GOLDENS[name], inputs)
+        assert value == pytest.approx(expected["loss"], rel=1e-5, abs=1e-6), name
+        for key in ("log_p", "entropy"):
+            wanted = np.concatenate(expected[key])
+            np.testing.assert_allclose(
+                np.asarray(grads[key])[drawn], wanted, rtol=1e-4, atol=1e-6, err_msg=name
+            )
+        values.add(round(expected["loss"], 6))
+    # Negative control: no two losses are the same number.
+    assert len(values) == len(GOLDENS)
+
+
+def test_losses_and_gradients_are_those_of_trl():
+    compare(json.loads((HERE / "goldens" / "trl_policy.json").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("NIBBLE_ORACLES" not in os.environ, reason="no environment with trl")
+def test_goldens_are_those_of_trl(tmp_path):
+    path = tmp_path / "trl_policy.json"
+    script = HERE / "make_policy_goldens.py"
+    subprocess.run([os.environ["NIBBLE_ORACLES"], script, path], check=True, timeout=600)
+    compare(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"advantage": "best"}, "advantage='best' is not one of"),
+        ({"ratio": "words"}, "ratio='words' is not one of"),
+        ({"token_weight": "icepop"}, "old='behaviour' leaves icepop nothing"),
+        ({"mean_over": "kept"}, "mean_over='kept' needs a token_weight"),
+        ({"clip_low": 1.5}, "clip_low=1.5 must be at most 1"),
+        ({"dual_clip": 0.5}, "dual_clip=0.5 must be at least 1"),
+        ({"keep_tokens": 0.0}, "keep_tokens=0.0 must be above 0"),
+        ({"sampling_temperature": 0.0}, "sampling_temperature=0.0 must be above 0"),
+        ({"sentence_ends": "a,2"}, "sentence_ends='a,2' must be ids"),
+        ({"ddof": 2}, "ddof=2 must be"),
+        ({"k_low": 2.0, "k_high": 1.0}, "k_high=1.0 must be at least 2"),
+        ({"kl_coefficient": -1.0}, "kl_coefficient=-1.0 must be at least 0"),
+        ({"clip_power": math.nan}, "clip_power=nan must be a number"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        POLICY["policy"](**arguments)
+
+
+def test_declarations():
+    """What an objective asks for follows from its arguments."""
+    make = POLICY["policy"]
+    assert make().advantages is not None
+    assert make().references == ()
+    assert not make(kl_coefficient=0.1, kl_in="reward").whole_batch
+    assert make(kl_coefficient=0.1).references == ("reference_nll",)
+    assert "behaviour_entropy" not in make().batch_keys
+    assert "behaviour_entropy" in make(clip="entropy").batch_keys
+    assert "group_divergence" in POLICY["tw_grpo"]().batch_keys
+    assert "old_log_probability" in make(old="stored").batch_keys
+    assert "entropy" in make(entropy_coefficient=0.1).differentiated
+    assert "entropy" not in make().differentiated
+    assert POLICY["ppo"]().whole_batch
+    assert token_ids(" 3, 14") == (3, 14)
+    assert token_ids("") == ()
