@@ -18,7 +18,7 @@ from lm import strict_json
 RAISED, NOT_FINITE = "raised", "not_finite"
 
 # A reward that takes more memory fails instead of the machine.
-_MOST_BYTES = 8 << 30
+_MOST_BYTES = 4 << 30
 
 _MOST_MESSAGE = 300
 

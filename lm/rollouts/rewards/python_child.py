@@ -38,6 +38,7 @@ def main() -> None:
         os.write(result, b"network")
         return
     limit(math.ceil(job["seconds"]), job["bytes"])
+    os.environ.clear()  # Python itself has set the locale there.
     names = {"__name__": "__main__"}
     try:
         for source in (job["program"], *job["tests"]):
