@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lm.data.layout import BATCH
+from lm.data.layout import BATCH, POLICY
 from lm.data.pairs import KEYS
 from lm.model.attention import attend
 from lm.parallel.mesh import put_batch
@@ -129,6 +129,9 @@ def random_batch(run: experiment.Experiment, seed: int = 0) -> dict[str, jax.Arr
             halves = np.where(np.arange(shape[1]) < shape[1] // 2, 1, -1)
             values = {"pair_ids": 0, "sides": halves}.get(name, -1)
             rows[name] = np.broadcast_to(np.int32(values), shape)
+    for name, dtype in POLICY.items():
+        if name in run.objective.batch_keys:
+            rows[name] = np.zeros(shape, dtype)
     rows["sample_ids"] = np.repeat(np.arange(shape[0], dtype=np.int32)[:, None], shape[1], 1)
     return put_batch(run.mesh, rows)
 

@@ -27,6 +27,7 @@ def config(**overrides):
     return tiny_policy.config(**given)
 
 
+@pytest.mark.slow
 def test_a_run_reports_what_it_draws_and_what_it_solves(tmp_path):
     c = config(evaluation__problems=5, evaluation__sample_tokens=4, train__steps=3)
     result, said = short_runs.train(c, tmp_path)
@@ -80,8 +81,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, reuse, dynamic, stop):
     if reuse > 1:
         assert [line["rollout_age"] for line in lines] == [step % reuse for step in range(6)]
         assert any(abs(line["kl_behaviour_k3"]) > 1e-6 for line in lines)
-    whole = [lines[i]["reward"] for i in range(0, 6, reuse)]
-    assert len(set(whole)) == len(whole)
+    drawn = [(lines[i]["reward"], lines[i]["entropy"]) for i in range(0, 6, reuse)]
+    assert len(set(drawn)) == len(drawn)
 
 
 # A run in a process of its own, with a checkpoint after every step.

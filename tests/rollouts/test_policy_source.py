@@ -11,6 +11,8 @@ from tiny_policy import GROUP, TEMPERATURE, LengthJudge, Run, answers
 from lm.data.layout import BATCH, POLICY
 from lm.data.problems import problems
 from lm.errors import InputError
+from lm.planning.ahead import abstract_batch
+from lm.planning.benchmark import random_batch
 from lm.rollouts import stored_rollout
 from lm.rollouts.old_policy import make_old_log_probability
 from lm.rollouts.problem_prompts import numbers_asked
@@ -200,6 +202,15 @@ def test_old_log_probabilities_are_those_of_the_trained_model(run, batches):
         found = make_old_log_probability(run.built, False)(run.state.trained, batch)
     np.testing.assert_allclose(found, batch["behaviour_log_probability"], atol=1e-5)
     assert (np.asarray(found)[batch["weights"] == 0] == 0).all()
+
+
+def test_planning_knows_what_is_in_a_batch(run, source, batches):
+    """For launch.plan with a topology, and launch.benchmark."""
+    wanted = set(run.built.objective.batch_keys)
+    for planned in (abstract_batch(run.built), random_batch(run.built)):
+        assert wanted <= planned.keys() <= source.keys
+        for name, x in planned.items():
+            assert (x.shape, x.dtype) == (batches[0][name].shape, batches[0][name].dtype)
 
 
 BAD = {
