@@ -154,11 +154,16 @@ def token_content(piece: bytes, decoder: codecs.IncrementalDecoder) -> str:
     """
     text = decoder.decode(piece)
     left = decoder.getstate()[0] if text else piece
-    only_space = not text.strip()
-    content = "".join(_character(c, only_space) for c in text)
+    content = text_content(text)
     if left or not piece:
         content += mark(left.hex(" ").upper() or "∅", "raw")
     return content
+
+
+def text_content(text: str) -> str:
+    """Returns a text as the page shows it, with characters visible that have no glyph."""
+    only_space = not text.strip()
+    return "".join(_character(c, only_space) for c in text)
 
 
 def _character(c: str, in_space: bool) -> str:
@@ -217,6 +222,13 @@ def _figures(metrics: dict[str, float]) -> str:
     return "\n".join(
         f"<div><dt>{name}</dt><dd>{value} <small>{unit}</small></dd></div>"
         for name, value, unit in shown
+    )
+
+
+def figures(values: dict[str, float]) -> str:
+    """Returns entries of a <dl>: label -> value."""
+    return "\n".join(
+        f"<div><dt>{label}</dt><dd>{value:.4f}</dd></div>" for label, value in values.items()
     )
 
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from launch import page
 from launch.page import Heading
+from launch.signed_colours import colours_of
 from lm.data.tokenizers import Tokenizer
 from lm.references.pair_inspection import PairInspection
-
-_COLOURS = {True: "var(--loss)", False: "var(--weight)"}  # negative, positive
 
 _FIGURES = {
     "accuracy": "accuracy",
@@ -39,52 +38,33 @@ def render(inspection: PairInspection, tokenizer: Tokenizer, heading: Heading) -
     pull, ratios = inspection.pull[shown_RT], inspection.log_ratio[shown_RT]
     losses = inspection.nll[shown_RT]
     columns = [("pull", pull), (ratio, ratios), ("loss", losses), ("probability", np.exp(-losses))]
-    brightest = {
-        name: abs(page.brightest(x[is_target])) for name, x in (("pull", pull), ("ratio", ratios))
-    }
-    spans = zip(
-        is_target.tolist(),
-        _signed(pull, brightest["pull"]),
-        _signed(ratios, brightest["ratio"]),
-        strict=True,
-    )
-    scales = {f"most_{name}": f"{x:.3g}" for name, x in brightest.items()}
-    scales |= {f"least_{name}": f"-{x:.3g}" for name, x in brightest.items()}
+    colours = colours_of(pull, ratios, is_target)
     count = len(inspection.documents)
     about = (
         f"Run {heading.run}, step {heading.step:,}. {count:,} record{'s' * (count > 1)} of "
         f"{len(losses):,} tokens; the batch is all of them."
     )
     return page.fill(
-        "pair_page.html",
+        "answers_page.html",
         title=html.escape(f"Preferences of {heading.source}"),
         objective=html.escape(heading.weighting),
         about=html.escape(about),
-        figures=_figures(inspection.metrics),
+        figures=page.figures(
+            {
+                label: inspection.metrics[name]
+                for name, label in _FIGURES.items()
+                if name in inspection.metrics
+            }
+        ),
         ratio=ratio,
-        records="\n".join(_records(inspection, tokenizer, spans, ratio)),
+        unit="records",
+        records="\n".join(_records(inspection, tokenizer, colours, ratio)),
         data=page.numbers_as_json(columns, is_target),
-        **scales,
+        **colours.scales,
     )
 
 
-def _signed(values, highest) -> list[tuple[float, str]]:
-    """The shade of every value, and the colour of its sign."""
-    return [
-        (shade, _COLOURS[bool(x < 0)])
-        for shade, x in zip(page.shades_of(values, highest), values, strict=True)
-    ]
-
-
-def _figures(metrics: dict[str, float]) -> str:
-    return "\n".join(
-        f"<div><dt>{label}</dt><dd>{metrics[name]:.4f}</dd></div>"
-        for name, label in _FIGURES.items()
-        if name in metrics
-    )
-
-
-def _records(inspection, tokenizer, spans, ratio) -> Iterator[str]:
+def _records(inspection, tokenizer, colours, ratio) -> Iterator[str]:
     """Yields a heading and the answers of each record."""
     for r, document in enumerate(inspection.documents):
         answers = []
@@ -99,7 +79,7 @@ def _records(inspection, tokenizer, spans, ratio) -> Iterator[str]:
             if reward is not None:
                 said += f", reward {reward[r]:+.3f}"
             answers.append(
-                f"<div><h3>{name}</h3><pre>{_tokens(answer, tokenizer, spans)}</pre>"
+                f"<div><h3>{name}</h3><pre>{_tokens(answer, tokenizer, colours)}</pre>"
                 f"<p>{said}</p></div>"
             )
         margin = inspection.terms.get("margin")
@@ -110,15 +90,12 @@ def _records(inspection, tokenizer, spans, ratio) -> Iterator[str]:
         )
 
 
-def _tokens(answer, tokenizer, spans) -> str:
+def _tokens(answer, tokenizer, colours) -> str:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     covered = page.pieces(answer, tokenizer)
     parts = []
     for number, piece in enumerate(covered):
         at_end = number == len(covered) - 1 and not piece
         content = page.mark("end", "raw") if at_end else page.token_content(piece, decoder)
-        is_target, (pull, pull_colour), (ratio, ratio_colour) = next(spans)
-        of_class = "" if is_target else ' class="prompt"'
-        style = f"--p:{pull:.3g};--pc:{pull_colour};--r:{ratio:.3g};--rc:{ratio_colour}"
-        parts.append(f'<span{of_class} style="{style}">{content}</span>')
+        parts.append(colours.next_span(content))
     return "".join(parts)

@@ -47,7 +47,7 @@ BELOW = {
     "lm/evaluation": (*_GROUND, "lm/parallel", "lm/compression"),
     "lm/references": _RUN,
     "lm/rollouts/rewards": _BASE,
-    "lm/rollouts": (*_RUN, "lm/evaluation", "lm/rollouts/rewards"),
+    "lm/rollouts": (*_RUN, "lm/references", "lm/evaluation", "lm/rollouts/rewards"),
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),
     "configs": ("objectives", "lm/errors", "lm/pretrained", "lm/rollouts/rewards"),

@@ -69,13 +69,15 @@ def load(
 
 
 def read(path: str) -> Corpus:
-    """Every document of a text file, a FILE.jsonl or a folder, without a split.
+    """Every document of a text file, a FILE.jsonl, a folder or a made task, without a split.
 
     Raises:
-      InputError: there is no such file, a line is malformed, or there is no text in it.
+      InputError: there is no such file or task, a line is malformed, or there is no text in it.
     """
     source = Path(path).expanduser()
-    if source.is_dir():
+    if path.startswith(PREFIX):
+        corpus = load_task(path, "train", 0.0)
+    elif source.is_dir():
         corpus = load_folder(path, source, "train", 0.0)
     elif is_records(source) and source.is_file():
         lines = as_json_lines(source, cache_directory(""))
