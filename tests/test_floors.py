@@ -51,7 +51,7 @@ BELOW = {
     "lm/planning": _AROUND,
     "lm/studies": (*_AROUND, "lm/planning"),
     "configs": ("objectives", "lm/errors", "lm/pretrained", "lm/rollouts/rewards"),
-    "launch": ("configs", *_AROUND, "lm/planning", "lm/studies", "lm/training/loop"),
+    "launch": ("configs", *_AROUND, "lm/rollouts", "lm/planning", "lm/studies", "lm/training/loop"),
 }
 FOREIGN = {
     "flax": ("lm/model",),
