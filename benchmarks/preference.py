@@ -13,18 +13,16 @@ held-out pairs. `reference_kl` is KL(reference || model) a token of the answers,
 run in the same way. Before training every margin is a tie, so that the accuracy is 0.5.
 """
 
-import math
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 from absl import flags
-from scipy import stats
+from intervals import interval
 
 from launch import command, workdir
 from lm.evaluation import perplexity
-from lm.studies.comparison import summarise
 from lm.training import experiment, make_objective
 from lm.training.logging import read_metrics
 from lm.training.term_evaluation import TermEvaluation
@@ -112,15 +110,6 @@ def held_out(folder: Path) -> dict[str, float]:
         )
     kl = {"reference_kl": measured.terms["reference_kl"]}
     return {name: line[name] for name in METRICS} | kl
-
-
-def interval(values: list[float]) -> str:
-    """Mean and half the width of its 95% interval; the mean alone for one seed."""
-    found = summarise(values)
-    if found.seeds < 2:
-        return f"{found.mean:.4f}"
-    half = stats.t.ppf(0.975, found.seeds - 1) * found.standard_error
-    return f"{found.mean:.4f} ± {0.0 if math.isnan(half) else half:.4f}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+r"""Policy gradients on made sums: held-out problems that are solved, with intervals over seeds.
+
+python benchmarks/policy.py --runs=runs/policy [--methods=grpo,dapo,gspo,ctpo,balanced] \
+    [--seeds=0,1,2] [--config.KEY=VALUE ...]
+
+A model is pretrained on sums for each seed with configs/policy/pretrain_sums.py, and every method
+of configs/policy goes on from it: the same problems, samples and steps for all of them. Every run
+is a command of launch.train with a folder of its own, and one that has ended is not run again.
+Further arguments are those of launch.train, for the runs of the methods.
+
+Prints a table: mean over the seeds and 95% interval (Student's t) of the share of held-out problems
+that are solved greedily, at the end and as the difference to the pretrained model of the same seed;
+and of the answers that were drawn in the last logged step.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+from intervals import interval
+
+from launch import command
+from lm.training.logging import read_metrics
+
+_RUNS = flags.DEFINE_string("runs", "runs/policy", "Folder of the work directories.")
+_METHODS = flags.DEFINE_list(
+    "methods", ["grpo", "dapo", "gspo", "ctpo", "balanced"], "Names of configs/policy."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of models, problems and samples.")
+
+# What launch.train gets besides; the flags of this script are others.
+FURTHER = [one for one in sys.argv[1:] if one.startswith("--config.")]
+HEADER = ("method", "solved", "gained", "solved, drawn")
+
+
+def main() -> None:
+    """Trains what is missing, and prints the table."""
+    before = {seed: solved(train("pretrain_sums", seed)) for seed in _SEEDS.value}
+    rows = [["pretrained", interval([*before.values()]), "", ""]]
+    for name in _METHODS.value:
+        found = [(before[seed], train(name, seed, start=True)) for seed in _SEEDS.value]
+        columns = (
+            [solved(run) for _, run in found],
+            [solved(run) - first for first, run in found],
+            [last(run, "train")["solved"] for _, run in found],
+        )
+        rows.append([name, *map(interval, columns)])
+        print("\n".join(command.table(HEADER, rows)), flush=True)
+
+
+def train(name: str, seed: str, start: bool = False) -> Path:
+    """The work directory of a run that has ended; with `start`, from the sums of this seed."""
+    folder = Path(_RUNS.value) / f"{name}_{seed}"
+    if not (folder / "curves.png").exists():
+        program = [sys.executable, "-m", "launch.train", f"--config=configs/policy/{name}.py"]
+        arguments = [f"--config.train.seed={seed}", f"--workdir={folder}"]
+        if start:
+            begin = Path(_RUNS.value) / f"pretrain_sums_{seed}"
+            arguments += [f"--config.initialise.from={begin}", *FURTHER]
+        subprocess.run([*program, *arguments], check=True)
+    return folder
+
+
+def last(folder: Path, kind: str) -> dict[str, float]:
+    """The last line of metrics of a kind."""
+    return [one for one in read_metrics(folder) if one["kind"] == kind][-1]
+
+
+def solved(folder: Path) -> float:
+    """The share of held-out problems that the model solves at its end."""
+    return last(folder, "validation")["solved"]
+
+
+if __name__ == "__main__":
+    sys.argv = [one for one in sys.argv if one not in FURTHER]
+    command.run(main)
