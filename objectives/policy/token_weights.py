@@ -1,6 +1,6 @@
 """Weights of the drawn tokens, multiplied onto what the surrogate gives them; no gradient.
 
-B rows, T tokens, G answers of a group, S places of an answer, V vocabulary.
+B rows, T tokens.
 """
 
 import jax
@@ -49,23 +49,6 @@ def group_divergence(
     unit_BT = scale_samples_to_unit(samples, x_BT, epsilon=0.0)
     # 0 / 0 where all are equal.
     return 1 + (alpha - 1) * select(answers, jnp.where(jnp.isfinite(unit_BT), unit_BT, 0.0))
-
-
-def divergence_of_group(log_p_GSV: jax.Array, live_GS: jax.Array) -> jax.Array:
-    """How far the predictions of G answers to one prompt are apart at each place, [S]: TW-GRPO.
-
-    The mean over the group of sum over tokens of exp(D) - D - 1, with D = mean over the group of
-    log p - log p, held within +-11. As in the released code an answer that has ended predicts all
-    tokens alike.
-
-    Args:
-      log_p_GSV: log-probabilities of the whole vocabulary at each place of an answer.
-      live_GS: whether an answer has a drawn target there.
-    """
-    uniform = -jnp.log(jnp.float32(log_p_GSV.shape[-1]))
-    log_p_GSV = jnp.where(live_GS[..., None], log_p_GSV, uniform)
-    apart_GSV = jnp.clip(jnp.mean(log_p_GSV, axis=0) - log_p_GSV, -11.0, 11.0)
-    return jnp.mean(jnp.sum(jnp.exp(apart_GSV) - apart_GSV - 1, axis=-1), axis=0)
 
 
 def by_advantage_and_entropy(
