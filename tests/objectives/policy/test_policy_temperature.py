@@ -36,7 +36,7 @@ def test_tempered_statistics(softcap):
         return jnp.sum(found.nll) + 0.3 * jnp.sum(found.entropy), found
 
     arrays = [jnp.asarray(x, jnp.float32) for x in (hidden, head)]
-    run = jax.value_and_grad(total, (0, 1), has_aux=True)
+    run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True), static_argnums=2)
     (_, found), grads = run(*arrays, 4)
     _, plain = run(*arrays, 0)
     for one, other in zip(grads, plain, strict=True):
@@ -103,7 +103,8 @@ def test_a_model_and_its_references_are_tempered_alike():
     assert np.abs(plain - found).max() > 0.01
 
 
-@pytest.mark.parametrize("shared", tiny.mostly_slow([True, False], quick=[True]))
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
 def test_values_are_learned_through_the_model(shared):
     """A value head is trained beside the model, and alone where the states are not shared."""
     model, batch = tiny.model(layers=1), batch_of_answers()
