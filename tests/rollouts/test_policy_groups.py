@@ -166,7 +166,7 @@ def test_eight_devices_draw_what_one_does(mesh):
     batches = [each.batch(each.source()) for each in (one, many)]
     for name in batches[0]:
         if name in ("behaviour_log_probability", "behaviour_entropy", "group_divergence"):
-            np.testing.assert_allclose(*(b[name] for b in batches), atol=2e-5)
+            np.testing.assert_allclose(*(b[name] for b in batches), rtol=1e-4, atol=2e-5)
         else:
             np.testing.assert_array_equal(*(b[name] for b in batches), err_msg=name)
     assert jax.device_count() == 8
