@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from lm.training.reporting import TIMED
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--config=configs/base.py",
@@ -96,8 +98,7 @@ def train(*arguments, **options):
 
 def lines(workdir, kind):
     read = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
-    timed = ("tokens_per_second", "mfu")
-    return [{k: v for k, v in x.items() if k not in timed} for x in read if x["kind"] == kind]
+    return [{k: v for k, v in x.items() if k not in TIMED} for x in read if x["kind"] == kind]
 
 
 def losses(workdir, kind="train"):

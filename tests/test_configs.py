@@ -28,18 +28,23 @@ from objectives.weighting import WEIGHTINGS
 ROOT = Path(__file__).parent.parent
 METHODS = [
     str(path.relative_to(ROOT))
-    for folder in ("weightings", "losses", "preference", "distillation")
+    for folder in ("weightings", "losses", "preference", "distillation", "policy")
     for path in sorted((ROOT / "configs" / folder).glob("*.py"))
-    if path.stem != "__init__"
+    if path.stem not in ("__init__", "pretrain_sums")
 ]
-OTHERS = ["configs/base.py", "configs/quickstart.py", "configs/answers.py"] + [
+OTHERS = [
+    "configs/base.py",
+    "configs/quickstart.py",
+    "configs/answers.py",
+    "configs/policy/pretrain_sums.py",
+] + [
     str(path.relative_to(ROOT))
     for path in sorted((ROOT / "configs" / "papers").glob("*.py"))
     if path.stem != "__init__"
 ]
 SCALE = [f"configs/scale/{size}.py" for size in ("125m", "350m", "1b3", "7b", "70b")]
 # Of the configs -> of their toys.
-STEPS = {200: 2, 600: 3, 620: 4}
+STEPS = {105: 2, 200: 2, 600: 3, 620: 4, 1500: 3}
 # A run whose references are where the config looks for them has these commands before it.
 MAKERS = re.compile(r"--(?:workdir|output)=(\S+)")
 
@@ -165,6 +170,7 @@ def shrink(config):
     config.train.update(steps=steps, batch_size=8, log_every=1, tensorboard=False)
     config.optimizer.warmup_steps = 1
     config.evaluation.update(every_steps=0, batches=1, sample_tokens=0, ngram_order=0)
+    config.evaluation.problems = min(config.evaluation.problems, 8)
     return config
 
 
@@ -208,7 +214,8 @@ def run(folder, command, arguments):
     assert done.returncode == 0, done.stderr
 
 
-# One of each kind of commands: with a reference, two of them, scores, a teacher, faulty answers.
+# One of each kind of commands: with a reference, two of them, scores, a teacher, faulty answers,
+# answers that are drawn.
 RUN = (
     "weightings/critical_token",
     "weightings/fait",
@@ -222,6 +229,7 @@ RUN = (
     "distillation/alm",
     "distillation/align_distil",
     "distillation/top_k",
+    "policy/sums",
 )
 
 

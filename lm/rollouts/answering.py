@@ -10,9 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lm.data.tokenizers import Tokenizer
 from lm.model.trained import Trained
+from lm.parallel.cross_process import of_all_shares
 from lm.parallel.mesh import local_rows, put_batch, row_sharding
 from lm.rollouts.problem_prompts import padded
 from lm.rollouts.sampling import ends_of, make_answer
@@ -45,6 +47,16 @@ class Written(NamedTuple):
     texts: list[str]
     seconds: float
     compiled: bool
+
+
+def of_all(mesh: Mesh, written: Written) -> Written:
+    """The answers of all processes, but for their texts; all of them have to ask."""
+    arrays = {name: x for name, x in written._asdict().items() if isinstance(x, np.ndarray)}
+    whole = {
+        name: of_all_shares(mesh, x.astype(np.float64)).reshape(-1, *x.shape[1:]).astype(x.dtype)
+        for name, x in arrays.items()
+    }
+    return written._replace(**whole)
 
 
 def answer_keys(seed: int, step: jax.Array, attempt: jax.Array, rows: int) -> jax.Array:

@@ -28,28 +28,23 @@ def has_signal(rewards_N: np.ndarray, group: int) -> np.ndarray:
     return highest > lowest
 
 
-def chosen_groups(signals: Sequence[np.ndarray], shares: int) -> list[tuple[int, int]]:
+def chosen_groups(signals: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     """For each group of a batch, (draw, group of that draw): dynamic sampling.
 
     The first draw, in which groups without signal are replaced by those of later draws that have
     one, as long as there are some (DAPO, arXiv 2503.14476, equation 11, which draws on until the
-    batch is full). A group takes the place of one of its own process.
+    batch is full).
 
     Args:
       signals: of each draw, whether its groups have a signal.
-      shares: number of processes' shares, each with as many groups in a row.
     """
     chosen = [(0, group) for group in range(len(signals[0]))]
     lacking = ~signals[0]
-    size = len(lacking) // shares
     for draw, found in enumerate(signals[1:], 1):
-        for first in range(0, len(lacking), size):
-            own = slice(first, first + size)
-            places = first + np.flatnonzero(lacking[own])
-            others = first + np.flatnonzero(found[own])
-            for place, other in zip(places.tolist(), others.tolist(), strict=False):
-                chosen[place] = draw, other
-                lacking[place] = False
+        others = np.flatnonzero(found).tolist()
+        for place, other in zip(np.flatnonzero(lacking).tolist(), others, strict=False):
+            chosen[place] = draw, other
+            lacking[place] = False
     return chosen
 
 

@@ -127,7 +127,10 @@ class Judge:
         sample = strict_json.dumps({"text": text, "record": dict(record)}).encode() + b"\n"
         try:
             answer = self._worker.ask(sample, time.monotonic() + self._seconds)
-            values = [(np.nan if v is None else v, why, said) for v, why, said in answer["values"]]
+            values = [
+                (np.nan if value is None else float(value), why, said)
+                for _, (value, why, said) in zip(self._rewards, answer["values"], strict=True)
+            ]
         except TimeoutError:
             return self._lost(TIMEOUT, f"took more than {self._seconds} seconds")
         except (EOFError, OSError, ValueError, KeyError, TypeError):

@@ -14,8 +14,8 @@ def make_rewards(rollouts: ConfigDict) -> tuple[Named, ...]:
     """The rewards that `rollouts.rewards` names, with their weights and hyper-parameters.
 
     Raises:
-      InputError: an unknown name, a name that stands twice, other numbers of names and weights, or
-        a bad hyper-parameter.
+      InputError: an unknown name, a name that stands twice, other numbers of names and weights, a
+        bad hyper-parameter, or a reward that may take longer than an answer.
     """
     names = [name.strip() for name in rollouts.rewards.split(",")]
     for name in names:
@@ -38,5 +38,10 @@ def make_rewards(rollouts: ConfigDict) -> tuple[Named, ...]:
             REWARDS[name](**arguments)
         except ValueError as error:
             raise InputError(f"rollouts.{name}.{error}") from None
+        if arguments.get("seconds", 0) >= rollouts.reward_seconds:
+            raise InputError(
+                f"rollouts.reward_seconds={rollouts.reward_seconds} must be above "
+                f"rollouts.{name}.seconds={arguments['seconds']}, which is a part of it"
+            )
         made.append(Named(name, float(weight), arguments))
     return tuple(made)

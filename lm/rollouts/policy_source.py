@@ -16,7 +16,7 @@ from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
 from lm.parallel.mesh import local_rows, put_batch, share
 from lm.rollouts import stored_rollout
-from lm.rollouts.answering import Answering, Written
+from lm.rollouts.answering import Answering, Written, of_all
 from lm.rollouts.groups import chosen_groups, has_signal, rollout_metrics
 from lm.rollouts.judge import Judge
 from lm.rollouts.judging import Scored, score
@@ -30,18 +30,18 @@ from lm.training.state import TrainState
 
 
 class Draw(NamedTuple):
-    """One answer to every prompt of one draw.
+    """The groups of answers of one draw.
 
     Attributes:
-      numbers: of the problems of this process's groups, among those that can be asked.
-      prompts: their ids.
-      written: this process's answers.
+      numbers: of the problems of all groups of all processes.
+      written: answers of this process, or of all of them where groups are replaced.
+      first: the number of the first group that `written` has.
       scored: rewards of all answers of all processes.
     """
 
     numbers: np.ndarray
-    prompts: list[np.ndarray]
     written: Written
+    first: int
     scored: Scored
 
 
@@ -103,11 +103,11 @@ class PolicySource:
         c = self._built.config.rollouts
         draws = [self._draw(step, 0, state)]
         signals = [has_signal(draws[0].scored.total_N, c.group)]
-        chosen = chosen_groups(signals, self._shares)
+        chosen = chosen_groups(signals)
         while len(draws) <= c.dynamic and not _all_have_signal(signals, chosen):
             draws.append(self._draw(step, len(draws), state))
             signals.append(has_signal(draws[-1].scored.total_N, c.group))
-            chosen = chosen_groups(signals, self._shares)
+            chosen = chosen_groups(signals)
         rewards_GN = np.stack(
             [draws[i].scored.total_N.reshape(-1, c.group)[group] for i, group in chosen]
         )
@@ -140,26 +140,23 @@ class PolicySource:
         scored = score(built.mesh, self._judge, written.texts, records, further)
         tokens = int(scored.further_NK[:, 0].sum())
         self.spent = _spent(self.spent, written, time.perf_counter() - begin, tokens)
-        return Draw(asked.kept[own], prompts, written, scored)
+        if c.dynamic:  # Whatever the processes, the same group takes the place of another one.
+            return Draw(asked.kept[numbers], of_all(built.mesh, written), 0, scored)
+        first = self._share * len(own)
+        return Draw(asked.kept[numbers], written, first, scored)
 
     def _pack(self, draws, chosen, rewards_GN, advantages_GN) -> dict[str, np.ndarray]:
         """The rows of this process."""
-        per_share = self._groups // self._shares
-        first, answers = self._share * per_share, []
-        for group in range(first, first + per_share):
-            draw, place = draws[chosen[group][0]], chosen[group][1] - first
-            size = rewards_GN.shape[1]
+        count, size = self._groups // self._shares, rewards_GN.shape[1]
+        answers = []
+        for group in range(self._share * count, (self._share + 1) * count):
+            draw, place = draws[chosen[group][0]], chosen[group][1]
+            number = int(draw.numbers[place])
+            prompt = prompt_of(self._asked.problems[number], self._tokenizer)
             for member in range(size):
-                answers.append(
-                    _positions(
-                        draw,
-                        place,
-                        place * size + member,
-                        group,
-                        rewards_GN[group, member],
-                        advantages_GN[group, member],
-                    )
-                )
+                judged = rewards_GN[group, member], advantages_GN[group, member]
+                row = (place - draw.first) * size + member
+                answers.append(_positions(draw.written, row, prompt, number, group, *judged))
         return pack(answers, self._slots, self._built.config.data.sequence_length)
 
     def _old_log_probability(self, step: int, state: TrainState) -> np.ndarray:
@@ -235,15 +232,14 @@ def _all_have_signal(signals: Sequence[np.ndarray], chosen: Sequence[tuple[int, 
     return all(signals[draw][group] for draw, group in chosen)
 
 
-def _positions(draw: Draw, place: int, row: int, group: int, reward: float, advantage: float):
-    """One answer as positions: number `row` of this process's in the draw, of its group `place`."""
-    written, failed = draw.written, not np.isfinite(reward)
-    drawn = slice(0, written.lengths_N[row])
+def _positions(written, row, prompt, number, group, reward, advantage) -> np.ndarray:
+    """One answer, number `row` of those written, to problem `number` as positions."""
+    failed, drawn = not np.isfinite(reward), slice(0, written.lengths_N[row])
     return answer_positions(
-        draw.prompts[place],
+        prompt,
         written.tokens_NS[row, drawn],
         weight=0.0 if failed else 1.0,
-        sample_id=draw.numbers[place],
+        sample_id=number,
         group_id=group,
         advantages=advantage,
         rewards=0.0 if failed else reward,

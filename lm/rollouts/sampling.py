@@ -171,4 +171,4 @@ def _running(model: Model, quantized: Quantized | None):
     def on_grid(trained):
         return trained._replace(params=quantized.on_grid(trained))
 
-    return of_trained(model, running), on_grid, running.cache
+    return of_trained(model, running), on_grid, running.cache if running else None

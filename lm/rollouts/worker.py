@@ -3,6 +3,7 @@
 It imports no JAX, so that it starts in a fraction of a second, and again after a sample that hangs.
 """
 
+import contextlib
 import importlib
 import math
 import os
@@ -37,7 +38,8 @@ def main() -> None:
         os.dup2(nothing, standard)
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     least = min(one for one in (_MOST_BYTES, most) if one != resource.RLIM_INFINITY)
-    resource.setrlimit(resource.RLIMIT_AS, (least, most))
+    with contextlib.suppress(ValueError, OSError):  # Not every system can limit it.
+        resource.setrlimit(resource.RLIMIT_AS, (least, most))
     try:
         known = importlib.import_module(asked["registry"]).REWARDS
         rewards = [known[name](**arguments) for name, arguments in asked["rewards"]]
@@ -51,12 +53,12 @@ def main() -> None:
     for line in lines:
         sample = strict_json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, 2 * asked["seconds"] + 1)
-        values = [judge(reward, sample["text"], sample["record"]) for reward in rewards]
+        values = [value_of(reward, sample["text"], sample["record"]) for reward in rewards]
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(answers, {"values": values})
 
 
-def judge(
+def value_of(
     reward: Callable[[str, Any], Any], text: str, record: Mapping[str, Any]
 ) -> tuple[float | None, str, str]:
     """The value of a reward, "" and ""; or None, why there is none, and a message."""

@@ -86,14 +86,16 @@ TIMED = (
     "tokens_per_second",
     "mfu",
     "sampled_tokens_per_second",
+    "sampling_seconds",
     "sampling_share",
     "judging_share",
 )
 
 
 def sampling_figures(spent: Spent, seconds: float) -> dict[str, float]:
-    """Tokens drawn in a second of drawing, and the shares of `seconds` for drawing and judging."""
+    """Seconds of drawing, tokens drawn in each, and the shares of all `seconds` since a line."""
     figures = {
+        "sampling_seconds": spent.sampling,
         "sampling_share": spent.sampling / seconds,
         "judging_share": spent.judging / seconds,
     }

@@ -182,6 +182,7 @@ def _terms(parts: Parts):
         answers, rows = find_answers(batch), prepared.rows
         # Selected first: a token of weight 0 may hold anything.
         log_p_BT = select(answers, statistics.log_probability)
+        entropy_BT = select(answers, statistics.entropy)
         sampler_BT = select(answers, batch["behaviour_log_probability"])
         old_BT = {
             "behaviour": lambda: sampler_BT,
@@ -200,35 +201,28 @@ def _terms(parts: Parts):
             loss_BT *= rows["weights"]
         if parts.correct is not None:
             loss_BT *= lax.stop_gradient(parts.correct(old_BT - sampler_BT))
-        found = {}
-        if parts.kl_coefficient:
-            divergence_BT = ESTIMATES[parts.kl](log_p_BT + rows[REFERENCE])
-            found["kl_reference"] = divergence_BT
-            if not parts.kl_in_reward:
-                loss_BT += parts.kl_coefficient * divergence_BT
-        entropy_BT = select(answers, statistics.entropy)
-        if parts.entropy_coefficient:
-            loss_BT -= parts.entropy_coefficient * entropy_BT
         low_BT, high_BT = clipped(parts.clips, ratio_BT, advantages_BT, bounds)
-        difference_BT = log_p_BT - sampler_BT
-        found |= {
+        reported = {
             "entropy": entropy_BT,
             "clip_low": low_BT.astype(jnp.float32),
             "clip_high": high_BT.astype(jnp.float32),
-            "kl_behaviour_k1": -k1(difference_BT),
-            "kl_behaviour_k3": k3(-difference_BT),
+            "kl_behaviour_k1": k1(sampler_BT - log_p_BT),
+            "kl_behaviour_k3": k3(sampler_BT - log_p_BT),
         }
-        live_BT = answers.live_BT.astype(jnp.float32)
-        reported = {
-            name: Term(masked_sum(live_BT, x_BT), prepared.totals["tokens"], 0.0)
-            for name, x_BT in found.items()
-        }
-        reported |= _extremes(answers, ratio_BT, prepared.totals["rows"])
+        if parts.kl_coefficient:
+            reported["kl_reference"] = ESTIMATES[parts.kl](log_p_BT + rows[REFERENCE])
+            if not parts.kl_in_reward:
+                loss_BT += parts.kl_coefficient * reported["kl_reference"]
+        if parts.entropy_coefficient:
+            loss_BT -= parts.entropy_coefficient * entropy_BT
         value = masked_sum(rows["factors"], loss_BT)
-        minimised = {"loss": Term(value, prepared.totals["denominator"])}
+        found = {"loss": Term(value, prepared.totals["denominator"])}
         if parts.further is not None:
-            minimised |= parts.further(statistics, answers, prepared)
-        return minimised | reported
+            found |= parts.further(statistics, answers, prepared)
+        live_BT = answers.live_BT.astype(jnp.float32)
+        for name, x_BT in reported.items():
+            found[name] = Term(masked_sum(live_BT, x_BT), prepared.totals["tokens"], 0.0)
+        return found | _extremes(answers, ratio_BT, prepared.totals["rows"])
 
     return terms
 

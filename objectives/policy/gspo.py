@@ -61,8 +61,6 @@ def sspo(
     Raises:
       ValueError: a bad number or list.
     """
-    if entropy_clip and not (clip_low and clip_high):
-        raise ValueError("entropy_clip=True must have clip_low and clip_high above 0")
     return policy(
         ratio="segment",
         detach_prefix=False,

@@ -29,7 +29,7 @@ def k2(difference: jax.Array) -> jax.Array:
 
 def k3(difference: jax.Array) -> jax.Array:
     """exp(-x) - 1 + x."""
-    return jnp.exp(jnp.minimum(-difference, _LARGEST)) - 1 + difference
+    return jnp.expm1(jnp.minimum(-difference, _LARGEST)) + difference
 
 
 ESTIMATES = {"k1": k1, "k2": k2, "k3": k3}

@@ -100,7 +100,8 @@ def policy(
       surrogate: reinforce | ppo | cispo | sapo.
       clip: constant | position | entropy.
       clip_low, clip_high: constant: r in [1 - low, 1 + high], 0 is no bound; position: log r in
-        [-low t^power, high t^power]; entropy: as constant, wider by the entropy of a token.
+        [-low t^power, high t^power]; entropy: as constant, above 0, wider by the entropy of a
+        token.
       dual_clip: largest ratio where A < 0, at least 1; 0 is none. That of position is its high.
       clip_power: of position: power of the place t in the answer.
       entropy_pivot: of entropy: quantile of log entropy that counts as neither low nor high.
@@ -131,7 +132,7 @@ def policy(
     ends = token_ids(sentence_ends)
     bounds, scales, redistribute = _clip(given)
     weigh, correct, keys = _weigh(given)
-    if (clip == "entropy" or redistribution) and "behaviour_entropy" not in keys:
+    if clip == "entropy" and "behaviour_entropy" not in keys:
         keys += ("behaviour_entropy",)
     return assemble(
         Parts(
@@ -222,6 +223,13 @@ def _check_numbers(given: Mapping[str, float]) -> None:
     check_share("keep_tokens_last", given["keep_tokens_last"])
     if given["clip"] != "position":
         check_number("clip_low", given["clip_low"], most=1)
+    if given["clip"] == "entropy":
+        check_number("clip_low", given["clip_low"], above=0)
+        check_number("clip_high", given["clip_high"], above=0)
+    elif given["redistribution"]:
+        raise ValueError(
+            f"redistribution={given['redistribution']} must be 0 but for clip='entropy'"
+        )
     if given["dual_clip"]:
         check_number("dual_clip", given["dual_clip"], least=1)
 

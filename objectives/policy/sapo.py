@@ -9,8 +9,9 @@ def sapo(
 ) -> Objective:
     """GRPO with the gate 4 sigmoid(tau (r - 1)) / tau in place of the clipped ratio: SAPO.
 
-    As in verl. Mean over the tokens of an answer, then over answers. On-policy the gradient is that
-    of GRPO; the value of the loss is another, as the gate is 2 / tau at r = 1.
+    arXiv 2511.20347, as in verl and TRL. Mean over the tokens of an answer, then over answers.
+    On-policy the gradient is that of GRPO; the value of the loss is another, as the gate is 2 / tau
+    at r = 1.
 
     Args:
       tau_positive, tau_negative: slopes of the gate for A > 0 and others, above 0.

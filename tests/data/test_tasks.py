@@ -70,7 +70,7 @@ def right(name, record):
     numbers, target = record["numbers"], record["target"]
     asked = f"make {target} from {' '.join(map(str, numbers))}="
     used = sorted(map(int, re.findall(r"\d+", answer)))
-    return prompt == asked and used == sorted(numbers) and value(answer) == target
+    return prompt == asked and used == sorted(numbers) == numbers and value(answer) == target
 
 
 @pytest.mark.parametrize("name", NAMES)

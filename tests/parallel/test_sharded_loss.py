@@ -75,11 +75,15 @@ def close(a, b, tolerance=2e-5):
         np.testing.assert_allclose(np.asarray(x) / scale, np.asarray(y) / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", [*METHODS, "self_knowledge"])
+@pytest.mark.parametrize("name", [*METHODS, "self_knowledge", "ppo"])
 def test_a_loss_on_a_mesh_is_the_loss_on_one_device(name):
     """Statistics and gradients, a NaN hidden state at a token of weight 0."""
     if name in LOSSES:
         loss = LOSSES[name](**METHODS[name])
+    elif name == "ppo":
+        # A head that starts at 0 would give the hidden states no gradient.
+        loss = OBJECTIVES[name](sampling_temperature=1.7).loss
+        loss = loss._replace(init=lambda *_: {"value": jnp.arange(8.0), "value_bias": 0.5})
     else:  # an objective with a loss of its own
         loss = OBJECTIVES[name](mu=0.1, top=25).loss
     (value, stats), gradients = compute(loss)

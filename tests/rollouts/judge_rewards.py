@@ -65,7 +65,7 @@ def fail(error):
     return raises
 
 
-DEEDS = {
+ACTIONS = {
     "one": say(1.0),
     "integer": say(3),
     "true": say(True),
@@ -80,7 +80,7 @@ DEEDS = {
     "unwritable": fail(Unwritable()),
     "exits": fail(SystemExit(0)),
     "interrupts": fail(KeyboardInterrupt()),
-    "recursion": lambda: DEEDS["recursion"](),
+    "recursion": lambda: ACTIONS["recursion"](),
     "much memory": lambda: take_memory(5 << 30),
     "some memory": lambda: take_memory(1 << 30),
     "dies": lambda: os._exit(0),
@@ -96,9 +96,9 @@ DEEDS = {
 }
 
 
-def deed():
+def act():
     """Does what the text names."""
-    return lambda text, record: DEEDS[text]()
+    return lambda text, record: ACTIONS[text]()
 
 
 def length(scale=1.0):
@@ -114,4 +114,4 @@ def unmade():
     raise ValueError("cannot be made")
 
 
-REWARDS = {"deed": deed, "length": length, "order": order, "unmade": unmade}
+REWARDS = {"act": act, "length": length, "order": order, "unmade": unmade}

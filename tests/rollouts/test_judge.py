@@ -21,20 +21,20 @@ HELPER = "judge_rewards"
 
 
 def make(*rewards, seconds=20.0):
-    given = rewards or (("deed", 1.0, {}),)
+    given = rewards or (("act", 1.0, {}),)
     return Judge(given, seconds, registry=HELPER)
 
 
 @pytest.fixture(scope="module")
 def judge():
     """Patient, as the machine may be busy."""
-    with make(("deed", 2.0, {}), ("length", 0.5, {"scale": 10.0})) as made:
+    with make(("act", 2.0, {}), ("length", 0.5, {"scale": 10.0})) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def hasty():
-    with make(seconds=1.0) as made:
+    with make(seconds=0.5) as made:
         yield made
 
 
@@ -54,13 +54,13 @@ def gone(process, seconds=20.0):
 
 
 def pid(judge):
-    return int(judge.judge(["process"], [{}]).by_name["deed"][0])
+    return int(judge.judge(["process"], [{}]).by_name["act"][0])
 
 
 def test_the_total_is_the_weighted_sum(judge):
     judged = judge.judge(["one", "integer", "true"], [{}] * 3)
     assert judged.total_N.dtype == np.float64
-    np.testing.assert_array_equal(judged.by_name["deed"], [1, 3, 1])
+    np.testing.assert_array_equal(judged.by_name["act"], [1, 3, 1])
     np.testing.assert_array_equal(judged.by_name["length"], [30, 70, 40])
     np.testing.assert_array_equal(judged.total_N, [2 + 15, 6 + 35, 2 + 20])
     assert judged.failed == {}
@@ -68,7 +68,7 @@ def test_the_total_is_the_weighted_sum(judge):
 
 def test_no_answers_have_no_rewards(judge):
     judged = judge.judge([], [])
-    assert judged.total_N.shape == judged.by_name["deed"].shape == (0,)
+    assert judged.total_N.shape == judged.by_name["act"].shape == (0,)
 
 
 NOT_FINITE = ["nan", "infinite", "large", "text", "none", "complex", "array"]
@@ -82,7 +82,7 @@ def test_a_failure_costs_its_own_answer_only(judge, text, reason):
     before = pid(judge)
     judged = judge.judge(["one", text, "one"], [{}] * 3)
     np.testing.assert_array_equal(np.isnan(judged.total_N), [False, True, False])
-    np.testing.assert_array_equal(judged.by_name["deed"], [1, np.nan, 1])
+    np.testing.assert_array_equal(judged.by_name["act"], [1, np.nan, 1])
     np.testing.assert_array_equal(judged.by_name["length"], [30, 10 * len(text), 30])
     assert judged.failed == {reason: 1}
     assert reason in REASONS
@@ -94,7 +94,7 @@ def test_a_failure_costs_its_own_answer_only(judge, text, reason):
 def test_the_end_of_the_process_costs_its_own_answer_only(judge, text):
     before = pid(judge)
     judged = judge.judge(["one", text, "one"], [{}] * 3)
-    np.testing.assert_array_equal(judged.by_name["deed"], [1, np.nan, 1])
+    np.testing.assert_array_equal(judged.by_name["act"], [1, np.nan, 1])
     np.testing.assert_array_equal(judged.by_name["length"], [30, np.nan, 30])
     assert judged.failed == {"raised": 1}
     assert judge.message == "the process of the rewards has ended"
@@ -106,10 +106,10 @@ def test_the_end_of_the_process_costs_its_own_answer_only(judge, text):
 def test_a_hang_costs_its_own_answer_and_a_second(hasty, text):
     before, start = pid(hasty), time.monotonic()
     judged = hasty.judge([text, "one"], [{}] * 2)
-    assert 1 <= time.monotonic() - start < 15
+    assert 0.5 <= time.monotonic() - start < 15
     np.testing.assert_array_equal(judged.total_N, [np.nan, 1])
     assert judged.failed == {"timeout": 1}
-    assert hasty.message == "took more than 1.0 seconds"
+    assert hasty.message == "took more than 0.5 seconds"
     assert gone(before)
 
 
@@ -132,13 +132,13 @@ def test_what_a_reward_has_started_ends_with_it(hasty):
 def test_memory_that_is_not_there_costs_its_own_answer(judge):
     judged = judge.judge(["much memory", "some memory"], [{}] * 2)
     assert judged.failed == {"raised": 1}
-    assert judged.by_name["deed"][1] == 1
+    assert judged.by_name["act"][1] == 1
     assert "Cannot allocate memory" in judge.message
 
 
 def test_output_and_input_are_nothings(judge, capfd):
     judged = judge.judge(["prints", "input"], [{}] * 2)
-    np.testing.assert_array_equal(judged.by_name["deed"], [0.25, 0])
+    np.testing.assert_array_equal(judged.by_name["act"], [0.25, 0])
     assert capfd.readouterr() == ("", "")
 
 
@@ -146,7 +146,7 @@ def test_long_texts_and_any_characters_arrive(judge):
     texts = ["x" * 3_000_000, "line\nbreak\r\n\0", "\ud800 half", "€" * 5, '"}\n']
     judged = judge.judge(texts, [{"long": "y" * 500_000, "n": float("nan")}] * len(texts))
     np.testing.assert_array_equal(judged.by_name["length"], [10 * len(text) for text in texts])
-    assert judged.failed == {"raised": len(texts)}  # No deed has such a name.
+    assert judged.failed == {"raised": len(texts)}  # No action has such a name.
 
 
 def test_the_same_texts_have_the_same_rewards_in_every_process():
@@ -190,7 +190,7 @@ def test_a_registry_that_cannot_be_imported_is_refused():
 def test_a_worker_that_hangs_ends_though_its_judge_was_killed():
     code = (
         "from lm.rollouts.judge import Judge\n"
-        "judge = Judge([('deed', 1, {})], 0.5, registry='judge_rewards')\n"
+        "judge = Judge([('act', 1, {})], 0.2, registry='judge_rewards')\n"
         "print(judge._worker._process.pid, flush=True)\n"
         "judge._seconds = 1000\n"
         "judge.judge(['backtracks'], [{}])\n"

@@ -28,24 +28,19 @@ def test_a_group_has_signal_where_rewards_differ():
 def test_groups_are_replaced_by_those_of_later_draws():
     signals = [[1, 0, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]]
     signals = [np.array(one, bool) for one in signals]
-    assert chosen_groups(signals[:1], 1) == [(0, 0), (0, 1), (0, 2), (0, 3)]
-    assert chosen_groups(signals[:2], 1) == [(0, 0), (1, 2), (1, 3), (0, 3)]
-    assert chosen_groups(signals, 1) == [(0, 0), (1, 2), (1, 3), (2, 0)]
-    # No process takes a group of another one.
-    assert chosen_groups(signals, 2) == [(0, 0), (2, 0), (1, 2), (1, 3)]
+    assert chosen_groups(signals[:1]) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert chosen_groups(signals[:2]) == [(0, 0), (1, 2), (1, 3), (0, 3)]
+    assert chosen_groups(signals) == [(0, 0), (1, 2), (1, 3), (2, 0)]
 
 
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**31))
-def test_whatever_can_be_replaced_is_and_nothing_else(shares, size, draws, seed):
-    signals = list(np.random.default_rng(seed).random((draws, shares * size)) < 0.5)
-    chosen = chosen_groups(signals, shares)
-    assert len(set(chosen)) == len(chosen)  # No group stands twice.
-    for share in range(shares):
-        own = range(share * size, (share + 1) * size)
-        assert all(chosen[place][1] in own for place in own)
-        kept = sum(bool(signals[draw][group]) for draw, group in (chosen[i] for i in own))
-        assert kept == min(size, sum(int(one[list(own)].sum()) for one in signals))
-        assert all(chosen[i] == (0, i) for i in own if signals[0][i])
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**31))
+def test_whatever_can_be_replaced_is_and_nothing_else(groups, draws, seed):
+    signals = list(np.random.default_rng(seed).random((draws, groups)) < 0.5)
+    chosen = chosen_groups(signals)
+    assert len(set(chosen)) == groups  # No group stands twice.
+    kept = sum(bool(signals[draw][group]) for draw, group in chosen)
+    assert kept == min(groups, int(np.sum(signals)))
+    assert all(chosen[i] == (0, i) for i in range(groups) if signals[0][i])
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +166,7 @@ def test_eight_devices_draw_what_one_does(mesh):
     batches = [each.batch(each.source()) for each in (one, many)]
     for name in batches[0]:
         if name in ("behaviour_log_probability", "behaviour_entropy", "group_divergence"):
-            np.testing.assert_allclose(*(b[name] for b in batches), atol=2e-5)
+            np.testing.assert_allclose(*(b[name] for b in batches), rtol=1e-4, atol=2e-5)
         else:
             np.testing.assert_array_equal(*(b[name] for b in batches), err_msg=name)
     assert jax.device_count() == 8

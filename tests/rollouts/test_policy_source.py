@@ -18,7 +18,8 @@ from lm.rollouts.old_policy import make_old_log_probability
 from lm.rollouts.problem_prompts import numbers_asked
 from lm.training import experiment
 from lm.training.forward import make_prediction_statistics
-from lm.training.sources import check_keys
+from lm.training.reporting import TIMED, sampling_figures
+from lm.training.sources import Spent, check_keys
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,19 @@ def test_old_log_probabilities_are_those_of_the_trained_model(run, batches):
         found = make_old_log_probability(run.built, False)(run.state.trained, batch)
     np.testing.assert_allclose(found, batch["behaviour_log_probability"], atol=1e-5)
     assert (np.asarray(found)[batch["weights"] == 0] == 0).all()
+
+
+def test_the_time_of_drawing_is_told_from_that_of_training():
+    """A step of 10 seconds: 2 of drawing 100 tokens, 1 of judging them."""
+    found = sampling_figures(Spent(2.0, 1.0, 9.0, 100), 10.0)
+    assert found == {
+        "sampling_seconds": 2.0,
+        "sampling_share": 0.2,
+        "judging_share": 0.1,
+        "sampled_tokens_per_second": 50.0,
+    }
+    assert found.keys() <= set(TIMED)
+    assert "sampled_tokens_per_second" not in sampling_figures(Spent(judging=1.0), 10.0)
 
 
 def test_planning_knows_what_is_in_a_batch(run, source, batches):

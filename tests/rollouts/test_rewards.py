@@ -297,6 +297,10 @@ def test_rewards_have_weights_and_their_sections():
         ({"rewards": "length_penalty"}, "rollouts.length_penalty.budget=0 must be at least 1"),
         ({"rewards": "format"}, "rollouts.format.pattern='' must be a regular expression"),
         ({"rewards": "python_tests"}, "rollouts.python_tests.allow=False must be True"),
+        (
+            {"rewards": "python_tests", "python_tests__allow": True, "reward_seconds": 1.0},
+            "rollouts.reward_seconds=1.0 must be above rollouts.python_tests.seconds=1.0",
+        ),
     ],
 )
 def test_a_bad_section_is_refused_with_its_key(overrides, message):

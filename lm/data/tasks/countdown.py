@@ -9,10 +9,11 @@ _NUMBER = 3
 
 
 def countdown(numbers: int = 3, largest: int = 25, target: int = 100) -> Task:
-    """Numbers and a target; asked is an expression with +, -, *, / and brackets that makes it.
+    """Numbers, smallest first, and a target; asked is an expression that makes it of them.
 
-    The stored answer uses every number once, and all values on its way are whole and not negative.
-    A reward reads `numbers` and `target` in the record.
+    It may have +, -, *, / and brackets, and each number at most once. The stored answer uses every
+    number once, and all values on its way are whole and not negative. A reward reads `numbers` and
+    `target` in the record.
 
     Args:
       numbers: that are given, from 2 to 6.
@@ -28,8 +29,10 @@ def countdown(numbers: int = 3, largest: int = 25, target: int = 100) -> Task:
             given = [draw.between(1, largest) for _ in range(numbers)]
             value, answer = _expression(draw, given)
             if 1 <= value <= target:
-                asked = " ".join(map(str, given))
-                further = {"numbers": given, "target": value}
+                # In order, or a problem could be held out and be trained on in another order.
+                numbers_given = sorted(given)
+                asked = " ".join(map(str, numbers_given))
+                further = {"numbers": numbers_given, "target": value}
                 return Made(f"make {value} from {asked}=", answer, further)
 
     return make

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import policy_cases as cases
 import pytest
+import tiny
 
 from lm.training.gradients import make_gradients
 from objectives import OBJECTIVES
@@ -16,9 +17,6 @@ from objectives.terms import minimise
 
 M = cases.METHODS
 NUMBERS = cases.draw()
-# Those that stand for the others where a test of all of them takes long.
-SOME = ("policy", "balanced", "sspo sentences", "minpro", "tw_grpo", "d3s half", "hapo", "ppo kl")
-EACH = [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in M]
 # Answers of each of eight rows: packed, and one a row.
 PACKED = (*cases.ROWS, (), (), (), ())
 ALONE = tuple((i,) for i in range(8))
@@ -138,13 +136,18 @@ def in_answers(array, rows):
     return [found[i] for i in range(len(found))]
 
 
+# Those that stand for the others where a test of all of them takes long.
+SOME = ("policy", "balanced", "sspo sentences", "minpro", "tw_grpo", "d3s half", "hapo", "ppo kl")
+EACH = tiny.mostly_slow(M, quick=SOME)
+
+
 def test_every_method_has_a_definition():
     assert set(DEFINED) | set(PPO) == set(M)
     assert {name.partition(" ")[0] for name in M} >= set(POLICY)
     assert set(POLICY) <= set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", M)
+@pytest.mark.parametrize("name", tiny.mostly_slow(M, quick=(*SOME, "gspo", "icepop stored")))
 def test_value_and_gradient_are_those_of_the_equations(name):
     """Gradients by float64 finite differences; NaN at all that was not drawn."""
     (value, _), grads = cases.run(M[name], packed())
@@ -179,7 +182,7 @@ def test_packing_and_the_order_of_rows_do_not_matter(name):
                 np.testing.assert_allclose(its, one, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [one for one in EACH if one.values[0] not in PPO])
+@pytest.mark.parametrize("name", tiny.mostly_slow(sorted(M.keys() - PPO), quick=SOME[1:2]))
 def test_micro_batches_add_up(name):
     """Sums of micro-batches over the denominators of the whole batch."""
     objective, (read, batch, references) = M[name], packed()
@@ -218,7 +221,7 @@ def scaled_statistics(objective):
     return statistics
 
 
-@pytest.mark.parametrize("name", ["grpo k3", "ppo kl"])
+@pytest.mark.parametrize("name", tiny.mostly_slow(["grpo k3", "ppo kl"], quick=["ppo kl"]))
 def test_the_step_gives_the_same_with_micro_batches(name):
     objective, (read, batch, references) = M[name], packed()
     batch = {**batch, **read, **references}
@@ -245,7 +248,7 @@ ON_POLICY = {
 }
 
 
-@pytest.mark.parametrize("name", ON_POLICY)
+@pytest.mark.parametrize("name", tiny.mostly_slow(ON_POLICY, quick=("gspo", "sapo", "minpro")))
 def test_on_policy_gradients_are_those_of_reinforce(name):
     """With neutral settings, and with the same average; the value of SAPO is another."""
     numbers = dict(NUMBERS)
@@ -268,7 +271,7 @@ def test_on_policy_gradients_are_those_of_reinforce(name):
         assert abs(value - clipped) > 0.1
 
 
-@pytest.mark.parametrize("name", ["grpo", "gspo", "sapo", "cispo", "ctpo", "ppo", "icepop"])
+@pytest.mark.parametrize("name", ["grpo", "sapo", "ppo"])
 def test_equal_rewards_leave_nothing_to_learn(name):
     numbers = dict(NUMBERS)
     numbers["advantages"] = [0 * x for x in numbers["advantages"]]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import policy_cases as cases
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,20 +24,30 @@ from objectives.policy.policy import token_ids
 from objectives.policy.values import gae
 
 HERE = Path(__file__).parent
+SHAPE = 8, cases.LENGTH
 # Log ratios of one answer.
 TOY = np.array([0.1, -0.2, 0.3], np.float32)
 
 
-def answers_of(lengths=(3,), targets=None):
-    """Answers of one row, without prompts."""
-    numbers = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None]
-    targets = np.zeros_like(numbers) if targets is None else np.array([targets])
-    batch = {"segment_ids": numbers, "weights": np.ones(numbers.shape, np.float32)}
-    return find_answers(jax.tree.map(jnp.asarray, batch | {"targets": targets}))
+def at(values, dtype=jnp.float32):
+    """The values at the start of the first row. One shape in all tests: few compiles."""
+    return jnp.zeros(SHAPE, dtype).at[0, : len(values)].set(jnp.asarray(values, dtype))
+
+
+def answers_of(lengths=(3,), targets=()):
+    """Answers at the start of the first row, without prompts."""
+    numbers = at(np.repeat(np.arange(1, len(lengths) + 1), lengths), jnp.int32)
+    weights = (numbers > 0).astype(jnp.float32)
+    targets = at(targets, jnp.int32)
+    return find_answers({"segment_ids": numbers, "weights": weights, "targets": targets})
 
 
 def close(found, expected, **options):
-    np.testing.assert_allclose(np.squeeze(found), expected, **({"atol": 1e-5} | options))
+    """Compares what is found, or the start of its first row."""
+    found = np.asarray(found)
+    if found.shape == SHAPE:
+        found = found[0, : np.size(expected)]
+    np.testing.assert_allclose(found, expected, **({"atol": 1e-5} | options))
 
 
 def test_advantages_of_a_group():
@@ -98,36 +109,37 @@ RATIOS = {
 
 @pytest.mark.parametrize("name", RATIOS)
 def test_ratios(name):
-    answers, old = answers_of(targets=[0, 9, 0]), jnp.zeros((1, 3))
+    answers, single, old, x = answers_of(targets=[0, 9, 0]), answers_of((1,)), at([]), at(TOY)
     for detached in (True, False):
         ratio = ratios.make_ratio(name, detached, (9,))
-        close(jnp.exp(ratio(answers, jnp.asarray(TOY[None]), old)), RATIOS[name])
+        close(jnp.exp(ratio(answers, x, old)), RATIOS[name])
         # On-policy all are 1; one token is one token.
-        assert not np.any(ratio(answers, old, old))
-        single = answers_of((1,))
-        close(ratio(single, jnp.full((1, 1), 0.7), jnp.zeros((1, 1))), 0.7)
-    slopes = jax.jacobian(lambda x: ratios.make_ratio(name)(answers, x, old)[0])(
-        jnp.asarray(TOY[None])
-    )[:, 0]
-    own = np.eye(3) if name != "sequence" else np.full((3, 3), 1 / 3)
-    close(slopes, own)
+        assert not np.any(ratio(answers, x, x))
+        close(ratio(single, x, old), TOY[:1])
     assert set(RATIOS) == set(ratios.RATIOS)
+
+
+@pytest.mark.parametrize("name", ["token", "sequence", "sequence_token", "cumulative"])
+def test_what_of_a_ratio_has_a_gradient(name):
+    answers, ratio = answers_of(), ratios.make_ratio(name)
+    slopes = jax.grad(lambda x: ratio(answers, x, at([]))[0, 1])(at(TOY))
+    close(slopes, [1 / 3] * 3 if name == "sequence" else [0, 1, 0])
 
 
 def test_limits_of_ratios():
     """One sentence is an answer, sentences of one token are tokens; the last mean is GSPO's."""
-    x, old = jnp.asarray(TOY[None]), jnp.zeros((1, 3))
+    x, old = at(TOY), at([])
     one, each = answers_of(targets=[0, 0, 9]), answers_of(targets=[9, 9, 9])
     segment = ratios.segment((9,))
-    close(segment(one, x, old), ratios.sequence(one, x, old)[0])
-    close(segment(each, x, old), ratios.token(each, x, old)[0])
-    close(ratios.cumulative_mean(one, x, old)[0, -1], ratios.sequence(one, x, old)[0, -1])
+    close(segment(one, x, old), ratios.sequence(one, x, old)[0, :3])
+    close(segment(each, x, old), TOY)
+    close(ratios.cumulative_mean(one, x, old)[0, 2], ratios.sequence(one, x, old)[0, 2])
     # The factor of the prefix alone.
     close(jnp.exp(ratios.prefix_minima(one, x)), [1, 1.105171, 0.818731])
 
 
 def test_bounds():
-    answers, x, old = answers_of(), jnp.asarray(TOY[None]), jnp.zeros((1, 3))
+    answers, x, old = answers_of(), at(TOY), at([])
     bounds = clipping.by_position(answers, 0.025, 0.05, 0.5)
     close(jnp.log(bounds.low), [-0.025, -0.035355, -0.043301])
     close(jnp.log(bounds.high), [0.05, 0.070711, 0.086603])
@@ -142,10 +154,10 @@ def test_bounds():
 
 
 def test_entropy_of_a_token_among_others():
-    answers, entropy = answers_of((5,)), jnp.array([[0.1, 0.5, 1, 2, 4]])
+    answers, entropy = answers_of((5,)), at([0.1, 0.5, 1, 2, 4])
     close(relative_entropy(answers, entropy), [-1, -0.462756, -0.231378, 0, 1])
     close(relative_entropy(answers, entropy, released=True), [1, 0.462756, 0.231378, 0, 1])
-    assert not np.any(relative_entropy(answers, jnp.full((1, 5), 0.7)))
+    assert not np.any(relative_entropy(answers, jnp.full(SHAPE, 0.7)))
     h, r = jnp.array([0.5, 0.5, -0.5, -0.5]), jnp.array([1.0, 1.3, 1.0, 1.3])
     close(redistributed(jnp.ones(4), r, h, 1.0, 0.2, 0.2), [1, 1.5, 0.5, 1])
     close(redistributed(jnp.ones(4), r, 0 * h, 1.0, 0.2, 0.2), [1, 1, 1, 1])
@@ -181,15 +193,15 @@ def test_divergences_and_weights():
     apart = np.log(p).mean(0, keepdims=True) - np.log(p)
     divergence = (np.exp(apart) - apart - 1).sum(-1).mean(0)
     close(divergence, [0.182179, 0])
-    members, ids = answers_of((2, 2)), jnp.full((1, 4), 6)
-    x = jnp.asarray([[*divergence, *divergence]], jnp.float32)
+    members, ids = answers_of((2, 2)), jnp.full(SHAPE, 6)
+    x = at([*divergence, *divergence])
     close(token_weights.group_divergence(members, ids, x, 1.7), [1.7, 1, 1.7, 1])
     close(token_weights.group_divergence(members, ids, 0 * x, 1.7), [1] * 4)
     close(token_weights.group_divergence(members, ids, x, 1.0), [1] * 4)
-    score = jnp.array([[0.1, 0.45, 0.4]])
+    score = at([0.1, 0.45, 0.4])
     for share in (0.5, jnp.float32(0.5)):
         kept = token_weights.by_advantage_and_entropy(
-            answers_of(), jnp.array([[1, -0.5, 0.2]]), jnp.array([[0.1, 0.9, 2]]), share
+            answers_of(), at([1, -0.5, 0.2]), at([0.1, 0.9, 2]), share
         )
         close(kept, [0, 1, 1])
         close(token_weights.keep_highest(answers_of(), score, share), [0, 1, 1])
@@ -201,10 +213,10 @@ def test_divergences_and_weights():
 
 def averages(lengths, losses, signs):
     answers = answers_of(lengths)
-    losses, signs = (np.repeat(x, lengths)[None] for x in (losses, signs))
+    losses, signs = (at(np.repeat(x, lengths)) for x in (losses, signs))
     found = {}
     for name in aggregations.AGGREGATIONS:
-        factors, denominator = aggregations.make_aggregation(name, 10)(answers, jnp.asarray(signs))
+        factors, denominator = aggregations.make_aggregation(name, 10)(answers, signs)
         found[name] = float(jnp.sum(factors * losses) / denominator)
     return found
 
@@ -222,19 +234,21 @@ def test_averages():
 def test_advantages_of_tokens():
     """lambda = 1 is the discounted return less the value, lambda = 0 one step."""
     answers = answers_of((3, 2))
-    values = jnp.array([[0.3, -0.2, 0.5, 0.1, 0.4]])
-    rewards = jnp.array([[0.0, 0.0, 1.0, 0.0, 2.0]])
+    values, rewards = at([0.3, -0.2, 0.5, 0.1, 0.4]), at([0, 0, 1, 0, 2])
     close(gae(answers, rewards, values, 1.0, 1.0), [0.7, 1.2, 0.5, 1.9, 1.6])
     close(gae(answers, rewards, values, 0.9, 0.0), [-0.48, 0.65, 0.5, 0.26, 1.6])
     # What lies between drawn targets is passed over.
-    batch = {"segment_ids": np.ones((1, 5), np.int32), "targets": np.zeros((1, 5), np.int32)}
-    holes = find_answers(batch | {"weights": np.array([[1, 0, 1, 0, 1]], np.float32)})
-    found = gae(holes, jnp.array([[0, 9.0, 0, 9.0, 1]]), jnp.array([[1, 9.0, 2, 9.0, 3]]), 0.9, 0.8)
-    whole = gae(answers_of((3,)), jnp.array([[0, 0, 1.0]]), jnp.array([[1.0, 2, 3]]), 0.9, 0.8)
-    close(found[:, ::2], whole[0])
+    batch = {"segment_ids": at([1] * 5, jnp.int32), "targets": at([], jnp.int32)}
+    holes = find_answers(batch | {"weights": at([1, 0, 1, 0, 1])})
+    found = gae(holes, at([0, 9, 0, 9, 1]), at([1, 9, 2, 9, 3]), 0.9, 0.8)
+    whole = gae(answers_of((3,)), at([0, 0, 1]), at([1, 2, 3]), 0.9, 0.8)
+    close(found[0, :5:2], whole[0, :3])
 
 
-@pytest.mark.parametrize("name", ["reinforce", "grpo", "cispo", "minpro", "ctpo"])
+EXACT = ["reinforce", "grpo", "cispo", "minpro", "ctpo"]
+
+
+@pytest.mark.parametrize("name", tiny.mostly_slow(EXACT, quick=["grpo"]))
 def test_the_expected_gradient_is_that_of_the_expected_reward(name):
     """A policy of two tokens and two steps, all its answers weighted by their probabilities."""
     settings = {
@@ -277,7 +291,9 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(name):
             return cases.value_and_terms(objective, read, batch, {})[0]
 
         expected = jax.grad(lambda x: jnp.sum(jnp.exp(log_p(x).sum(axis=1)) * rewards))(logits)
-        np.testing.assert_allclose(jax.grad(loss)(logits), -expected, rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(
+            jax.jit(jax.grad(loss))(logits), -expected, rtol=1e-7, atol=1e-12
+        )
 
 
 # Name of a golden -> the objective.
@@ -310,7 +326,7 @@ def golden_inputs(record):
         "group_ids": [np.zeros(n) for n in lengths],
         "rewards": [np.zeros(n) for n in lengths],
     }
-    return cases.make_inputs(numbers, ((0, 1), (2,), (3, 4), (5,)))
+    return cases.make_inputs(numbers, ((0, 1), (2,), (3, 4), (5,), (), (), (), ()))
 
 
 def compare(record):
@@ -359,6 +375,8 @@ def test_goldens_are_those_of_trl(tmp_path):
         ({"ddof": 2}, "ddof=2 must be"),
         ({"k_low": 2.0, "k_high": 1.0}, "k_high=1.0 must be at least 2"),
         ({"kl_coefficient": -1.0}, "kl_coefficient=-1.0 must be at least 0"),
+        ({"redistribution": 0.5}, "redistribution=0.5 must be 0 but for clip='entropy'"),
+        ({"clip": "entropy", "clip_low": 0.0}, "clip_low=0.0 must be above 0"),
         ({"clip_power": math.nan}, "clip_power=nan must be a number"),
     ],
 )
