@@ -3,7 +3,7 @@ r"""Policy gradients on made sums: held-out problems that are solved, with inter
 python benchmarks/policy.py --runs=runs/policy [--methods=grpo,dapo,gspo,ctpo,balanced] \
     [--seeds=0,1,2] [--config.KEY=VALUE ...]
 
-A model is pretrained on sums for each seed with configs/policy/pretrain_sums.py, and every method
+A model is pretrained on sums for each seed with configs/sums.py, and every method
 of configs/policy goes on from it: the same problems, samples and steps for all of them. Every run
 is a command of launch.train with a folder of its own, and one that has ended is not run again.
 Further arguments are those of launch.train, for the runs of the methods.
@@ -36,10 +36,10 @@ HEADER = ("method", "solved", "gained", "solved, drawn")
 
 def main() -> None:
     """Trains what is missing, and prints the table."""
-    before = {seed: solved(train("pretrain_sums", seed)) for seed in _SEEDS.value}
+    before = {seed: solved(train("sums", seed)) for seed in _SEEDS.value}
     rows = [["pretrained", interval([*before.values()]), "", ""]]
     for name in _METHODS.value:
-        found = [(before[seed], train(name, seed, start=True)) for seed in _SEEDS.value]
+        found = [(before[seed], train(f"policy/{name}", seed)) for seed in _SEEDS.value]
         columns = (
             [solved(run) for _, run in found],
             [solved(run) - first for first, run in found],
@@ -49,14 +49,14 @@ def main() -> None:
         print("\n".join(command.table(HEADER, rows)), flush=True)
 
 
-def train(name: str, seed: str, start: bool = False) -> Path:
-    """The work directory of a run that has ended; with `start`, from the sums of this seed."""
-    folder = Path(_RUNS.value) / f"{name}_{seed}"
+def train(name: str, seed: str) -> Path:
+    """The work directory of a run that has ended; a method begins with the sums of this seed."""
+    folder = Path(_RUNS.value) / f"{Path(name).name}_{seed}"
     if not (folder / "curves.png").exists():
-        program = [sys.executable, "-m", "launch.train", f"--config=configs/policy/{name}.py"]
+        program = [sys.executable, "-m", "launch.train", f"--config=configs/{name}.py"]
         arguments = [f"--config.train.seed={seed}", f"--workdir={folder}"]
-        if start:
-            begin = Path(_RUNS.value) / f"pretrain_sums_{seed}"
+        if name != "sums":
+            begin = Path(_RUNS.value) / f"sums_{seed}"
             arguments += [f"--config.initialise.from={begin}", *FURTHER]
         subprocess.run([*program, *arguments], check=True)
     return folder

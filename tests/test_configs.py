@@ -22,6 +22,7 @@ from ml_collections.config_flags import config_flags
 from lm.data.documents import Corpus
 from lm.training import experiment, loop, make_objective
 from objectives.losses import LOSSES
+from objectives.policy import POLICY
 from objectives.preference import PREFERENCE
 from objectives.weighting import WEIGHTINGS
 
@@ -30,14 +31,9 @@ METHODS = [
     str(path.relative_to(ROOT))
     for folder in ("weightings", "losses", "preference", "distillation", "policy")
     for path in sorted((ROOT / "configs" / folder).glob("*.py"))
-    if path.stem not in ("__init__", "pretrain_sums")
+    if path.stem != "__init__"
 ]
-OTHERS = [
-    "configs/base.py",
-    "configs/quickstart.py",
-    "configs/answers.py",
-    "configs/policy/pretrain_sums.py",
-] + [
+OTHERS = [f"configs/{name}.py" for name in ("base", "quickstart", "answers", "sums")] + [
     str(path.relative_to(ROOT))
     for path in sorted((ROOT / "configs" / "papers").glob("*.py"))
     if path.stem != "__init__"
@@ -154,7 +150,7 @@ def test_every_method_has_a_config():
             objectives.add(config.objective.name)
     assert weightings == set(WEIGHTINGS)
     assert losses == set(LOSSES)
-    assert objectives >= set(PREFERENCE)
+    assert objectives >= set(PREFERENCE) | set(POLICY) - {"policy"}
 
 
 def shrink(config):
@@ -229,7 +225,7 @@ RUN = (
     "distillation/alm",
     "distillation/align_distil",
     "distillation/top_k",
-    "policy/sums",
+    "policy/grpo",
 )
 
 

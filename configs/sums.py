@@ -1,7 +1,6 @@
-"""A model that has read sums for a short time: what configs/policy/sums.py begins with.
+"""A model that has read sums for a short time: what configs/policy/grpo.py begins with.
 
-Command: python -m launch.train --config=configs/policy/pretrain_sums.py
-         --workdir=runs/pretrain_sums
+Command: python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Cost:    about 1 minute on 2 CPU cores.
 
 Ordinary training on right answers, stopped on the way: with a prompt such as `27+15=` the model

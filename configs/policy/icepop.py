@@ -1,0 +1,23 @@
+"""IcePop (arXiv 2510.18855) for answers of a quantized model.
+
+Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
+Command: python -m launch.train --config=configs/policy/icepop.py --workdir=runs/icepop
+Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
+Cost:    about 10 minutes on 2 CPU cores.
+
+Claim: where sampler and trainer compute differently, tokens whose two probabilities are too far
+apart are left out. Here the sampler is the model that is trained, so that k is 1 in the first step
+on a rollout: this config shows the method, not its use. The paper's tables have not been checked
+here.
+
+Watch `kl_behaviour_k3`, 0 in the first step on every rollout.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.policy import grpo
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    return grpo.start("icepop")
