@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/balanced.py --workdir=runs/balanced
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: with the mean over all tokens long wrong answers drown short right ones, with the mean over
 answers a token of a long answer hardly counts. The paper's tables have not been checked here.

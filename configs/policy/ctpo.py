@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/ctpo.py --workdir=runs/ctpo
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: the ratio of a prefix is what importance sampling asks for; its spread grows with the square
 root of the length, and so have its bounds to. The paper's tables have not been checked here.

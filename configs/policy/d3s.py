@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/d3s.py --workdir=runs/d3s
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: few answers and tokens carry the gradient, and the rest is noise. The shares of the paper are
 UNCONFIRMED: 6 of 8 answers and half of the tokens are the choice of this config. The paper's tables

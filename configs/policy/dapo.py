@@ -4,7 +4,7 @@ drawn again.
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/dapo.py --workdir=runs/dapo
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: clipping likely and unlikely tokens alike takes the entropy away, and groups in which all
 answers are right or wrong teach nothing. The paper's tables have not been checked here.

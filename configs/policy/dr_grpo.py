@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/dr_grpo.py --workdir=runs/dr_grpo
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: to divide by the deviation of a group favours problems that are nearly solved or hardly ever,
 and to divide by the length of an answer makes wrong answers longer. The paper's tables have not

@@ -1,18 +1,20 @@
-"""GRPO (arXiv 2402.03300) on sums: from right answers now and then to right answers nearly always.
+"""GRPO (arXiv 2402.03300) on sums: from answers that are right now and then to more of them.
 
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
 Against: python -m launch.evaluate --model=runs/sums
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    about half a second a step on 2 CPU cores.
 
 Claim: from rewards of whole answers alone, relative to those of other answers to the same prompt
 and without a value model, a policy gets better at problems that it was not trained on. The paper's
 numbers have not been checked here.
 
 Watch `solved` in lines of kind `validation`: the share of held-out sums that are answered right,
-greedily. A step asks 24 problems, 8 answers each; half of the groups have no signal at first.
-Each rollout is trained on twice: without that, the ratios of the other methods of this folder
-would all be 1. docs/policy.md has a table of them.
+greedily. A step asks 24 problems, 8 answers each; a third of the groups have no signal at first.
+Learning rates well above these undo what was learned: each step follows a few groups. Each rollout
+is trained on twice: without that, the ratios of the other methods of this folder would all be 1.
+Seen once, from a model that solved 0.55 and with rollouts.reuse=1: 0.67 after 200 steps, 0.80 after
+650. docs/policy.md has a table of the methods.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +35,7 @@ def start(name: str) -> ConfigDict:
     config.rollouts.update(group=8, tokens=5, reuse=2)
     config.data.sequence_length = 66  # Six times a prompt of 7 tokens with an answer of 5.
     config.train.steps = 1500
-    config.optimizer.update(name="adamw", peak_learning_rate=1e-4, schedule="constant")
-    config.optimizer.update(warmup_steps=10, weight_decay=0.0)
+    config.optimizer.update(name="muon", peak_learning_rate=7e-4, adam_learning_rate=1e-4)
+    config.optimizer.update(schedule="constant", warmup_steps=10, weight_decay=0.0)
     config.evaluation.update(every_steps=100, batches=1)
     return config

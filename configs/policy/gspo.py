@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/gspo.py --workdir=runs/gspo
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: rewards are of answers, so that the ratio has to be, too; ratios of single tokens are noise
 that grows with the length. The paper's tables have not been checked here.

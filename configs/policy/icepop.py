@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/icepop.py --workdir=runs/icepop
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: where sampler and trainer compute differently, tokens whose two probabilities are too far
 apart are left out. Here the sampler is the model that is trained, so that k is 1 in the first step

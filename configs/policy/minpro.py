@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/minpro.py --workdir=runs/minpro
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: a token is off-policy as soon as its prefix is. Its bounds are UNCONFIRMED: there are none
 here. The paper's tables have not been checked here.

@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/ppo.py --workdir=runs/ppo
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: a head that predicts the reward from every prefix gives each token an advantage of its own,
 where GRPO gives all tokens of an answer the same. The paper's tables have not been checked here.

@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/reinforce.py --workdir=runs/reinforce
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: the log-probability of an answer, times how much better than the others it is, is all that a
 policy gradient needs; no ratio, no clip, no deviation of a group. With a baseline of the whole

@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/rloo.py --workdir=runs/rloo
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: an unbiased baseline of the same prompt makes PPO's value head and clip needless. The paper's
 tables have not been checked here.

@@ -3,7 +3,7 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/sspo.py --workdir=runs/sspo
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: between one ratio a token, which is noise, and one an answer, which throws whole answers
 away, stands one a sentence. The rule for its bounds is UNCONFIRMED: there are none here. The

@@ -4,7 +4,7 @@ number).
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/tw_grpo.py --workdir=runs/tw_grpo
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
-Cost:    about 10 minutes on 2 CPU cores.
+Cost:    that of configs/policy/grpo.py.
 
 Claim: places at which the answers of a group predict the same tell nothing about which of them is
 better. The paper's tables have not been checked here.

@@ -69,7 +69,7 @@ def same_end(c, *workdirs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("reuse", "dynamic", "stop"), [(3, 0, 2), (1, 1, 3), (4, 1, 3)])
+@pytest.mark.parametrize(("reuse", "dynamic", "stop"), [(3, 0, 1), (1, 1, 3), (4, 1, 3)])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, reuse, dynamic, stop):
     c = config(rollouts__reuse=reuse, rollouts__dynamic=dynamic)
     short_runs.train(c, tmp_path / "whole")
