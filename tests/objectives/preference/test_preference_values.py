@@ -218,7 +218,7 @@ def test_goldens_are_what_trl_gives_now(tmp_path):
     oracle, path = os.environ["NIBBLE_ORACLES"], tmp_path / "trl.json"
     if subprocess.run([oracle, "-c", "import trl"], check=False, capture_output=True).returncode:
         pytest.skip("no trl in the environment")
-    script = HERE / "make_goldens.py"
+    script = HERE / "make_preference_goldens.py"
     subprocess.run([oracle, script, path], check=True, timeout=600, capture_output=True)
     found, stored = (json.loads(p.read_text()) for p in (path, HERE / "goldens" / "trl.json"))
     assert found["given"] == stored["given"]
