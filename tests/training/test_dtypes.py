@@ -53,7 +53,7 @@ def test_the_state_is_as_planned_and_a_step_is_compiled_once(run, steps):
     planned = run.abstract_state()
     for state in states:
         assert dtypes(state) == dtypes(planned)
-    assert step._cache_size() == 1
+    assert step._cache_size() <= 1  # 0: put out of a full cache of the whole process
     assert {x.dtype for x in jax.tree.leaves(planned.trained.params)} == {jnp.bfloat16.dtype}
     floats = [
         x.dtype
@@ -111,7 +111,7 @@ def test_a_restored_run_goes_on_with_the_same_second_step(run, steps, tmp_path):
         read.close()
         state, _ = step(restored, tiny.batch(8, 16, seed=1))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), second)
-    assert step._cache_size() == 1
+    assert step._cache_size() <= 1  # 0: put out of a full cache of the whole process
 
 
 def test_a_step_that_changes_a_dtype_is_an_error(run):

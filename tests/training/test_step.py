@@ -38,7 +38,7 @@ def run_steps(run, batches, state=None):
             state, values = step(state, put_batch(run.mesh, b))
             states.append(state)
             metrics.append(jax.device_get(values))
-        assert step._cache_size() == 1
+        assert step._cache_size() <= 1  # 0: put out of a full cache of the whole process
     return states, metrics
 
 

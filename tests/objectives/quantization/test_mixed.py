@@ -94,7 +94,7 @@ def test_widths_change_without_another_compilation_inside_a_scan():
         for i, of_layer in enumerate(layers):
             expected = choices[of_layer].quantize(w[i], first.scale[i])
             np.testing.assert_allclose(found[i], expected, rtol=1e-6)
-    assert scanned._cache_size() == 1
+    assert scanned._cache_size() <= 1  # 0: put out of a full cache of the whole process
     # An average of indices is off by rounding, and means the same.
     nearly = first._replace(index=index * (1 - 1e-6))
     np.testing.assert_array_equal(scanned(w, nearly), found)
