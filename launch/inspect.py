@@ -45,6 +45,7 @@ def main() -> None:
     from launch.page import Heading
     from lm.data import corpora
     from lm.data.pairs import check_kinds
+    from lm.data.tasks.corpus import PREFIX
     from lm.references.second_models import open_references
     from lm.training import make_objective
 
@@ -65,7 +66,9 @@ def main() -> None:
     weighting = described(c)
     for name in run.references():
         weighting += f", {name} from {Path(c.objective.references[name]).name}"
-    source, folder = Path(_TEXT.value).name, Path(command.chosen()).name
+    task = _TEXT.value.startswith(PREFIX)
+    source = _TEXT.value if task else Path(_TEXT.value).name
+    folder = Path(command.chosen()).name
     heading = Heading(source, folder, loaded.step, weighting)
     content, said = _page(loaded, run, corpus, reading, references, heading)
     command.write_text(output, content)
