@@ -404,7 +404,7 @@ PHASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo"])
+@pytest.mark.parametrize("name", ["dpo", "bco", "kto"])
 def test_a_run_that_is_killed_goes_on_exactly_into_its_quantized_phase(name, tmp_path):
     c = config(name, data__corpus=write(tmp_path / "data", name == "kto"), **PHASES)
     _, said = short_runs.train(c, tmp_path / "whole")
