@@ -287,8 +287,7 @@ ROLLOUTS = {
     "reuse": (1, "policy gradient: steps on the answers of one rollout"),
     "longest_prompt": (
         0,
-        "policy gradient: problems with more tokens are left out; 0: with more than a row has "
-        "beside an answer",
+        "policy gradient: problems with longer ones are left out; 0: what a row has room for",
     ),
     "dynamic": (
         0,

@@ -6,10 +6,10 @@ Command: python -m launch.train --config=configs/policy/dapo.py --workdir=runs/d
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
 Cost:    that of configs/policy/grpo.py.
 
-Claim: clipping likely and unlikely tokens alike takes the entropy away, and groups in which all
+Claim: equal bounds for likely and unlikely tokens lower the entropy, and groups in which all
 answers are right or wrong teach nothing. The paper's tables have not been checked here.
 
-Watch `entropy` against runs/grpo, `replaced_groups`.
+Watch `entropy` against runs/grpo, and `replaced_groups`.
 """
 
 from ml_collections import ConfigDict

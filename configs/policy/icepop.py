@@ -5,10 +5,9 @@ Command: python -m launch.train --config=configs/policy/icepop.py --workdir=runs
 Against: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
 Cost:    that of configs/policy/grpo.py.
 
-Claim: where sampler and trainer compute differently, tokens whose two probabilities are too far
-apart are left out. Here the sampler is the model that is trained, so that k is 1 in the first step
-on a rollout: this config shows the method, not its use. The paper's tables have not been checked
-here.
+Claim: sampler and trainer may compute differently; tokens that get too different probabilities from
+the two are left out. Here both are the same model, so that k is 1 in the first step on a rollout:
+this config shows the method, not its use. The paper's tables have not been checked here.
 
 Watch `kl_behaviour_k3`, 0 in the first step on every rollout.
 """

@@ -60,7 +60,7 @@ def rollout_metrics(
     drawn again: reward and its deviation over all answers that have one; each reward by name, where
     there are several; the share that solves its problem (`lm.rollouts.judging.solved`), of all
     answers; the share of groups without signal; tokens of an answer; the share that ended by
-    itself; the number of answers whose reward failed, by reason; answers that were drawn.
+    itself; the number of answers without a reward, by reason; answers that were drawn.
 
     Args:
       config: of the run.

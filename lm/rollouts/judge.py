@@ -214,7 +214,7 @@ class _Worker:
         return strict_json.loads(found)
 
     def close(self) -> None:
-        """Kills the process and what it has started."""
+        """Kills the process and its children."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

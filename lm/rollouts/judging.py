@@ -19,7 +19,7 @@ from objectives import Objective
 
 @contextlib.contextmanager
 def judging(config: ConfigDict, objective: Objective) -> Iterator[Judge | None]:
-    """The judge of a run, whose process ends with the context; None where nothing is judged.
+    """The judge of a run; its process ends with the context. None where nothing is judged.
 
     Raises:
       InputError: a key of the rewards is wrong.

@@ -95,10 +95,9 @@ def assemble(parts: Parts) -> Objective:
     clipped (`objectives.policy.surrogates.clipped`); "kl_behaviour_k1" and "kl_behaviour_k3", two
     estimates of KL(sampler || policy); "kl_reference", the estimate of `Parts.kl`, where there is a
     reference; "ratio_max" and "ratio_min", with micro-batches the mean of theirs; "advantage";
-    "no_signal", the share of answers without an advantage; "reward" and "response_length", means
-    over answers, failed ones left out of the first; and with entropies in the batch the shares of
-    tokens "positive_high", "positive_low", "negative_high" and "negative_low" by the sign of A and
-    by the entropy above or below its mean.
+    "no_signal", the share of answers without an advantage; and with entropies in the batch the
+    shares of tokens "positive_high", "positive_low", "negative_high" and "negative_low" by the sign
+    of A and by the entropy above or below its mean. Rewards and lengths are those of the rollout.
     """
     batch_keys = tuple(dict.fromkeys((*KEYS, *parts.batch_keys)))
     if parts.old == "stored":
@@ -242,13 +241,8 @@ def _metrics(
 ) -> dict[str, jax.Array]:
     """What is known of a batch before the forward pass, float32 scalars."""
     number, tokens = jnp.maximum(answers.number, 1.0), jnp.maximum(answers.tokens, 1.0)
-    rewards_BP = answer_means(answers, select(answers, batch["rewards"]))
-    judged_BP = answers.there_BP & ~jnp.isnan(rewards_BP)
     silent_BP = answers.there_BP & (answer_means(answers, jnp.abs(advantages_BT)) == 0)
-    judged = jnp.maximum(jnp.sum(judged_BP, dtype=jnp.float32), 1.0)
     found = {
-        "reward": jnp.sum(jnp.where(judged_BP, rewards_BP, 0.0)) / judged,
-        "response_length": answers.tokens / number,
         "advantage": jnp.sum(select(answers, advantages_BT)) / tokens,
         "no_signal": jnp.sum(silent_BP, dtype=jnp.float32) / number,
     }

@@ -1,5 +1,6 @@
 """PPO: clipped ratios times the advantages of tokens, from a value head."""
 
+import jax
 import jax.numpy as jnp
 
 from objectives.objective import Objective
@@ -104,14 +105,6 @@ def ppo(
             "learned": learned_BT,
         }
 
-    def further(statistics, answers, prepared):
-        rows = prepared.rows
-        apart_BT = select(answers, statistics.value) - rows["targets"]
-        square = masked_sum(rows["learned"], jnp.square(apart_BT))
-        return {
-            "value_loss": Term(square / 2, jnp.sum(rows["learned"]), value_coefficient),
-        }
-
     parts = Parts(
         advantages=rewards_themselves(),
         ratio=token,
@@ -124,13 +117,23 @@ def ppo(
         kl_in_reward=True,
         entropy_coefficient=entropy_coefficient,
         estimate=estimate,
-        further=further,
+        further=_value_loss(value_coefficient),
         loss=with_value_head(tempered(sampling_temperature), shared, value_learning_rate),
     )
     return assemble(parts)
 
 
-def whitened(values_BT, weights_BT):
+def _value_loss(coefficient: float):
+    def further(statistics, answers, prepared):
+        learned_BT, targets_BT = prepared.rows["learned"], prepared.rows["targets"]
+        apart_BT = select(answers, statistics.value) - targets_BT
+        square = masked_sum(learned_BT, jnp.square(apart_BT))
+        return {"value_loss": Term(square / 2, jnp.sum(learned_BT), coefficient)}
+
+    return further
+
+
+def whitened(values_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
     """(x - mean) / standard deviation over the tokens of weight 1; 0 where all are equal."""
     number = jnp.maximum(jnp.sum(weights_BT), 1.0)
     apart_BT = values_BT - masked_sum(weights_BT, values_BT) / number

@@ -1,6 +1,7 @@
 """Every policy gradient: against NumPy, finite differences, other layouts and micro-batches."""
 
 import functools
+import operator
 
 import dense_policy as dense
 import jax
@@ -190,7 +191,9 @@ def test_micro_batches_add_up(name):
     prepared = objective.prepare(None, {}, batch, references, (), 3)
     found, slopes = [], []
     for start in range(4):
-        own, micro, rows = jax.tree.map(lambda x: x[start::4], (read, batch, prepared.rows))  # noqa: B023
+        own, micro, rows = jax.tree.map(
+            operator.itemgetter(slice(start, None, 4)), (read, batch, prepared.rows)
+        )
 
         def loss(own, micro=micro, rows=rows):
             statistics = cases.statistics(objective, own)
@@ -295,18 +298,16 @@ def test_a_batch_without_answers_is_zero():
 
 
 def test_a_failed_answer_is_not_learned_from():
-    """Its reward is NaN and its advantage 0; the mean reward is that of the others."""
+    """Its reward is NaN and its advantage 0."""
     numbers = {name: list(values) for name, values in NUMBERS.items()}
     numbers["rewards"][1] = np.full(5, np.nan)
     numbers["advantages"][1] = np.zeros(5)
     for name in ("grpo", "ppo", "ppo kl", "ppo answer", "balanced"):
-        (value, terms), grads = cases.run(M[name], cases.make_inputs(numbers, PACKED))
+        (value, _), grads = cases.run(M[name], cases.make_inputs(numbers, PACKED))
         assert np.isfinite(value), name
         if name != "ppo answer":  # It has a bonus for entropy.
             np.testing.assert_array_equal(in_answers(grads["log_p"], PACKED)[1], 0.0)
         np.testing.assert_array_equal(in_answers(grads["value"], PACKED)[1], 0.0)
-        others = [x[0] for i, x in enumerate(numbers["rewards"]) if i != 1]
-        assert terms["reward"] == pytest.approx(np.mean(others), abs=1e-6)
 
 
 def test_what_is_reported():
@@ -321,8 +322,6 @@ def test_what_is_reported():
         "kl_behaviour_k3": (ratios - 1 - np.log(ratios)).mean(),
         "ratio_max": ratios.max(),
         "ratio_min": ratios.min(),
-        "reward": np.mean([x[0] for x in NUMBERS["rewards"]]),
-        "response_length": np.mean(cases.LENGTHS),
         "advantage": advantages.mean(),
         "no_signal": 1 / 8,
         "positive_high": np.mean((advantages > 0) & high),
