@@ -56,6 +56,15 @@ def test_a_weighting_of_ones_own_is_one_file_and_one_line():
     assert "objective.weighting=with_context" in command
 
 
+def test_every_patch_applies(tmp_path):
+    for folder in ("lm", "objectives"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for patch, _ in PATCHES:
+        subprocess.run(
+            ["git", "apply", "--check", "-"], input=patch, text=True, cwd=tmp_path, check=True
+        )
+
+
 @pytest.mark.parametrize("number", tiny.mostly_slow(range(len(PATCHES)), (0,)))
 def test_a_patch_applies_and_runs(number, tmp_path):
     patch, command = PATCHES[number]
