@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.sections.quantization import QUANTIZATION
+from configs.sections.rollouts import ROLLOUTS
 from lm.rollouts.rewards import REWARDS
 from objectives import OBJECTIVES
 from objectives.hyperparameters import hyperparameters
@@ -206,100 +208,6 @@ REFERENCES = {
     "better_nll": ("", "treg: losses under a prompt for better answers, scores only"),
     "worse_nll": ("", "treg: losses under a prompt for worse answers, scores only"),
     "desirable_probability": ("", "bco with match_prompts: scores only"),
-}
-
-QUANTIZATION = {
-    "bits": (16.0, "of the layers' matrices: 1, 1.58, 2 to 8; 16 is off"),
-    "quantizer": (
-        "paretoq",
-        "paretoq (by width: elastic_binary, ternary, seq, lsq) | learned_range | absmax | minmax "
-        "| another name of objectives.quantization.QUANTIZERS",
-    ),
-    "granularity": (
-        "",
-        "tensor | channel | group: weights that share a scale; '' is the quantizer's own",
-    ),
-    "group_size": (0, "group only: inputs that share a scale; 0 is its own"),
-    "outer_bits": (4.0, "least width of the embedding and the head; 16 keeps them as they are"),
-    "widths": (
-        "",
-        "'' | FILE.json, path of a parameter -> bits of each of its layers, instead of bits; the "
-        "record of a run holds the JSON itself",
-    ),
-    "activations": (
-        "none",
-        "none | int4 to int8 | fp8_e4m3 | fp8_e5m2: inputs of the layers' products, one scale a "
-        "token",
-    ),
-    "cache": (
-        "none",
-        "none | int8 | int4: keys, one scale a channel, and values, one scale a token; in "
-        "generation they are stored so",
-    ),
-    "cache_batches": (
-        8,
-        "at the switch, training batches that the scales of keys begin with; 0 is random tokens",
-    ),
-    "fraction": ("optimal", "share of the steps with quantization, or 'optimal'"),
-    "fused_cooldown": (True, "decay the learning rate inside the quantized phase"),
-    "warmup_steps": (20, "not fused: warmup of the quantized phase"),
-    "peak_factor": (1.0, "not fused: its peak learning rate / the first phase's"),
-    "reset_optimizer": (False, "begin the quantized phase with fresh moments"),
-    "relative_scale_steps": (
-        True,
-        "steps of learned scales are the learning rate times the scale, not the learning rate "
-        "alone",
-    ),
-    "adapt_every": (
-        0,
-        "steps of the quantized phase between plans of widths, the first at its start; 0 is off",
-    ),
-    "adapt_bytes": (0, "with adapt_every: bytes of all weights, packed, that a plan may take"),
-    "adapt_widths": ((2, 3, 4, 8), "with adapt_every: widths of the layers to choose from"),
-    "adapt_weighting": (1.0, "with adapt_every: of the divergence of weights beside the loss's"),
-    "adapt_batches": (1, "with adapt_every: training batches that gradients are of"),
-    "from": ("", "a full-precision run; its checkpoint is the first phase"),
-    "begin_with": (
-        "weights",
-        "weights (with the quantizer's first scales of them) | search (with the scales of least "
-        "error) | gptq | rsq (weights and scales of these methods, from such scales): what the "
-        "quantized phase begins with",
-    ),
-    "gptq_batches": (8, "at the switch, calibration of GPTQ, to compare or begin with; 0 is off"),
-}
-
-# Batches of what the model itself writes: for a loss with a teacher (GKD, arXiv 2306.13649), or for
-# a policy gradient.
-ROLLOUTS = {
-    "share": (
-        0.0,
-        "probability that a step trains on the model's own answers to the prompts of its batch; 0 "
-        "is off",
-    ),
-    "tokens": (64, "longest answer; a prompt keeps its last sequence_length - tokens"),
-    "temperature": (1.0, "of the model that writes; 0 takes the most likely token"),
-    "prompt_tokens": (
-        0,
-        "in rows without a document that has a prompt, first tokens that are one; 0: none",
-    ),
-    "top_p": (1.0, "share of the probability that may be drawn from; 1 is all of it"),
-    "group": (0, "policy gradient: answers to each prompt, G; 0 for all other objectives"),
-    "reuse": (1, "policy gradient: steps on the answers of one rollout"),
-    "longest_prompt": (
-        0,
-        "policy gradient: problems with longer ones are left out; 0: what a row has room for",
-    ),
-    "dynamic": (
-        0,
-        "policy gradient: further draws of other problems, to replace groups of equal rewards "
-        "(DAPO); what is left has advantage 0",
-    ),
-    "rewards": (
-        "exact",
-        "names of lm.rollouts.rewards.REWARDS that judge sampled answers; 'exact,format' adds two",
-    ),
-    "reward_weights": ((), "of each of the rewards in their sum; () is 1 each"),
-    "reward_seconds": (2.0, "that judging one answer may take; one that takes longer has none"),
 }
 
 # The model that a run begins with.

@@ -316,7 +316,8 @@ def _check_config(arguments: list[str]) -> None:
 
 
 def _config_files() -> list[str]:
-    return [str(p) for p in sorted(Path("configs").rglob("*.py")) if p.stem != "__init__"]
+    files = [p for p in sorted(Path("configs").rglob("*.py")) if p.stem != "__init__"]
+    return [str(p) for p in files if p.parent.name != "sections"]
 
 
 def nearest(name: str, valid: list[str]) -> str:

@@ -157,19 +157,20 @@ EQUAL = {
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_a_student_that_is_its_teacher_has_exactly_nothing_to_learn(name):
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(name):
     hidden, head, y, _, second = float32(arrays())
     ones = jnp.ones(N)
     compute = run(name, 7, EQUAL[name])
     (found, stats), grads = compute(hidden, head, second, [(hidden, head)], y, ones, ones)
-    assert found == 0
-    assert not any(np.any(g) for g in grads[:2])
-    np.testing.assert_array_equal(stats.teacher_divergence, 0)
+    # Not to the bit: how the two passes are fused is up to the compiler.
+    np.testing.assert_allclose(found, 0, atol=1e-6)
+    assert all(np.max(np.abs(g)) < 1e-6 for g in grads[:2])
+    np.testing.assert_allclose(stats.teacher_divergence, 0, atol=1e-6)
     np.testing.assert_array_equal(stats.teacher_agreement, 1)
     # Negative control: a teacher that is no shift away.
     (found, _), grads = compute(hidden, head, second, [(hidden, 1.01 * head)], y, ones, ones)
-    assert found > 0
-    assert all(np.any(g) for g in grads[:2])
+    assert found > 1e-5
+    assert all(np.max(np.abs(g)) > 1e-4 for g in grads[:2])
 
 
 def test_the_reports_are_of_the_logits_as_they_are():

@@ -1,0 +1,1 @@
+"""The longer sections of configs/base.py: keys, their defaults and what they mean."""
