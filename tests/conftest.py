@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 
-# The suite spends its time in compiling, not in running: machine code is not optimized, and fusions
-# are written by the older emitter, which compiles a training step in 0.3 s rather than in 1 s. Eight
+# The suite spends its time in compiling, not in running: machine code is not optimized, and the
+# older emitter writes fusions, which compiles a training step in 0.3 s rather than in 1 s. Eight
 # devices on two busy cores may wait for each other longer than XLA allows by default.
 os.environ["XLA_FLAGS"] = " ".join(
     [

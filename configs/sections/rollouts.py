@@ -19,6 +19,11 @@ ROLLOUTS = {
     "top_p": (1.0, "share of the probability that may be drawn from; 1 is all of it"),
     "group": (0, "policy gradient: answers to each prompt, G; 0 for all other objectives"),
     "reuse": (1, "policy gradient: steps on the answers of one rollout"),
+    "bits": (
+        16.0,
+        "policy gradient: of the layers' weights that answers are drawn with, rounded to nearest "
+        "in the layout of the quantization section; 16: as they are trained",
+    ),
     "longest_prompt": (
         0,
         "policy gradient: problems with longer ones are left out; 0: what a row has room for",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lm.compression.phases import Quantized
 from lm.data.tokenizers import Tokenizer
 from lm.model.trained import Trained
 from lm.parallel.cross_process import of_all_shares
@@ -75,6 +76,7 @@ class Answering:
       temperature: that logits are divided by; 0 takes the most likely token.
       top_p: share of the probability that may be drawn from.
       group: rows of a group, for their divergence; 0 leaves it out.
+      rounding: grids that the weights are put on first, in place of those of training.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Answering:
         temperature: float,
         top_p: float = 1.0,
         group: int = 0,
+        rounding: Quantized | None = None,
     ):
         self._built, self._tokenizer, self._ends = built, tokenizer, ends_of(tokenizer)
+        self._rounding = rounding
         self._options = {"temperature": temperature, "top_p": top_p, "group": group}
         self._programs, self._compiled = {}, set()
 
@@ -132,16 +136,18 @@ class Answering:
         return Written(tokens_NS, lengths_N, ended_N, *measured, texts, seconds, new)
 
     def _program(self, quantized: bool):
-        built = self._built
+        built, rounding = self._built, self._rounding
         answer = make_answer(
             built.model,
-            built.quantized if quantized else None,
+            rounding or (built.quantized if quantized else None),
             tokens=built.config.rollouts.tokens,
             ends=self._ends,
             **self._options,
         )
 
         def program(trained, tokens_NP, mask_NP, step, attempt):
+            if rounding:
+                trained = trained._replace(scales=rounding.first_scales(trained.params))
             keys_N = answer_keys(built.config.train.seed, step, attempt, len(tokens_NP))
             return answer(trained, tokens_NP, mask_NP, keys_N)
 

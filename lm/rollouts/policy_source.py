@@ -23,6 +23,7 @@ from lm.rollouts.judging import Scored, score
 from lm.rollouts.old_policy import NAME, make_old_log_probability
 from lm.rollouts.policy_rows import answer_positions, pack, slots_of
 from lm.rollouts.problem_prompts import askable, numbers_asked, prompt_of, room_for
+from lm.rollouts.rounding import make_rounding
 from lm.rollouts.shown import shown_answers
 from lm.training.experiment import Experiment
 from lm.training.sources import Spent
@@ -83,7 +84,12 @@ class PolicySource:
         self._share, self._shares = share(built.mesh)
         self._groups = groups_of_rollout(built.config, self._slots, longest, self._shares)
         self._answering = Answering(
-            built, tokenizer, temperature=c.temperature, top_p=c.top_p, group=c.group
+            built,
+            tokenizer,
+            temperature=c.temperature,
+            top_p=c.top_p,
+            group=c.group,
+            rounding=make_rounding(built.config, built.model),
         )
         self._left, self._rows = 0, {}
         self._old: dict[bool, Callable[..., jax.Array]] = {}

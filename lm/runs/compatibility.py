@@ -137,6 +137,8 @@ ADDED = {
     "rollouts.reward_seconds": 2.0,
     "rollouts.reward_weights": [],
     "rollouts.rewards": "exact",
+    # With answers of rounded weights.
+    "rollouts.bits": 16.0,
 }
 
 # Old key -> its name today, "" where it is gone.

@@ -4,6 +4,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
+from lm.compression.phases import is_on
 from lm.compression.widths import FULL_PRECISION
 from lm.errors import InputError
 from lm.model import splash
@@ -84,7 +85,7 @@ def _check_policy(config: ConfigDict, objective: Objective) -> None:
     c, length = config.rollouts, config.data.sequence_length
     user = f"objective.name={config.objective.name!r}"
     if objective.advantages is None:
-        for key, off in (("group", 0), ("reuse", 1), ("dynamic", 0)):
+        for key, off in (("group", 0), ("reuse", 1), ("dynamic", 0), ("bits", FULL_PRECISION)):
             if c[key] != off:
                 raise InputError(
                     f"rollouts.{key}={c[key]} is for a policy gradient, and {user} is none; "
@@ -100,6 +101,11 @@ def _check_policy(config: ConfigDict, objective: Objective) -> None:
         raise InputError(
             f"rollouts.share={c.share}: {user} draws all that it learns from; valid: 0, which "
             "others are for"
+        )
+    if c.bits < FULL_PRECISION and is_on(config.quantization):
+        raise InputError(
+            f"rollouts.bits={c.bits:g} rounds weights that are trained in full precision, and the "
+            "quantization section is on; valid: 16, with which answers are drawn as it says"
         )
     if c.dynamic and c.group < 2:
         raise InputError(

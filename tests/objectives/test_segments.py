@@ -26,9 +26,7 @@ def pieces(lengths):
 @given(
     st.lists(st.integers(1, 4), max_size=4),
     # The compiled code takes numbers below the normal ones for 0, NumPy does not.
-    st.lists(
-        st.floats(-4, 4, width=32, allow_subnormal=False), min_size=LENGTH, max_size=LENGTH
-    ),
+    st.lists(st.floats(-4, 4, width=32, allow_subnormal=False), min_size=LENGTH, max_size=LENGTH),
     st.lists(st.booleans(), min_size=LENGTH, max_size=LENGTH),
 )
 def test_sums_and_minima_are_those_of_each_piece(lengths, values, kept):

@@ -150,7 +150,7 @@ HALVES = {"train__accumulation": 2, "train__batch_size": 16}
     "overrides",
     [
         {"objective__name": "ppo"},
-        {"objective__name": "icepop", "rollouts__reuse": 2, **HALVES},
+        {"objective__name": "icepop", "rollouts__reuse": 2, "rollouts__bits": 4.0, **HALVES},
         {"objective__name": "policy", "objective__policy__old": "stored", **HALVES},
         {"objective__name": "tw_grpo", **HALVES},
         {"objective__name": "hapo"},

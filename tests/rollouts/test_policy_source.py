@@ -236,6 +236,14 @@ BAD = {
     ),
     "share": ({"rollouts__share": 0.5}, "rollouts.share=0.5: .* draws all"),
     "greedy": ({"rollouts__temperature": 0.0}, "rollouts.temperature=0.0 must be above 0"),
+    "bits of another objective": (
+        {"objective__name": "weighted", "rollouts__group": 0, "rollouts__bits": 4.0},
+        "rollouts.bits=4.0 is for a policy gradient",
+    ),
+    "bits twice": (
+        {"rollouts__bits": 4.0, "quantization__bits": 4.0},
+        "rollouts.bits=4 rounds weights that are trained in full precision.*valid: 16",
+    ),
     "dynamic": ({"rollouts__group": 1, "rollouts__dynamic": 1}, "rollouts.dynamic=1 replaces"),
     "tokens": ({"rollouts__tokens": 33}, "rollouts.tokens=33 leaves no room"),
     "prompt": ({"rollouts__longest_prompt": 28}, "do not fit into data.sequence_length=32"),

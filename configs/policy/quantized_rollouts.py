@@ -1,0 +1,28 @@
+"""IcePop (arXiv 2510.18855) where answers are drawn with 3-bit weights and full ones are trained.
+
+Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
+Command: python -m launch.train --config=configs/policy/quantized_rollouts.py --workdir=runs/icepop3
+Against: the same with --config.objective.name=grpo, and configs/policy/icepop.py with 16 bits.
+Cost:    that of configs/policy/grpo.py, and a pass for the old policy each rollout.
+
+Claim: tokens whose probability under the trained weights is not between half and five times the
+one that they were drawn with are left out, and the others are weighted by that ratio, so that the
+gradient is that of the trained model. GRPO alone takes the rounded model for the old policy, and
+its clipped ratios mix what rounding did with what training did.
+
+Watch `kl_behaviour_k3`: without rounding it is 0 in the first step on every rollout. Here the
+weights are rounded in memory, which saves nothing: the config shows what a sampler of few bits
+does to training, not its speed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.policy import grpo
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = grpo.start("icepop")
+    config.objective.icepop.old = "stored"
+    config.rollouts.bits = 3.0
+    return config
