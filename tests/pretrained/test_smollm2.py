@@ -48,10 +48,8 @@ pytestmark = [
 FLOAT = 2.4060
 ROUNDED = {
     ("absmax", 8, 0): 2.4064,
-    ("absmax", 4, 0): 3.0744,
     ("minmax", 4, 0): 3.0117,
     ("absmax", 4, 32): 2.6867,
-    ("minmax", 4, 32): 2.6032,
 }
 
 
