@@ -53,7 +53,7 @@ def progress_of(lines: Sequence[Mapping[str, Any]], steps: int) -> Progress:
 def rate(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """Tokens per second over the training lines: their tokens by the time that they took.
 
-    A line has its rate, and as many tokens as lie between it and the line before; after a start
+    The time of a policy gradient includes that of drawing and judging answers. A line has its rate, and as many tokens as lie between it and the line before; after a start
     from a checkpoint it has as many as the others.
     """
     trained = [line for line in lines if line["kind"] == "train"]
@@ -63,8 +63,9 @@ def rate(lines: Sequence[Mapping[str, Any]]) -> float | None:
     tokens = seconds = 0.0
     for line, count in zip(trained, counts, strict=True):
         if line.get("tokens_per_second"):
+            asking = line.get("sampling_share", 0.0) + line.get("judging_share", 0.0)
             tokens += min(count, usual)
-            seconds += min(count, usual) / line["tokens_per_second"]
+            seconds += min(count, usual) / line["tokens_per_second"] / (1 - asking)
     return tokens / seconds if seconds else None
 
 

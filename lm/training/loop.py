@@ -145,12 +145,12 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     counted = usable or count_without_target(data.train, data.tokenizer, length)
     if line := counted.describe():
         say(line)
-    check_writable(workdir, record)
     judged = judging(config, built.objective)
     with jax.set_mesh(built.mesh), stop_signals() as stop, judged as judge:
         second_models = {source: one.run.model for source, one in references.models.items()}
         source = make_source(built, data, dataset, stored, judge, say)
         held_out = HeldOut(built, data, judge) if config.evaluation.problems else None
+        check_writable(workdir, record)
         reading = experiment.reading_of(config, data.train)
         terms = term_evaluation(built, reading, stored, second_models, frozen, say)
         run_id = record["run_id"]

@@ -226,6 +226,10 @@ def test_the_rate_of_a_run_is_all_tokens_by_all_time():
     # A run that begins at another one's step 90 has not trained those tokens.
     later = [line | {"tokens": line["tokens"] + 9000} for line in lines]
     assert outcomes.rate(later) == pytest.approx(300 / (1 + 2 + 1))
+    # A policy gradient that spends half of its time on drawing, and a quarter on judging.
+    drawing = {"sampling_share": 0.5, "judging_share": 0.25}
+    slower = [line | drawing for line in lines]
+    assert outcomes.rate(slower) == pytest.approx(outcomes.rate(lines) / 4)
     assert outcomes.rate([{"kind": "event"}]) is None
 
 
