@@ -62,8 +62,8 @@ def start(
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        # As in tests/conftest.py, but for the number of devices: the last one counts.
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     port, started = free_port(), []
     for index in range(processes) if only is None else only:

@@ -6,7 +6,7 @@ S bytes of one number.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from lm.data.layout import BATCH, POLICY
 from lm.data.pairs import KEYS
 from lm.model.attention import attend
 from lm.parallel.mesh import put_batch
+from lm.planning.decoding_benchmark import sampling
+from lm.planning.item import Item
 from lm.training import experiment
 from objectives.cross_entropy import TokenStatistics, token_statistics
 from objectives.quantization import QUANTIZERS
@@ -54,30 +56,6 @@ VARIANTS = {
     },
     "binary codes": {"model.embedding": "binary"},
 }
-
-
-class Item(NamedTuple):
-    """What can be timed.
-
-    Attributes:
-      name: with its sizes.
-      run: starts the work once and gives arrays to wait for.
-      flops: of one run, by `formula`; 0 where the limit is the memory's alone.
-      bytes: that one run must move at least, by `formula`; 0 where the limit is arithmetic alone.
-      formula: how both were counted.
-      dtype: of the products, which decides the peak.
-      tokens: of one run; 0 where there are none.
-      reads_ahead: whether it goes on working after its run has ended.
-    """
-
-    name: str
-    run: Callable[[], Any]
-    flops: float
-    bytes: float
-    formula: str
-    dtype: str = "float32"
-    tokens: int = 0
-    reads_ahead: bool = False
 
 
 def train_step(name: str, run: experiment.Experiment) -> Item:
@@ -365,11 +343,12 @@ PIECES = {
     "quantizers": quantizers,
     "weightings": weightings,
     "variants": variants,
+    "sampling": sampling,
     "data": data_pipeline,
 }
 
 # Those that are many, and of one shape tell enough.
-_OF_ONE_SHAPE = ("quantizers", "weightings", "variants", "data")
+_OF_ONE_SHAPE = ("quantizers", "weightings", "variants", "sampling", "data")
 
 
 def collect(runs: Mapping[str, experiment.Experiment], pieces: Iterable[str]) -> list[Item]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from lm.planning.benchmark import Item
+from lm.planning.item import Item
 
 # A timing covers as many runs as take this long, so that neither the clock nor the dispatch of a
 # small piece decides.

@@ -53,8 +53,9 @@ def progress_of(lines: Sequence[Mapping[str, Any]], steps: int) -> Progress:
 def rate(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """Tokens per second over the training lines: their tokens by the time that they took.
 
-    The time of a policy gradient includes that of drawing and judging answers. A line has its rate, and as many tokens as lie between it and the line before; after a start
-    from a checkpoint it has as many as the others.
+    The time of a policy gradient includes that of drawing and judging answers. A line has its rate,
+    and as many tokens as lie between it and the line before; after a start from a checkpoint it has
+    as many as the others.
     """
     trained = [line for line in lines if line["kind"] == "train"]
     before = [0, *(line["tokens"] for line in trained)]

@@ -73,6 +73,20 @@ def test_dense_cross_entropy_has_the_gradients_of_the_blocked_one():
 
 
 @pytest.mark.slow
+def test_sampling_of_many_sequences_is_that_of_each():
+    """The first prompt is the same, and what is drawn after it is of the model."""
+    _, items = pieces(["sampling"])
+    one, many = items[1:]
+    assert (one.name, one.tokens) == ("sampling 1 x 128", 128)
+    assert (many.name, many.tokens) == ("sampling 64 x 128", 64 * 128)
+    assert one.bytes == many.bytes
+    for item in (one, many):
+        drawn = item.run()
+        assert drawn.tokens_BS.shape == (item.tokens // 128, 128)
+        assert (np.asarray(drawn.measured.log_probability_B) < 0).all()
+
+
+@pytest.mark.slow
 def test_every_quantizer_and_weighting_is_timed():
     _, items = pieces(["quantizers", "weightings"])
     seconds = timing.measure(items[1:], repeats=1)
