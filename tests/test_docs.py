@@ -143,6 +143,7 @@ def test_the_page_of_methods_is_that_of_the_code():
     assert PAGES["methods.md"] == methods.as_markdown() + "\n"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     corpus = tiny.write_corpus(tmp_path / "corpus")
     config = tiny.config(data__corpus=corpus, train__steps=1, optimizer__warmup_steps=0)

@@ -257,12 +257,15 @@ def test_gives_up_after_too_many_skipped_steps(corpus, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "names"),
-    [
-        ({"model__width": 64}, "model.width=32, not 64"),
-        ({"train__seed": 3}, "train.seed=0, not 3"),
-        ({"train__trainable": "mlp"}, "train.trainable=, not mlp"),
-        ({"data__tokenizer": "bpe", "data__vocab_size": 260}, "data.tokenizer"),
-    ],
+    tiny.rows_mostly_slow(
+        [
+            ({"model__width": 64}, "model.width=32, not 64"),
+            ({"train__seed": 3}, "train.seed=0, not 3"),
+            ({"train__trainable": "mlp"}, "train.trainable=, not mlp"),
+            ({"data__tokenizer": "bpe", "data__vocab_size": 260}, "data.tokenizer"),
+        ],
+        (0,),
+    ),
     ids=str,
 )
 def test_refuses_a_work_directory_of_another_config(corpus, tmp_path, change, names):

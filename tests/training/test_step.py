@@ -65,7 +65,7 @@ def dense_loss(model, params, b, z_loss):
     return (w * nll).sum() / w.sum() + z_loss * ((w != 0) * lse**2).sum() / (w != 0).sum()
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("accumulation", tiny.mostly_slow([1, 2, 4], (4,)))
 def test_gradients_are_those_of_the_definition(accumulation):
     """Uneven float weights and an auxiliary term on, any number of micro-batches."""
     model, b = tiny.model(), tiny.batch(rows=8)
@@ -93,7 +93,7 @@ def test_scaling_all_weights_changes_no_gradient():
     close(gradients(model, scaled, 1)[0], gradients(model, b, 1)[0])
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", tiny.mostly_slow([1, 2], (2,)))
 def test_a_zero_weight_token_may_be_nan(accumulation):
     """A NaN hidden state at a token of weight 0 changes neither the loss nor any gradient."""
     model, b = tiny.model(), tiny.batch()

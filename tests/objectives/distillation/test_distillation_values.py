@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import weightings
 from jax import lax
 
@@ -226,7 +227,7 @@ def of_dense():
     return temporaries(LOSSES["distillation"](), 0, forward)
 
 
-@pytest.mark.parametrize("case", LARGE)
+@pytest.mark.parametrize("case", tiny.mostly_slow(LARGE, ("distillation", "nkd", "dhkd")))
 def test_blocks_take_a_thirtieth_of_the_memory_of_all_logits(case, of_dense):
     """At a vocabulary of 131,072, forward and backward, against the forward divergence alone."""
     found = temporaries(LOSSES[case.split()[0]](**LARGE[case]), 1024)
