@@ -345,6 +345,7 @@ def test_sixteen_bits_are_the_run_without_quantization(corpus, tmp_path):
     assert lines(tmp_path / "plain", "train") == lines(tmp_path / "sixteen", "train")
 
 
+@pytest.mark.slow
 def test_a_work_directory_keeps_its_quantization(whole):
     config, folder = whole
     other = config.copy_and_resolve_references()

@@ -69,8 +69,9 @@ def test_all_codes_are_distinct_and_decode_back():
     np.testing.assert_array_equal(bits.mean(0), 0.5)
 
 
-def test_affine_recodings_are_permutations_that_decode_back():
-    for seed in range(100):
+@pytest.mark.parametrize("seeds", tiny.mostly_slow([range(12), range(12, 100)], [range(12)]))
+def test_affine_recodings_are_permutations_that_decode_back(seeds):
+    for seed in seeds:
         matrix, offset = draw_affine(seed, 16)
         recoded = np.asarray(affine_recode(ALL, matrix, offset))
         assert (np.bincount(recoded, minlength=1 << 16) == 1).all()
@@ -247,7 +248,9 @@ def test_gaussian_vectors_are_frozen_normal_and_of_the_seed():
     assert abs(x.mean()) < 0.01
     assert abs(x.std() - 1) < 0.01
     assert abs(np.mean(x**4) - 3) < 0.05
-    assert np.abs(x @ x.T / 64 - np.eye(4096) * np.square(x).mean(1)).max() < 0.85
+    products = x @ x.T / 64
+    np.fill_diagonal(products, 0)
+    assert np.abs(products).max() < 0.85
     np.testing.assert_array_equal(vectors(made, [7, 9, 7]), x[[7, 9, 7]])
     other = model(1 << 12, embedding="gaussian", width=64, code_seed=1)
     assert np.abs(vectors(other, [7]) - x[7]).max() > 0.5

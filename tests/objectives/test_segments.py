@@ -16,6 +16,14 @@ from objectives.segments import (
 LENGTH = 7
 
 
+@jax.jit
+def of_pieces(numbers, weights, hidden, values):
+    """Sums, the sums at their tokens, running sums and running minima; compiled once."""
+    sums = sums_by_number(numbers, weights, hidden)
+    spread = spread_by_number(numbers, sums)
+    return sums, spread, running_sums(numbers, values), running_minima(numbers, values)
+
+
 def pieces(lengths):
     """The number of each of `LENGTH` tokens, -1 after the last piece."""
     numbers = np.repeat(np.arange(len(lengths)), lengths)[:LENGTH]
@@ -35,12 +43,10 @@ def test_sums_and_minima_are_those_of_each_piece(lengths, values, kept):
     # What has no weight may hold anything.
     hidden = np.where(weights > 0, values, np.nan)
     arrays = [jnp.asarray(x)[None] for x in (numbers.astype(np.int32), weights, hidden, values)]
-    sums = sums_by_number(arrays[0], arrays[1], arrays[2])[0]
+    sums, spread, so_far, lowest = (np.asarray(x)[0] for x in of_pieces(*arrays))
     for number in range(LENGTH):
         own = (numbers == number) & (weights > 0)
         np.testing.assert_allclose(sums[number], values[own].sum(), rtol=1e-5, atol=1e-5)
-    spread = spread_by_number(arrays[0], sums[None])[0]
-    so_far, lowest = running_sums(arrays[0], arrays[3])[0], running_minima(arrays[0], arrays[3])[0]
     for place in range(LENGTH):
         number = numbers[place]
         np.testing.assert_array_equal(spread[place], sums[number] if number >= 0 else 0)

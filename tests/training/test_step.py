@@ -42,11 +42,24 @@ def run_steps(run, batches, state=None):
     return states, metrics
 
 
-def gradients(model, b, accumulation, z_loss=0.1):
-    objective = weighted(z_loss=z_loss)
+@functools.cache
+def toy():
+    """The model of the tests below and its parameters: made once."""
+    model = tiny.model()
+    return model, tiny.params(model)
+
+
+@functools.cache
+def compiled(model, accumulation):
+    """The gradients of a batch, one program for every shape of it."""
+    objective = weighted(z_loss=0.1)
     statistics = make_training_statistics(model, 16, objective)
-    compute = make_gradients(statistics, objective, accumulation)
-    return jax.jit(compute)(Trained(tiny.params(model)), b, (), jnp.zeros((), jnp.int32))
+    return jax.jit(make_gradients(statistics, objective, accumulation))
+
+
+def gradients(model, b, accumulation):
+    compute = compiled(model, accumulation)
+    return compute(Trained(toy()[1]), b, (), jnp.zeros((), jnp.int32))
 
 
 def close(a, b, tolerance=1e-5):
@@ -68,10 +81,10 @@ def dense_loss(model, params, b, z_loss):
 @pytest.mark.parametrize("accumulation", tiny.mostly_slow([1, 2, 4], (4,)))
 def test_gradients_are_those_of_the_definition(accumulation):
     """Uneven float weights and an auxiliary term on, any number of micro-batches."""
-    model, b = tiny.model(), tiny.batch(rows=8)
+    (model, params), b = toy(), tiny.batch(rows=8)
     grads, metrics, _ = gradients(model, b, accumulation)
     definition = jax.value_and_grad(functools.partial(dense_loss, model, b=b, z_loss=0.1))
-    expected_loss, expected = jax.jit(definition)(tiny.params(model))
+    expected_loss, expected = jax.jit(definition)(params)
     close(grads.params, expected)
     total = metrics["loss"] + 0.1 * metrics["z_loss"]
     np.testing.assert_allclose(total, expected_loss, rtol=1e-6)
@@ -79,7 +92,7 @@ def test_gradients_are_those_of_the_definition(accumulation):
 
 def test_a_mean_of_micro_batch_means_is_another_gradient():
     """Negative control: the common mistake is far outside the tolerance above."""
-    model, b = tiny.model(), tiny.batch(rows=8)
+    (model, _), b = toy(), tiny.batch(rows=8)
     parts = [jax.tree.map(lambda x, i=i: x[i::4], b) for i in range(4)]
     means = [gradients(model, part, 1)[0] for part in parts]
     mean = jax.tree.map(lambda *x: sum(x) / 4, *means)
@@ -88,7 +101,7 @@ def test_a_mean_of_micro_batch_means_is_another_gradient():
 
 
 def test_scaling_all_weights_changes_no_gradient():
-    model, b = tiny.model(), tiny.batch()
+    (model, _), b = toy(), tiny.batch(rows=8)
     scaled = {**b, "weights": b["weights"] * 7.0}
     close(gradients(model, scaled, 1)[0], gradients(model, b, 1)[0])
 
@@ -96,7 +109,7 @@ def test_scaling_all_weights_changes_no_gradient():
 @pytest.mark.parametrize("accumulation", tiny.mostly_slow([1, 2], (2,)))
 def test_a_zero_weight_token_may_be_nan(accumulation):
     """A NaN hidden state at a token of weight 0 changes neither the loss nor any gradient."""
-    model, b = tiny.model(), tiny.batch()
+    (model, _), b = toy(), tiny.batch()
     b["weights"] = b["weights"].at[1, 5].set(0.0)
 
     def run(poison):
@@ -199,8 +212,7 @@ def test_eight_devices_take_the_same_steps_as_one(mesh):
 
 
 def test_evaluation_sums_are_those_of_the_definition():
-    model, b = tiny.model(), tiny.batch()
-    params = tiny.params(model)
+    (model, params), b = toy(), tiny.batch()
     sums = jax.jit(make_eval_step(model, 16))(Trained(params), b)
     np.testing.assert_allclose(
         sums["nll"] / sums["weight"], dense_loss(model, params, b, 0.0), rtol=1e-6

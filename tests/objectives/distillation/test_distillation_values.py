@@ -37,7 +37,7 @@ def of_logits(name, s=S, teachers=(T,), target=0, **hyper):
         x = Inputs(z, jnp.eye(size), jnp.full((1, 1), target), params, block_size=2, teachers=named)
         return training_statistics(loss, x, jnp.ones((1, 1))).loss.sum()
 
-    total, dz = jax.value_and_grad(f)(jnp.asarray([[s]]))
+    total, dz = jax.jit(jax.value_and_grad(f))(jnp.asarray([[s]]))
     return float(total), np.asarray(dz[0, 0])
 
 
