@@ -160,6 +160,7 @@ def test_an_unweighted_loss_survives_accumulation(name):
     close(compute(loss, accumulation=2, names=())(b), compute(loss, names=())(b))
 
 
+@pytest.mark.slow
 def test_self_knowledge_is_that_of_the_whole_batch():
     """Its weight of the target has a mean over the batch, beside terms that have none."""
     objective, b = OBJECTIVES["self_knowledge"](top=9, mu=0.1), batch()

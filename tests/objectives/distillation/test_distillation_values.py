@@ -111,7 +111,7 @@ NEUTRAL = {
 }
 
 
-@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize("name", tiny.mostly_slow(NEUTRAL, ("nd", "dhkd")))
 def test_neutral_settings_are_the_parent_bit_for_bit(name):
     hyper, parent, its = NEUTRAL[name]
     teachers = {n: (T,) for n in (name, parent)} | {"cross_entropy": ()}

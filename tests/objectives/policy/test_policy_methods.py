@@ -164,7 +164,7 @@ def test_value_and_gradient_are_those_of_the_equations(name):
     assert np.abs(grads["log_p"]).max() > 0
 
 
-@pytest.mark.parametrize("name", tiny.mostly_slow(EACH, ("policy", "minpro", "ppo kl")))
+@pytest.mark.parametrize("name", tiny.mostly_slow(M, ("policy", "minpro", "ppo kl")))
 def test_packing_and_the_order_of_rows_do_not_matter(name):
     """Also over rows that are padding as a whole: there are four in the packed batch."""
     (value, terms), grads = cases.run(M[name], packed())

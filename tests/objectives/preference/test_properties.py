@@ -134,7 +134,7 @@ def test_pairs_can_stand_anywhere(name):
     "name",
     tiny.mostly_slow(
         [name for name in ALL if not ALL[name].whole_batch],
-        quick=("dpo", "treg", "cdpo released", "sparse_po masked", "npo kl"),
+        quick=("dpo", "cdpo released"),
     ),
 )
 def test_micro_batches_add_up_to_the_whole(name):

@@ -74,8 +74,8 @@ def test_block_size_does_not_matter(layer, block_size):
 @pytest.mark.parametrize(
     "quantizer",
     [
-        quantization.absmax(bits=4),
-        quantization.minmax(bits=3, granularity="tensor"),
+        pytest.param(quantization.absmax(bits=4), marks=pytest.mark.slow),
+        pytest.param(quantization.minmax(bits=3, granularity="tensor"), marks=pytest.mark.slow),
         quantization.seq(granularity="group", group_size=8),
     ],
     ids=lambda q: q.name,

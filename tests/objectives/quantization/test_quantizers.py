@@ -297,7 +297,7 @@ def test_equals_float64(case, granularity):
 
 
 @pytest.mark.parametrize("granularity", tiny.mostly_slow(GRANULARITIES, ("group",)))
-@pytest.mark.parametrize("case", FIRST, ids=name_of)
+@pytest.mark.parametrize("case", tiny.mostly_slow(FIRST, FIRST[::2]), ids=name_of)
 def test_stacked_and_sharded(case, granularity):
     """Layers are separate matrices, and a mesh changes nothing: [L, I, O] over 2 x 4 devices."""
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
@@ -394,7 +394,7 @@ def test_lsq_gradients_are_those_of_its_autodiff_recipe():
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", FIRST, ids=name_of)
+@pytest.mark.parametrize("case", tiny.mostly_slow(FIRST, FIRST[::3]), ids=name_of)
 def test_scale_equivariance_and_idempotence(case):
     quantizer = make(case, "channel")
     weights, _ = random_inputs((INPUTS, OUTPUTS))
