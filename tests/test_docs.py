@@ -65,6 +65,7 @@ def test_every_patch_applies(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", tiny.mostly_slow(range(len(PATCHES)), (0,)))
 def test_a_patch_applies_and_runs(number, tmp_path):
     patch, command = PATCHES[number]

@@ -23,16 +23,27 @@ def build(devices=1, **overrides):
     return experiment.build(config, tiny.VOCAB, jax.devices()[:devices])
 
 
-def run_steps(run, batches, state=None):
-    """States and metrics of the jitted step over `batches`, on the mesh of `run`."""
+def programs(run):
+    """The jitted start and step of `run`."""
     with jax.set_mesh(run.mesh):
-        abstract = run.abstract_state()
-        shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
-        step = jax.jit(
-            make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config),
-            out_shardings=(shardings, None),
-        )
+        shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
+    step = make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config)
+    start = jax.jit(run.init, out_shardings=shardings)
+    return start, jax.jit(step, out_shardings=(shardings, None))
+
+
+@functools.cache
+def averaged():
+    """A run with a moving average and its programs, which two tests share."""
+    run = build(**PLAIN, train__ema_decay=0.75)
+    return run, programs(run)
+
+
+def run_steps(run, batches, made=None):
+    """States and metrics of the jitted step over `batches`, on the mesh of `run`."""
+    start, step = made or programs(run)
+    with jax.set_mesh(run.mesh):
+        state = start(jax.random.key(0))
         states, metrics = [state], []
         for b in batches:
             state, values = step(state, put_batch(run.mesh, b))
@@ -143,9 +154,9 @@ def test_an_all_zero_batch_changes_nothing_but_the_counters():
 def test_a_nan_step_keeps_the_old_state_and_the_run_recovers():
     b = tiny.batch(rows=8)
     poisoned = {**b, "weights": b["weights"].at[0, 0].set(jnp.nan)}
-    run = build(**PLAIN, train__ema_decay=0.5)
-    states, metrics = run_steps(run, [b, poisoned, poisoned, b])
-    clean, _ = run_steps(run, [b, b])
+    run, made = averaged()
+    states, metrics = run_steps(run, [b, poisoned, poisoned, b], made)
+    clean, _ = run_steps(run, [b, b], made)
     keep = {"trained", "optimizer", "ema", "norm_mean"}
     for name in keep:
         jax.tree.map(
@@ -176,7 +187,8 @@ def test_a_spike_is_skipped_only_where_asked():
 
 def test_the_moving_average_follows_its_formula():
     batches = [tiny.batch(rows=8, seed=i) for i in range(3)]
-    states, _ = run_steps(build(**PLAIN, train__ema_decay=0.75), batches)
+    run, made = averaged()
+    states, _ = run_steps(run, batches, made)
     expected = states[0].trained
     for state in states[1:]:
         expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.trained)
