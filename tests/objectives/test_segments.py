@@ -16,12 +16,10 @@ from objectives.segments import (
 LENGTH = 7
 
 
-@jax.jit
-def of_pieces(numbers, weights, hidden, values):
-    """Sums, the sums at their tokens, running sums and running minima; compiled once."""
-    sums = sums_by_number(numbers, weights, hidden)
-    spread = spread_by_number(numbers, sums)
-    return sums, spread, running_sums(numbers, values), running_minima(numbers, values)
+# Compiled once for all examples, and each alone: what is spread has been rounded already.
+SUMS, SPREAD, RUNNING_SUMS, RUNNING_MINIMA = (
+    jax.jit(f) for f in (sums_by_number, spread_by_number, running_sums, running_minima)
+)
 
 
 def pieces(lengths):
@@ -43,7 +41,10 @@ def test_sums_and_minima_are_those_of_each_piece(lengths, values, kept):
     # What has no weight may hold anything.
     hidden = np.where(weights > 0, values, np.nan)
     arrays = [jnp.asarray(x)[None] for x in (numbers.astype(np.int32), weights, hidden, values)]
-    sums, spread, so_far, lowest = (np.asarray(x)[0] for x in of_pieces(*arrays))
+    sums_of_row = SUMS(*arrays[:3])
+    found = sums_of_row, SPREAD(arrays[0], sums_of_row)
+    found += RUNNING_SUMS(arrays[0], arrays[3]), RUNNING_MINIMA(arrays[0], arrays[3])
+    sums, spread, so_far, lowest = (np.asarray(x)[0] for x in found)
     for number in range(LENGTH):
         own = (numbers == number) & (weights > 0)
         np.testing.assert_allclose(sums[number], values[own].sum(), rtol=1e-5, atol=1e-5)

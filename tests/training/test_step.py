@@ -27,7 +27,7 @@ def programs(run):
     """The jitted start and step of `run`."""
     with jax.set_mesh(run.mesh):
         shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
-    step = make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config)
+        step = make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config)
     start = jax.jit(run.init, out_shardings=shardings)
     return start, jax.jit(step, out_shardings=(shardings, None))
 
