@@ -38,6 +38,8 @@ OTHERS = [f"configs/{name}.py" for name in ("base", "quickstart", "answers", "su
     for path in sorted((ROOT / "configs" / "papers").glob("*.py"))
     if path.stem != "__init__"
 ]
+# Those that stand for the others in the default suite: the first of each folder.
+FIRST = {str(Path(name).parent): name for name in reversed([*METHODS, *OTHERS])}.values()
 SCALE = [f"configs/scale/{size}.py" for size in ("125m", "350m", "1b3", "7b", "70b")]
 # Of the configs -> of their toys.
 STEPS = {105: 2, 200: 2, 600: 3, 620: 4, 1500: 3}
@@ -87,7 +89,7 @@ def build(config):
     return experiment.build(config, config.data.vocab_size or 257, jax.devices()[:1])
 
 
-@pytest.mark.parametrize("name", [*METHODS, *OTHERS])
+@pytest.mark.parametrize("name", tiny.mostly_slow([*METHODS, *OTHERS], FIRST))
 def test_a_config_and_the_commands_of_its_docstring_are_sound(name):
     of_train = [arguments for command, *arguments in commands(name) if command == "train"]
     assert any(f"--config={name}" in argument for a in of_train for argument in a)
@@ -103,7 +105,7 @@ def test_a_config_and_the_commands_of_its_docstring_are_sound(name):
             build(load(arguments))
 
 
-@pytest.mark.parametrize("name", SCALE)
+@pytest.mark.parametrize("name", tiny.mostly_slow(SCALE, SCALE[-1:]))
 def test_a_size_and_its_meshes_are_sound_on_all_their_hardware(name):
     topologies = runpy.run_path(str(ROOT / name))["TOPOLOGIES"]
     assert arguments_of(name) == [f"{name}:{hardware}" for hardware in topologies]

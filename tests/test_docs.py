@@ -65,6 +65,7 @@ def test_every_patch_applies(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", tiny.mostly_slow(range(len(PATCHES)), (0,)))
 def test_a_patch_applies_and_runs(number, tmp_path):
     patch, command = PATCHES[number]
@@ -143,6 +144,7 @@ def test_the_page_of_methods_is_that_of_the_code():
     assert PAGES["methods.md"] == methods.as_markdown() + "\n"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     corpus = tiny.write_corpus(tmp_path / "corpus")
     config = tiny.config(data__corpus=corpus, train__steps=1, optimizer__warmup_steps=0)

@@ -96,6 +96,14 @@ def mostly_slow(values, quick):
     return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
+def rows_mostly_slow(rows, quick):
+    """Rows of several parameters, of which all but those at the places `quick` are slow."""
+    return [
+        row if i in quick else pytest.param(*row, marks=pytest.mark.slow)
+        for i, row in enumerate(rows)
+    ]
+
+
 def write_corpus(folder, documents=24, seed=0) -> str:
     """A folder of small text files; returns its path."""
     rng = np.random.default_rng(seed)

@@ -244,6 +244,7 @@ def test_sixteen_bits_are_the_model_itself(bits):
         assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_an_identity_hessian_is_rounding_to_nearest(monkeypatch):
     def identity(inputs, importance=None):
         return jnp.eye(inputs.shape[-1])

@@ -46,7 +46,7 @@ def trained_model(bits, tied=False, **overrides):
 
 
 @pytest.mark.parametrize("bits", tiny.mostly_slow([1.0, 1.58, 2.0, 4.0], (4.0,)))
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", tiny.mostly_slow([False, True], (False,)))
 def test_the_quantized_pass_is_the_plain_pass_of_quantized_weights(bits, tied):
     """Outputs, and gradients in weights and scales, against quantizing the whole tree first."""
     model, quantized, trained = trained_model(bits, tied)
@@ -347,6 +347,7 @@ def test_sixteen_bits_are_the_run_without_quantization(corpus, tmp_path):
     assert lines(tmp_path / "plain", "train") == lines(tmp_path / "sixteen", "train")
 
 
+@pytest.mark.slow
 def test_a_work_directory_keeps_its_quantization(whole):
     config, folder = whole
     other = config.copy_and_resolve_references()
@@ -355,7 +356,7 @@ def test_a_work_directory_keeps_its_quantization(whole):
         train(other, folder)
 
 
-@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("reset", tiny.mostly_slow([False, True], (True,)))
 def test_moments_go_on_or_begin_anew_at_the_switch(reset):
     run = build(mesh__data=1, **FUSED, quantization__reset_optimizer=reset)
     state, _ = steps_of(run, [tiny.batch(rows=8)], False)
@@ -370,7 +371,7 @@ def _of_matrices(path, value):
     return any("matrix" in str(key) for key in path)
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8", "fp8_e4m3"])
+@pytest.mark.parametrize("kind", tiny.mostly_slow(["int4", "int8", "fp8_e4m3"], ("int8",)))
 def test_activations_are_rounded_token_by_token(kind):
     """The inputs of every product, with weights as they are or on grids; not when off."""
     model = tiny.model()

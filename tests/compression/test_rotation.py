@@ -61,7 +61,7 @@ def uneven(name):
     return model, jax.tree.unflatten(structure, moved)
 
 
-@pytest.mark.parametrize("name", tiny.mostly_slow(VARIANTS, list(VARIANTS)[:2]))
+@pytest.mark.parametrize("name", tiny.mostly_slow(VARIANTS, list(VARIANTS)[:1]))
 def test_logits_stay(name):
     model, params = uneven(name)
     changes, rotated = rotate_model(model, params, seed=0)

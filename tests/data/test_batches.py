@@ -5,6 +5,7 @@ from collections import Counter
 import grain
 import numpy as np
 import pytest
+import tiny
 from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,7 +138,7 @@ def test_a_row_of_no_pieces_is_padding():
     assert row["sample_ids"].tolist() == [7, -1, -1]
 
 
-@pytest.mark.parametrize("mode", ["concat", "best_fit"])
+@pytest.mark.parametrize("mode", tiny.mostly_slow(["concat", "best_fit"], ("best_fit",)))
 @settings(deadline=None, max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
@@ -216,8 +217,8 @@ def _ids_of_text(corpora):
     return ids
 
 
-@pytest.mark.parametrize("mode", ["concat", "best_fit"])
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("mode", tiny.mostly_slow(["concat", "best_fit"], ("concat",)))
+@pytest.mark.parametrize("processes", tiny.mostly_slow([1, 3], (3,)))
 def test_a_sample_id_is_its_document_in_every_epoch_mixture_packing_and_process(mode, processes):
     first = [f"<{i}:" + "a" * (i % 7) + ">" for i in range(60)]
     second = [f"<other {i}:" + "b" * (3 * i % 11) + ">" for i in range(30)]
@@ -296,8 +297,8 @@ def test_processes_share_the_documents(count):
     assert all(len(part) == 12 // count for part in parts)
 
 
-@pytest.mark.parametrize("mode", ["concat", "best_fit"])
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("mode", tiny.mostly_slow(["concat", "best_fit"], ("best_fit",)))
+@pytest.mark.parametrize("mixed", tiny.mostly_slow([False, True], (True,)))
 def test_a_state_that_went_through_json_restores_the_stream(mode, mixed):
     # Documents of one row's length too: a row that ends with its document is where Grain's own
     # packer loses one.

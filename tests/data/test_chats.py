@@ -6,6 +6,7 @@ import time
 import chat_templates
 import numpy as np
 import pytest
+import tiny
 import tokenizers as library
 from chat_templates import SPECIAL, STYLES
 from hypothesis import example, given, settings
@@ -176,7 +177,7 @@ _contents = st.one_of(
 )
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", tiny.mostly_slow(STYLES, ("thinking", "chatml", "llama")))
 @settings(deadline=None, max_examples=60)
 @given(turns=st.lists(st.tuples(_contents, _contents), min_size=1, max_size=3))
 @example(turns=[("", ""), ("", "")])
@@ -392,7 +393,7 @@ def test_answers_are_scored_without_their_context_at_their_own_places(styles, st
     np.testing.assert_array_equal(whole["targets"][piece.places[kept]], targets)
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("packing", tiny.mostly_slow(["concat", "best_fit"], ("best_fit",)))
 def test_a_file_of_chats_is_trained_on(tmp_path, styles, packing):
     tokenizer = styles["chatml"]
     lines = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from absl import flags
 
 from lm.data import scores
@@ -48,7 +49,7 @@ def batches(corpora, stored, **changes):
     return train_batches(corpora, Bytes(), seed=0, scores=stored, **(options | changes))
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("packing", tiny.mostly_slow(["concat", "best_fit"], ("best_fit",)))
 def test_scores_lie_where_their_targets_lie(packing, tmp_path):
     corpora = [corpus(), corpus(9, "other", 1)]
     both = written(tmp_path / "scores", corpora, ("reference_nll", "likelihood"))
@@ -156,7 +157,7 @@ class Wide(Bytes):
         return np.repeat(ids, 2), np.repeat(num_bytes, 2)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", tiny.mostly_slow([0, 1], (0,)))
 @pytest.mark.parametrize(
     ("change", "tokenizer", "message"),
     [
@@ -256,7 +257,7 @@ def write_wide(folder, corpora):
     return scores.load(folder)
 
 
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("packing", tiny.mostly_slow(["concat", "best_fit"], ("best_fit",)))
 def test_several_values_of_a_position_join_the_batch(packing, tmp_path):
     corpora = [corpus(), corpus(9, "other", 1)]
     one = write_wide(tmp_path / "scores", corpora)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 from test_commands import command
 
 from launch.benchmark import _first_step, _tokenizer_options, _twin, compare
@@ -90,7 +91,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", tiny.mostly_slow(BAD, [name for name in BAD if name != "shape"]))
 def test_bad_input_is_one_line_and_exit_code_2(name):
     arguments, expected = BAD[name]
     process = command("benchmark", *arguments, check=False)

@@ -238,11 +238,14 @@ def test_bad_input_is_one_line_and_exit_code_2(name, corpus, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        ('{"text": "fine"}\n{"text": \n', "corpus.jsonl:2"),
-        ('{"text": "fine"}\n{"prompt": "x"}\n', "corpus.jsonl:2"),
-        ("", "corpus.jsonl"),
-    ],
+    tiny.rows_mostly_slow(
+        [
+            ('{"text": "fine"}\n{"text": \n', "corpus.jsonl:2"),
+            ('{"text": "fine"}\n{"prompt": "x"}\n', "corpus.jsonl:2"),
+            ("", "corpus.jsonl"),
+        ],
+        (0,),
+    ),
 )
 def test_a_broken_corpus_is_named_with_its_line(text, expected, tmp_path):
     (tmp_path / "corpus.jsonl").write_text(text)
@@ -269,6 +272,7 @@ def test_a_config_file_that_fails_is_named_with_its_line(tmp_path):
     assert len(err.strip().splitlines()) == 1, err
 
 
+@pytest.mark.slow
 def test_a_work_directory_of_another_model_is_refused_and_untouched(trained, corpus):
     workdir, *_ = trained
     before = listing(workdir)
@@ -280,6 +284,7 @@ def test_a_work_directory_of_another_model_is_refused_and_untouched(trained, cor
     assert listing(workdir) == before
 
 
+@pytest.mark.slow
 def test_no_readable_checkpoint_is_an_error_and_not_a_new_start(trained, corpus, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(ROOT / trained[0], workdir)
@@ -295,21 +300,36 @@ def test_no_readable_checkpoint_is_an_error_and_not_a_new_start(trained, corpus,
 
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
-    [
-        ("evaluate", ["--workdir=/nowhere"], "no config.json"),
-        ("evaluate", ["--workdir=WORKDIR", "--split=test"], "--split=test"),
-        ("evaluate", ["--workdir=WORKDIR", "--step=5"], "no checkpoint 5"),
-        ("score", ["--workdir=WORKDIR"], "--output=FOLDER is missing"),
-        ("score", ["--workdir=WORKDIR", "--output=launch"], "--output=launch is there already"),
-        ("score", ["--workdir=WORKDIR", "--output=x", "--split=test"], "--split=test"),
-        ("score", ["--workdir=WORKDIR", "--output=x", "--name=nll"], "--name=nll is not one of"),
-        ("score", ["--workdir=WORKDIR", "--output=x", "--against=launch"], "--against=launch"),
-        ("score", ["--workdir=WORKDIR", "--output=gs://b/x"], "not a local folder"),
-        ("score", ["--workdir=WORKDIR", "--output=x", "--faulty=launch/no"], "launch/no: no such"),
-        ("score", ["--workdir=WORKDIR", "--output=x", "--faulty=y", "--name=z"], "goes with none"),
-        ("generate", ["--workdir=WORKDIR", "--top_p=0"], "--top_p=0"),
-        ("generate", ["--workdir=WORKDIR", "--tokens=0"], "--tokens=0"),
-    ],
+    tiny.rows_mostly_slow(
+        [
+            ("evaluate", ["--workdir=/nowhere"], "no config.json"),
+            ("evaluate", ["--workdir=WORKDIR", "--split=test"], "--split=test"),
+            ("evaluate", ["--workdir=WORKDIR", "--step=5"], "no checkpoint 5"),
+            ("score", ["--workdir=WORKDIR"], "--output=FOLDER is missing"),
+            ("score", ["--workdir=WORKDIR", "--output=launch"], "--output=launch is there already"),
+            ("score", ["--workdir=WORKDIR", "--output=x", "--split=test"], "--split=test"),
+            (
+                "score",
+                ["--workdir=WORKDIR", "--output=x", "--name=nll"],
+                "--name=nll is not one of",
+            ),
+            ("score", ["--workdir=WORKDIR", "--output=x", "--against=launch"], "--against=launch"),
+            ("score", ["--workdir=WORKDIR", "--output=gs://b/x"], "not a local folder"),
+            (
+                "score",
+                ["--workdir=WORKDIR", "--output=x", "--faulty=launch/no"],
+                "launch/no: no such",
+            ),
+            (
+                "score",
+                ["--workdir=WORKDIR", "--output=x", "--faulty=y", "--name=z"],
+                "goes with none",
+            ),
+            ("generate", ["--workdir=WORKDIR", "--top_p=0"], "--top_p=0"),
+            ("generate", ["--workdir=WORKDIR", "--tokens=0"], "--tokens=0"),
+        ],
+        (2, 4, 12),
+    ),
 )
 def test_other_commands_refuse_bad_input(trained, name, arguments, expected):
     arguments = [a.replace("WORKDIR", str(trained[0])) for a in arguments]

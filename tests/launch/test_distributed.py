@@ -135,7 +135,7 @@ def test_a_killed_process_ends_the_other_and_one_process_can_go_on(corpus, toget
     np.testing.assert_allclose(found[:30], expected[:30], rtol=1e-5)
 
 
-@pytest.mark.parametrize("present", [0, 1])
+@pytest.mark.parametrize("present", tiny.mostly_slow([0, 1], (1,)))
 def test_missing_peers_end_in_a_line(corpus, tmp_path, present):
     late = "--config.distributed.join_seconds=2"
     ((code, _, err),) = finish(start(tmp_path / "run", corpus, 2, late, only=[present]))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 from test_commands import TINY, command
 
 WIDTH, LAYERS, VOCAB = 32, 2, 257
@@ -62,7 +63,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", tiny.mostly_slow(BAD, ("mesh",)))
 def test_bad_input_is_one_line_and_exit_code_2(name):
     arguments, expected = BAD[name]
     process = command("plan", *arguments, check=False)

@@ -40,7 +40,7 @@ def seen_inputs(model, layer, x_BTD, batch):
     return found
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", tiny.mostly_slow(VARIANTS, ("gated",)))
 def test_inputs_follow_what_they_are_said_to_come_from(name):
     """Doubling a norm's gain, or a producer with its bias, doubles the inputs, and nothing else."""
     model = tiny.model(**VARIANTS[name])
@@ -67,7 +67,7 @@ def test_inputs_follow_what_they_are_said_to_come_from(name):
             np.testing.assert_allclose(after[matrix], 2 * before[matrix], rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gated", "after"])
+@pytest.mark.parametrize("name", tiny.mostly_slow(["gated", "after"], ("after",)))
 def test_writers_are_all_that_write(name):
     """Without them a layer returns its input."""
     model = tiny.model(**VARIANTS[name])

@@ -93,7 +93,7 @@ def marks(forward: str, gradient: str) -> set[str]:
     return found | {mark for mark in MARKS["gradient"] if mark in gradient}
 
 
-@pytest.mark.parametrize("kind", ["tpu", "cuda"])
+@pytest.mark.parametrize("kind", tiny.mostly_slow(["tpu", "cuda"], ("tpu",)))
 def test_no_other_platform_gets_them(kind):
     assert marks(*lowered(kind)) == set()
     assert marks(*lowered("cpu")) == {mark for names in MARKS.values() for mark in names}

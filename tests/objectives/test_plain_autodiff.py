@@ -35,7 +35,7 @@ def dot(a, b):
     return sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("softcap", tiny.mostly_slow([0.0, 3.0], (3.0,)))
 def test_all_statistics_in_every_mode(softcap):
     hidden, head, targets, direction = arrays()
     mix = jnp.cos(jnp.arange(3 * B * T).reshape(3, B, T))
@@ -71,7 +71,9 @@ def test_all_statistics_in_every_mode(softcap):
         jax.jvp(lambda *p: value(4, *p), (hidden, head), direction)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", tiny.mostly_slow(CASES, ("cross_entropy", "tempnet", "harmonic", "distillation", "uld"))
+)
 def test_every_loss_is_that_of_blocks_and_has_a_forward_mode(name):
     hidden, head, targets, direction = arrays(1)
     loss = LOSSES[name.split()[0]](**CASES[name])
@@ -113,7 +115,7 @@ def test_every_loss_is_that_of_blocks_and_has_a_forward_mode(name):
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "one_token_rollout exact", "block_distillation"])
-@pytest.mark.parametrize("broken", ["hidden", "head"])
+@pytest.mark.parametrize("broken", tiny.mostly_slow(["hidden", "head"], ("hidden",)))
 def test_a_token_without_weight_passes_exactly_nothing(name, broken):
     """Also where a weighting, and not the data, has taken its weight."""
     hidden, head, targets, _ = arrays(2)

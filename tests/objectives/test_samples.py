@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import weightings
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,7 +125,12 @@ def same(a, b):
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*BY_SAMPLE, "sequence", "ss_token of labels"])
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(
+        [*BY_SAMPLE, "sequence", "ss_token of labels"], ("sequence", "glow", "ss_token", "fait")
+    ),
+)
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=2, max_size=7).filter(lambda x: sum(x) <= 40),

@@ -16,6 +16,12 @@ from objectives.segments import (
 LENGTH = 7
 
 
+# Compiled once for all examples, and each alone: what is spread has been rounded already.
+SUMS, SPREAD, RUNNING_SUMS, RUNNING_MINIMA = (
+    jax.jit(f) for f in (sums_by_number, spread_by_number, running_sums, running_minima)
+)
+
+
 def pieces(lengths):
     """The number of each of `LENGTH` tokens, -1 after the last piece."""
     numbers = np.repeat(np.arange(len(lengths)), lengths)[:LENGTH]
@@ -35,12 +41,13 @@ def test_sums_and_minima_are_those_of_each_piece(lengths, values, kept):
     # What has no weight may hold anything.
     hidden = np.where(weights > 0, values, np.nan)
     arrays = [jnp.asarray(x)[None] for x in (numbers.astype(np.int32), weights, hidden, values)]
-    sums = sums_by_number(arrays[0], arrays[1], arrays[2])[0]
+    sums_of_row = SUMS(*arrays[:3])
+    found = sums_of_row, SPREAD(arrays[0], sums_of_row)
+    found += RUNNING_SUMS(arrays[0], arrays[3]), RUNNING_MINIMA(arrays[0], arrays[3])
+    sums, spread, so_far, lowest = (np.asarray(x)[0] for x in found)
     for number in range(LENGTH):
         own = (numbers == number) & (weights > 0)
         np.testing.assert_allclose(sums[number], values[own].sum(), rtol=1e-5, atol=1e-5)
-    spread = spread_by_number(arrays[0], sums[None])[0]
-    so_far, lowest = running_sums(arrays[0], arrays[3])[0], running_minima(arrays[0], arrays[3])[0]
     for place in range(LENGTH):
         number = numbers[place]
         np.testing.assert_array_equal(spread[place], sums[number] if number >= 0 else 0)

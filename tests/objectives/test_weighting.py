@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import weightings
 
 from objectives.cross_entropy import TokenStatistics
@@ -330,7 +331,9 @@ def cross_entropy():
     return loss_and_gradient(weightings.make("uniform"), weightings.batch())
 
 
-@pytest.mark.parametrize("name", weightings.METHODS)
+@pytest.mark.parametrize(
+    "name", tiny.mostly_slow(weightings.METHODS, ("uniform", "rho1", "glow", "focal"))
+)
 def test_neutral_hyper_parameters_are_cross_entropy_bit_for_bit(name):
     """Loss and gradients, after any step."""
     neutral = weightings.make(name, neutral=True)
@@ -343,7 +346,10 @@ def test_neutral_hyper_parameters_are_cross_entropy_bit_for_bit(name):
 BY = [(name, "all" if WEIGHTINGS[name] in SIGNED else "kept") for name in weightings.METHODS]
 
 
-@pytest.mark.parametrize(("name", "by"), [*BY, ("dft", "all"), ("dft", "sequence")])
+@pytest.mark.parametrize(
+    ("name", "by"),
+    tiny.rows_mostly_slow([*BY, ("dft", "all"), ("dft", "sequence")], range(0, 20, 4)),
+)
 def test_gradient_is_weight_times_p_minus_y(name, by):
     """d loss / d logits = w (softmax - onehot) / normaliser, where the weight is detached."""
     weighting = normalise(weightings.make(name), by)
@@ -392,7 +398,12 @@ def test_focal_gradient_is_that_of_the_focal_loss():
     assert np.abs(jax.grad(ours)(logits, True) - expected).max() > 0.05
 
 
-@pytest.mark.parametrize("name", [n for n in weightings.METHODS if n != "uniform"])
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(
+        [n for n in weightings.METHODS if n != "uniform"], ("rho1", "glow", "focal", "dynamic")
+    ),
+)
 def test_nan_makes_the_loss_nan_and_an_empty_batch_has_no_weight(name):
     """A NaN of a live token is never a token less; masked tokens may hold anything."""
     weighting = weightings.make(name)
@@ -499,7 +510,7 @@ def test_metrics_of_the_weights():
 
 
 @pytest.mark.parametrize("by_sample", [False, True])
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.35, 0.6, 0.999])
+@pytest.mark.parametrize("share", tiny.mostly_slow([0.001, 0.1, 0.35, 0.6, 0.999], (0.001, 0.35)))
 def test_highest_is_a_sort(share, by_sample):
     rng = np.random.default_rng(0)
     score = (rng.standard_normal((7, 33)) * 10.0 ** rng.integers(-30, 30, (7, 33))).astype("f4")

@@ -75,7 +75,12 @@ def close(a, b, tolerance=2e-5):
         np.testing.assert_allclose(np.asarray(x) / scale, np.asarray(y) / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", [*METHODS, "self_knowledge", "ppo"])
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(
+        [*METHODS, "self_knowledge", "ppo"], ("cross_entropy", "distillation", "uld", "ppo")
+    ),
+)
 def test_a_loss_on_a_mesh_is_the_loss_on_one_device(name):
     """Statistics and gradients, a NaN hidden state at a token of weight 0."""
     if name in LOSSES:
@@ -98,7 +103,10 @@ def test_a_loss_on_a_mesh_is_the_loss_on_one_device(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["cross_entropy", "one_token_rollout", "block_distillation", "uld"]
+    "name",
+    tiny.mostly_slow(
+        ["cross_entropy", "one_token_rollout", "block_distillation", "uld"], ("cross_entropy",)
+    ),
 )
 def test_plain_differentiation_on_a_mesh_is_that_of_blocks_on_one_device(name):
     loss = LOSSES[name](**METHODS[name])
@@ -108,7 +116,9 @@ def test_plain_differentiation_on_a_mesh_is_that_of_blocks_on_one_device(name):
     close((found[0][0], found[1]), (expected[0][0], expected[1]))
 
 
-@pytest.mark.parametrize("sizes", [{"vocab_size": 39}, {"rows": 3}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", tiny.mostly_slow([{"vocab_size": 39}, {"rows": 3}], ({"vocab_size": 39},)), ids=str
+)
 def test_what_does_not_divide_stays_whole(sizes):
     loss = LOSSES["cross_entropy"]()
     expected = compute(loss, **sizes)

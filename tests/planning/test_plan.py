@@ -76,7 +76,9 @@ def test_other_states():
     assert half.bytes["parameters"].total == parameters / 2
 
 
-@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (4, 1), (1, 8), (4, 2)])
+@pytest.mark.parametrize(
+    ("fsdp", "tensor"), tiny.rows_mostly_slow([(1, 1), (4, 1), (1, 8), (4, 2)], (3,))
+)
 def test_a_device_holds_its_share_of_every_matrix(fsdp, tensor):
     mesh = {"mesh__data": 1, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
     p = planned(fsdp * tensor, **mesh)
@@ -259,7 +261,10 @@ def test_a_width_that_the_quantizer_lacks_says_so():
     assert "4 bits" in widths[3.0].refused
 
 
-@pytest.mark.parametrize(("size", "count"), [("86m", 86e6), ("396m", 396e6), ("759m", 759e6)])
+@pytest.mark.parametrize(
+    ("size", "count"),
+    tiny.rows_mostly_slow([("86m", 86e6), ("396m", 396e6), ("759m", 759e6)], (0,)),
+)
 def test_the_sizes_of_the_paper_on_quantization(size, count):
     config = compute_optimal_qat.get_config(size)
     run = experiment.build(config, config.data.vocab_size, 8)

@@ -7,6 +7,7 @@ import gguf
 import jax
 import numpy as np
 import pytest
+import tiny
 import tokenizers
 from loading import load
 from random_weights import golden, write_folder
@@ -53,7 +54,9 @@ CHANNEL = {"granularity": "channel"}
 GROUP = {"granularity": "group", "group_size": 16}
 
 
-@pytest.mark.parametrize(("bits", "layout"), [(4, GROUP), (8, CHANNEL), (8, GROUP)])
+@pytest.mark.parametrize(
+    ("bits", "layout"), tiny.rows_mostly_slow([(4, GROUP), (8, CHANNEL), (8, GROUP)], (0,))
+)
 def test_packed_words_hold_the_weights_that_were_evaluated(qwen, bits, layout, tmp_path):
     _, config, params = qwen
     result = quantized(params, bits, **layout)
@@ -83,13 +86,16 @@ def test_packed_words_hold_the_weights_that_were_evaluated(qwen, bits, layout, t
 
 @pytest.mark.parametrize(
     ("bits", "name", "kind", "size"),
-    [
-        (8, "absmax", "Q8_0", 32),
-        (4, "absmax", "Q4_0", 32),
-        (3, "lsq", "Q4_0", 32),
-        (4, "minmax", "Q4_1", 32),
-        (2, "minmax", "Q4_1", 64),
-    ],
+    tiny.rows_mostly_slow(
+        [
+            (8, "absmax", "Q8_0", 32),
+            (4, "absmax", "Q4_0", 32),
+            (3, "lsq", "Q4_0", 32),
+            (4, "minmax", "Q4_1", 32),
+            (2, "minmax", "Q4_1", 64),
+        ],
+        (0, 3),
+    ),
 )
 def test_blocks_decode_to_the_weights_that_were_evaluated(bits, name, kind, size):
     rng = np.random.default_rng(0)
@@ -126,7 +132,10 @@ def test_scales_are_rounded_before_they_are_used(qwen):
     assert not np.array_equal(rounded.decode(), coded.decode())
 
 
-@pytest.mark.parametrize(("name", "bits"), [("seq", 2), ("elastic_binary", 1), ("dense_shift", 3)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    tiny.rows_mostly_slow([("seq", 2), ("elastic_binary", 1), ("dense_shift", 3)], (0,)),
+)
 def test_a_grid_that_no_format_holds_is_refused_with_what_fits(qwen, name, bits):
     _, _, params = qwen
     result = quantized(params, bits, name, scales="float32")
@@ -200,7 +209,7 @@ def gguf_folder(folder, name):
     return open_pretrained(str(folder))
 
 
-@pytest.mark.parametrize("grids", ["floats", "codes"])
+@pytest.mark.parametrize("grids", tiny.mostly_slow(["floats", "codes"], ("codes",)))
 def test_a_whole_gguf_is_read_back_as_it_was(grids, tmp_path):
     source = gguf_folder(tmp_path / "in", "qwen3")
     section = finetune.get_config(source.where, source).model.to_dict()

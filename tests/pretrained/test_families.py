@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import tiny
 from random_weights import GOLDENS, golden, write_folder
 from safetensors.numpy import load_file
 
@@ -82,7 +83,9 @@ def load(source, devices=1, **sizes):
     return load_params(source, make_model(config_of(source), RULES), mesh)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(
+    scope="module", params=tiny.mostly_slow(NAMES, ("llama", "gpt2", "gemma3_text", "gpt_neox"))
+)
 def loaded(request, tmp_path_factory):
     config, shapes, tokens, logits = golden(request.param)
     folder = write_folder(tmp_path_factory.mktemp(request.param), config, shapes)
@@ -216,7 +219,9 @@ def test_an_architecture_that_no_family_has_is_refused_with_what_would_fit():
         find(FAMILIES, made)
 
 
-@pytest.mark.parametrize("name", ["gemma3_text", "gpt2", "smollm3"])
+@pytest.mark.parametrize(
+    "name", tiny.mostly_slow(["gemma3_text", "gpt2", "smollm3"], ("gemma3_text",))
+)
 def test_decoding_with_a_cache_gives_the_same_logits(name, tmp_path):
     """Windows, layers without rotary positions and learned positions, one token after the other."""
     config, shapes, tokens, expected = golden(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -403,7 +404,7 @@ JUNK = [
 ]
 
 
-@pytest.mark.parametrize("kind", [G, S])
+@pytest.mark.parametrize("kind", tiny.mostly_slow([G, S], (G,)))
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_any_other_metadata_are_built_or_refused(kind, data):

@@ -86,6 +86,7 @@ def test_gradients_are_those_of_the_attention_given_as_a_constant(gamma, accumul
         close(other, expected, 1e-2)
 
 
+@pytest.mark.slow
 def test_in_the_quantized_phase_it_is_that_of_the_weights_on_their_grids():
     config = tiny.config(
         quantization__bits=2.0, quantization__fused_cooldown=False, train__steps=1000, mesh__data=1

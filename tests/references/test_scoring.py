@@ -73,7 +73,7 @@ def alone(compute, positions):
     return np.concatenate(values)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("batch_size", tiny.mostly_slow([1, 3, 16], (3,)))
 def test_scores_are_those_of_each_document_alone(compute, batch_size):
     found = list(
         score_documents(compute, CORPORA, Bytes(), batch_size=batch_size, sequence_length=LENGTH)
@@ -163,7 +163,7 @@ def test_memory_holds_the_documents_of_one_batch(compute):
     assert sum(1 for _ in values) == 199
 
 
-@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("softcap", tiny.mostly_slow([0.0, 3.0], (3.0,)))
 def test_the_contrast_is_that_of_dense_logits(softcap):
     """p_c = softmax(2 z_right - z_wrong) at the target, by NumPy in float64."""
     right, wrong = model(logit_softcap=softcap), model(width=24, logit_softcap=softcap)
@@ -190,7 +190,7 @@ def test_the_contrast_is_that_of_dense_logits(softcap):
         )
 
 
-@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("softcap", tiny.mostly_slow([0.0, 3.0], (3.0,)))
 def test_the_largest_are_those_of_dense_logits(softcap):
     """Ids and log-probabilities of the whole softmax, by NumPy in float64; rows above are left."""
     one = model(logit_softcap=softcap)

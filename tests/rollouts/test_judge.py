@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from lm.errors import InputError
 from lm.rollouts.judge import REASONS, Judge
@@ -102,7 +103,7 @@ def test_the_end_of_the_process_costs_its_own_answer_only(judge, text):
     assert pid(judge) != before
 
 
-@pytest.mark.parametrize("text", ["loops", "sleeps", "backtracks"])
+@pytest.mark.parametrize("text", tiny.mostly_slow(["loops", "sleeps", "backtracks"], ("sleeps",)))
 def test_a_hang_costs_its_own_answer_and_a_second(hasty, text):
     before, start = pid(hasty), time.monotonic()
     judged = hasty.judge([text, "one"], [{}] * 2)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import tiny
 import tokenizers
 from etils import epath
 
@@ -49,7 +50,7 @@ def losses(loaded, split="validation"):
         return perplexity.evaluate(run.eval_step(), trained, batches, run.mesh, quantized=quantized)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny.mostly_slow(NAMES, ("plain",)))
 def test_it_evaluates_as_it_did(copy, name):
     found = losses(workdir.load(str(copy / name)))
     figures = EXPECTED[f"{name}_evaluate"]["figures"]
@@ -63,7 +64,7 @@ def test_its_packed_file_evaluates_as_it_did(copy):
     assert found.loss == pytest.approx(figures["loss"], abs=2e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny.mostly_slow(NAMES, ("plain",)))
 def test_it_generates_what_it_did(copy, name):
     loaded = workdir.load(str(copy / name))
     sampler = Sampler(loaded.run.model, loaded.tokenizer, temperature=0.0)
@@ -72,7 +73,7 @@ def test_it_generates_what_it_did(copy, name):
     assert text.rstrip("\n") == EXPECTED[f"{name}_generate_greedy"]["text"].rstrip("\n")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny.mostly_slow(NAMES, ("quantized",)))
 def test_it_resumes_as_it_did(copy, name, tmp_path):
     """From step 8 to step 12, the weighting's table and the optimizer's moments included."""
     shutil.copytree(copy / name, tmp_path / name)

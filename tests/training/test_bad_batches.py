@@ -58,7 +58,9 @@ def check_taken(before, after, metrics):
     assert np.any(after.trained.params["head"] != before.trained.params["head"])
 
 
-@pytest.mark.parametrize("name", weightings.METHODS)
+@pytest.mark.parametrize(
+    "name", tiny.mostly_slow(weightings.METHODS, ("uniform", "rho1", "glow", "q_tuning"))
+)
 def test_a_weighting_skips_what_it_cannot_weigh(name):
     weighting, b, frozen = weightings.make(name), weightings.batch(), weightings.bigram(9)
     before, run = step_of(weighting, accumulation=2 if name in ("rho1", "glow") else 1)
@@ -81,7 +83,9 @@ def test_a_weighting_skips_what_it_cannot_weigh(name):
         assert np.isnan(metrics["loss"])
 
 
-@pytest.mark.parametrize("name", OF_LOSSES)
+@pytest.mark.parametrize(
+    "name", tiny.mostly_slow(OF_LOSSES, ("dice", "tempnet", "distillation", "uld"))
+)
 def test_a_loss_skips_a_batch_without_targets(name):
     loss, b, frozen = LOSSES[name](**OF_LOSSES[name]), weightings.batch(), weightings.bigram(9)
     b = b | tiny.stored_teacher(*b["tokens"].shape)

@@ -28,7 +28,7 @@ def whole(config, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("step", tiny.mostly_slow([3, 6], (6,)))
 def test_a_signal_ends_an_evaluation_which_is_made_up_on_resume(config, whole, tmp_path, step):
     """Step 3 has the evaluation of a part, step 6 the last one, of all batches."""
     config = config.copy_and_resolve_references()

@@ -134,7 +134,9 @@ def batch(rows=8):
     return {**b, "tokens": b["tokens"] % VOCAB}
 
 
-@pytest.fixture(scope="module", params=embeddings.INTERFACES)
+@pytest.fixture(
+    scope="module", params=tiny.mostly_slow(embeddings.INTERFACES, ("learned", "random_codes"))
+)
 def run(request):
     return build(model__embedding=request.param, model__embedding_rank=8)
 

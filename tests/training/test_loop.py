@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -16,6 +17,15 @@ from lm.training.logging import read_metrics
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """The config of a short run, its work directory, which tests copy, and its result."""
+    config = tiny.config(data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1)
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result, _ = train(config, folder)
+    return config, folder, result
 
 
 def test_checkpoints_of_given_steps_are_saved_and_stay(corpus, tmp_path):
@@ -102,9 +112,9 @@ def test_a_run_on_other_data_differs(corpus, tmp_path):
     assert lines(tmp_path / "a", "train") != lines(tmp_path / "b", "train")
 
 
-def test_a_finished_run_is_left_as_it_is(corpus, tmp_path):
-    config = tiny.config(data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1)
-    first, _ = train(config, tmp_path)
+def test_a_finished_run_is_left_as_it_is(finished, tmp_path):
+    config, folder, first = finished
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     before = lines(tmp_path, "train"), lines(tmp_path, "validation")
     again, _ = train(config, tmp_path)
     assert again.validation == first.validation
@@ -183,9 +193,9 @@ def test_passes_over_what_was_cut_short_or_damaged(corpus, tmp_path):
     assert [line["step"] for line in lines(tmp_path, "train")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_stops_rather_than_start_anew_when_no_checkpoint_can_be_read(corpus, tmp_path):
-    config = tiny.config(data__corpus=corpus, train__steps=3, optimizer__warmup_steps=1)
-    train(config, tmp_path)
+def test_stops_rather_than_start_anew_when_no_checkpoint_can_be_read(finished, tmp_path):
+    config, folder, _ = finished
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
         if path.is_file():
             path.unlink()
@@ -257,17 +267,20 @@ def test_gives_up_after_too_many_skipped_steps(corpus, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "names"),
-    [
-        ({"model__width": 64}, "model.width=32, not 64"),
-        ({"train__seed": 3}, "train.seed=0, not 3"),
-        ({"train__trainable": "mlp"}, "train.trainable=, not mlp"),
-        ({"data__tokenizer": "bpe", "data__vocab_size": 260}, "data.tokenizer"),
-    ],
+    tiny.rows_mostly_slow(
+        [
+            ({"model__width": 64}, "model.width=32, not 64"),
+            ({"train__seed": 3}, "train.seed=0, not 3"),
+            ({"train__trainable": "mlp"}, "train.trainable=, not mlp"),
+            ({"data__tokenizer": "bpe", "data__vocab_size": 260}, "data.tokenizer"),
+        ],
+        (0,),
+    ),
     ids=str,
 )
-def test_refuses_a_work_directory_of_another_config(corpus, tmp_path, change, names):
-    short = {"data__corpus": corpus, "train__steps": 1, "optimizer__warmup_steps": 0}
-    train(tiny.config(**short), tmp_path)
+def test_refuses_a_work_directory_of_another_config(corpus, finished, tmp_path, change, names):
+    short = {"data__corpus": corpus, "train__steps": 3, "optimizer__warmup_steps": 1}
+    shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     with pytest.raises(InputError, match=names):
         train(tiny.config(**short, **change), tmp_path)

@@ -124,7 +124,7 @@ def close(a, b, tolerance=1e-5):
         np.testing.assert_allclose(x / scale, y / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", tiny.mostly_slow(METHODS, ("dice", "tempnet")))
+@pytest.mark.parametrize("name", tiny.mostly_slow(METHODS, ("tempnet",)))
 def test_the_order_the_split_and_the_scale_of_the_batch_change_nothing(name):
     """With a weighting of batch statistics that passes a gradient, and a z-loss."""
     loss, b = LOSSES[name](**METHODS[name]), batch()
@@ -151,13 +151,16 @@ def test_the_order_the_split_and_the_scale_of_the_batch_change_nothing(name):
         close(run(spread), (grads, metrics))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", tiny.mostly_slow(METHODS, ("dice", "tempnet", "distillation", "uld"))
+)
 def test_an_unweighted_loss_survives_accumulation(name):
     """Without statistics of the batch, each micro-batch is on its own but for the denominators."""
     loss, b = LOSSES[name](**METHODS[name]), batch()
     close(compute(loss, accumulation=2, names=())(b), compute(loss, names=())(b))
 
 
+@pytest.mark.slow
 def test_self_knowledge_is_that_of_the_whole_batch():
     """Its weight of the target has a mean over the batch, beside terms that have none."""
     objective, b = OBJECTIVES["self_knowledge"](top=9, mu=0.1), batch()
@@ -178,7 +181,7 @@ def test_self_knowledge_is_that_of_the_whole_batch():
         close(jax.tree.map(lambda *g: sum(g) / 4, *parts), grads, 1e-2)
 
 
-@pytest.mark.parametrize("name", ["dice", "tversky"])
+@pytest.mark.parametrize("name", tiny.mostly_slow(["dice", "tversky"], ("dice",)))
 def test_a_mean_of_ratios_is_another_gradient(name):
     """Negative control: the ratio of each micro-batch alone would show."""
     loss, b = LOSSES[name](**METHODS[name]), batch()

@@ -23,16 +23,27 @@ def build(devices=1, **overrides):
     return experiment.build(config, tiny.VOCAB, jax.devices()[:devices])
 
 
-def run_steps(run, batches, state=None):
-    """States and metrics of the jitted step over `batches`, on the mesh of `run`."""
+def programs(run):
+    """The jitted start and step of `run`."""
     with jax.set_mesh(run.mesh):
-        abstract = run.abstract_state()
-        shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        state = jax.jit(run.init, out_shardings=shardings)(jax.random.key(0))
-        step = jax.jit(
-            make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config),
-            out_shardings=(shardings, None),
-        )
+        shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state())
+        step = make_train_step(run.model, run.optimizer, run.schedule, run.objective, run.config)
+    start = jax.jit(run.init, out_shardings=shardings)
+    return start, jax.jit(step, out_shardings=(shardings, None))
+
+
+@functools.cache
+def averaged():
+    """A run with a moving average and its programs, which two tests share."""
+    run = build(**PLAIN, train__ema_decay=0.75)
+    return run, programs(run)
+
+
+def run_steps(run, batches, made=None):
+    """States and metrics of the jitted step over `batches`, on the mesh of `run`."""
+    start, step = made or programs(run)
+    with jax.set_mesh(run.mesh):
+        state = start(jax.random.key(0))
         states, metrics = [state], []
         for b in batches:
             state, values = step(state, put_batch(run.mesh, b))
@@ -42,11 +53,24 @@ def run_steps(run, batches, state=None):
     return states, metrics
 
 
-def gradients(model, b, accumulation, z_loss=0.1):
-    objective = weighted(z_loss=z_loss)
+@functools.cache
+def toy():
+    """The model of the tests below and its parameters: made once."""
+    model = tiny.model()
+    return model, tiny.params(model)
+
+
+@functools.cache
+def compiled(model, accumulation):
+    """The gradients of a batch, one program for every shape of it."""
+    objective = weighted(z_loss=0.1)
     statistics = make_training_statistics(model, 16, objective)
-    compute = make_gradients(statistics, objective, accumulation)
-    return jax.jit(compute)(Trained(tiny.params(model)), b, (), jnp.zeros((), jnp.int32))
+    return jax.jit(make_gradients(statistics, objective, accumulation))
+
+
+def gradients(model, b, accumulation):
+    compute = compiled(model, accumulation)
+    return compute(Trained(toy()[1]), b, (), jnp.zeros((), jnp.int32))
 
 
 def close(a, b, tolerance=1e-5):
@@ -65,13 +89,13 @@ def dense_loss(model, params, b, z_loss):
     return (w * nll).sum() / w.sum() + z_loss * ((w != 0) * lse**2).sum() / (w != 0).sum()
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("accumulation", tiny.mostly_slow([1, 2, 4], (4,)))
 def test_gradients_are_those_of_the_definition(accumulation):
     """Uneven float weights and an auxiliary term on, any number of micro-batches."""
-    model, b = tiny.model(), tiny.batch(rows=8)
+    (model, params), b = toy(), tiny.batch(rows=8)
     grads, metrics, _ = gradients(model, b, accumulation)
     definition = jax.value_and_grad(functools.partial(dense_loss, model, b=b, z_loss=0.1))
-    expected_loss, expected = jax.jit(definition)(tiny.params(model))
+    expected_loss, expected = jax.jit(definition)(params)
     close(grads.params, expected)
     total = metrics["loss"] + 0.1 * metrics["z_loss"]
     np.testing.assert_allclose(total, expected_loss, rtol=1e-6)
@@ -79,7 +103,7 @@ def test_gradients_are_those_of_the_definition(accumulation):
 
 def test_a_mean_of_micro_batch_means_is_another_gradient():
     """Negative control: the common mistake is far outside the tolerance above."""
-    model, b = tiny.model(), tiny.batch(rows=8)
+    (model, _), b = toy(), tiny.batch(rows=8)
     parts = [jax.tree.map(lambda x, i=i: x[i::4], b) for i in range(4)]
     means = [gradients(model, part, 1)[0] for part in parts]
     mean = jax.tree.map(lambda *x: sum(x) / 4, *means)
@@ -88,15 +112,15 @@ def test_a_mean_of_micro_batch_means_is_another_gradient():
 
 
 def test_scaling_all_weights_changes_no_gradient():
-    model, b = tiny.model(), tiny.batch()
+    (model, _), b = toy(), tiny.batch(rows=8)
     scaled = {**b, "weights": b["weights"] * 7.0}
     close(gradients(model, scaled, 1)[0], gradients(model, b, 1)[0])
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", tiny.mostly_slow([1, 2], (2,)))
 def test_a_zero_weight_token_may_be_nan(accumulation):
     """A NaN hidden state at a token of weight 0 changes neither the loss nor any gradient."""
-    model, b = tiny.model(), tiny.batch()
+    (model, _), b = toy(), tiny.batch()
     b["weights"] = b["weights"].at[1, 5].set(0.0)
 
     def run(poison):
@@ -130,9 +154,9 @@ def test_an_all_zero_batch_changes_nothing_but_the_counters():
 def test_a_nan_step_keeps_the_old_state_and_the_run_recovers():
     b = tiny.batch(rows=8)
     poisoned = {**b, "weights": b["weights"].at[0, 0].set(jnp.nan)}
-    run = build(**PLAIN, train__ema_decay=0.5)
-    states, metrics = run_steps(run, [b, poisoned, poisoned, b])
-    clean, _ = run_steps(run, [b, b])
+    run, made = averaged()
+    states, metrics = run_steps(run, [b, poisoned, poisoned, b], made)
+    clean, _ = run_steps(run, [b, b], made)
     keep = {"trained", "optimizer", "ema", "norm_mean"}
     for name in keep:
         jax.tree.map(
@@ -163,7 +187,8 @@ def test_a_spike_is_skipped_only_where_asked():
 
 def test_the_moving_average_follows_its_formula():
     batches = [tiny.batch(rows=8, seed=i) for i in range(3)]
-    states, _ = run_steps(build(**PLAIN, train__ema_decay=0.75), batches)
+    run, made = averaged()
+    states, _ = run_steps(run, batches, made)
     expected = states[0].trained
     for state in states[1:]:
         expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, expected, state.trained)
@@ -199,8 +224,7 @@ def test_eight_devices_take_the_same_steps_as_one(mesh):
 
 
 def test_evaluation_sums_are_those_of_the_definition():
-    model, b = tiny.model(), tiny.batch()
-    params = tiny.params(model)
+    (model, params), b = toy(), tiny.batch()
     sums = jax.jit(make_eval_step(model, 16))(Trained(params), b)
     np.testing.assert_allclose(
         sums["nll"] / sums["weight"], dense_loss(model, params, b, 0.0), rtol=1e-6

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import weightings
 from jax import lax
 
@@ -36,7 +37,7 @@ def of_logits(name, s=S, teachers=(T,), target=0, **hyper):
         x = Inputs(z, jnp.eye(size), jnp.full((1, 1), target), params, block_size=2, teachers=named)
         return training_statistics(loss, x, jnp.ones((1, 1))).loss.sum()
 
-    total, dz = jax.value_and_grad(f)(jnp.asarray([[s]]))
+    total, dz = jax.jit(jax.value_and_grad(f))(jnp.asarray([[s]]))
     return float(total), np.asarray(dz[0, 0])
 
 
@@ -110,7 +111,7 @@ NEUTRAL = {
 }
 
 
-@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize("name", tiny.mostly_slow(NEUTRAL, ("nd", "dhkd")))
 def test_neutral_settings_are_the_parent_bit_for_bit(name):
     hyper, parent, its = NEUTRAL[name]
     teachers = {n: (T,) for n in (name, parent)} | {"cross_entropy": ()}
@@ -226,7 +227,7 @@ def of_dense():
     return temporaries(LOSSES["distillation"](), 0, forward)
 
 
-@pytest.mark.parametrize("case", LARGE)
+@pytest.mark.parametrize("case", tiny.mostly_slow(LARGE, ("distillation", "nkd", "dhkd")))
 def test_blocks_take_a_thirtieth_of_the_memory_of_all_logits(case, of_dense):
     """At a vocabulary of 131,072, forward and backward, against the forward divergence alone."""
     found = temporaries(LOSSES[case.split()[0]](**LARGE[case]), 1024)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from objectives import OBJECTIVES
 from objectives.distillation import DISTILLATION
@@ -100,8 +101,11 @@ def close(got, want, tolerance=2e-5):
         np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("block_size", [7, 0])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("block_size", tiny.mostly_slow([7, 0], (7,)))
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(CASES, ("distillation js", "nkd", "pld", "dhkd", "nd", "self_knowledge")),
+)
 def test_value_and_gradients_are_dense_and_what_has_no_weight_passes_nothing(name, block_size):
     """The third token is left out by the data, or by a weighting, and may then hold anything."""
     value, slopes, kept = expected(name)
@@ -134,7 +138,10 @@ def test_value_and_gradients_are_dense_and_what_has_no_weight_passes_nothing(nam
         close(of_nll, slopes[0], 1e-2)
 
 
-@pytest.mark.parametrize("name", ["distillation js", "pld", "dhkd", "align_distil"])
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(["distillation js", "pld", "dhkd", "align_distil"], ("distillation js",)),
+)
 def test_blocks_of_every_size_give_the_same(name):
     arguments = float32(arrays())
     hidden, head, y, teachers, second = arguments

@@ -89,9 +89,16 @@ def total(x, dense, hidden, head):
 
 @pytest.mark.parametrize(
     ("case", "options"),
-    [(case, {}) for case in CASES]
-    + [("rest", {"softcap": 1.5}), ("distance", {"softcap": 1.5}), ("rest", {"block_size": 0})]
-    + [("distance", {"block_size": 0}), ("distance", {"block_size": 3}), ("share", {"entries": 1})],
+    tiny.rows_mostly_slow(
+        [(case, {}) for case in CASES]
+        + [("rest", {"softcap": 1.5}), ("distance", {"softcap": 1.5}), ("rest", {"block_size": 0})]
+        + [
+            ("distance", {"block_size": 0}),
+            ("distance", {"block_size": 3}),
+            ("share", {"entries": 1}),
+        ],
+        (0, 1, 3, 4, 8),
+    ),
 )
 def test_values_and_gradients_are_those_of_numpy(case, options):
     """Finite differences in float64 along random directions; NaN in a token of weight 0."""
@@ -120,7 +127,7 @@ def test_values_and_gradients_are_those_of_numpy(case, options):
             )
 
 
-@pytest.mark.parametrize("rest", [True, False])
+@pytest.mark.parametrize("rest", tiny.mostly_slow([True, False], (True,)))
 def test_all_entries_of_the_teacher_are_the_whole_divergence(rest):
     """The limit K = V, against the loss that has the teacher in the step."""
     rng = np.random.default_rng(3)
@@ -200,7 +207,7 @@ def test_what_is_left_is_summed_by_itself():
     np.testing.assert_allclose(dhidden[0, 0, 2:], p[2:] - 0.25 * shares, rtol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [V, -1])
+@pytest.mark.parametrize("bad", tiny.mostly_slow([V, -1], (-1,)))
 def test_an_id_outside_of_the_vocabulary_is_nan_and_not_another_token(bad):
     x = inputs()
     ids = x.stored["teacher_ids"].at[0, 0, 0].set(bad)

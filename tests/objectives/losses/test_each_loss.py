@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from objectives.losses import LOSSES, Inputs, Loss, Teacher, logits, training_statistics
 from objectives.losses.overlap import tversky_index
@@ -184,8 +185,11 @@ def gradients_of_nll(softcap):
 
 @pytest.mark.parametrize(
     ("case", "softcap"),
-    [(case, 0.0) for case in CASES]
-    + [(case, 1.5) for case in ("dice", "inverted_hinge", "hot rollout", "distillation")],
+    tiny.rows_mostly_slow(
+        [(case, 0.0) for case in CASES]
+        + [(case, 1.5) for case in ("dice", "inverted_hinge", "hot rollout", "distillation")],
+        (0, 1, 4, 6, 7, 9, 12, 18),
+    ),
 )
 def test_values_and_gradients_are_those_of_the_dense_computation(case, softcap):
     """With uneven weights, and NaN and no target in a token of weight 0."""
@@ -263,7 +267,7 @@ def test_the_expected_rollout_is_fine_tuning_by_probability():
     np.testing.assert_allclose(dz, 1.1 * p[0] * (p - jnp.asarray([1.0, 0, 0])), atol=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize("temperature", tiny.mostly_slow([1.0, 1.7], (1.7,)))
 def test_sampled_rollouts_average_to_the_expected_one(temperature):
     tokens, hyper = 3000, {"temperature": temperature, "beta": -0.1}
     x = Inputs(
@@ -315,7 +319,10 @@ def test_harmonic_probabilities(exponent, expected):
     )
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "cosine", "bray_curtis", "mahalanobis"])
+@pytest.mark.parametrize(
+    "distance",
+    tiny.mostly_slow(["euclidean", "cosine", "bray_curtis", "mahalanobis"], ("euclidean",)),
+)
 def test_harmonic_losses_have_no_scale(distance):
     x = inputs(params=PRECISION)
     scaled = x._replace(hidden=7 * x.hidden, head=7 * x.head)
@@ -408,7 +415,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("case", LARGE)
+@pytest.mark.parametrize("case", tiny.mostly_slow(LARGE, ("dice", "tempnet", "distillation")))
 def test_no_array_of_tokens_by_vocabulary(case):
     loss, tokens, vocabulary = LARGE[case], (4, 256), 16_384
     hidden = jax.ShapeDtypeStruct((*tokens, 16), jnp.float32)

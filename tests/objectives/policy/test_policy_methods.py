@@ -139,7 +139,6 @@ def in_answers(array, rows):
 
 # Those that stand for the others where a test of all of them takes long.
 SOME = ("policy", "balanced", "sspo sentences", "minpro", "tw_grpo", "d3s half", "hapo", "ppo kl")
-EACH = tiny.mostly_slow(M, quick=SOME)
 
 
 def test_every_method_has_a_definition():
@@ -148,7 +147,7 @@ def test_every_method_has_a_definition():
     assert set(POLICY) <= set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", tiny.mostly_slow(M, quick=(*SOME, "gspo", "icepop stored")))
+@pytest.mark.parametrize("name", tiny.mostly_slow(M, quick=("policy", "minpro", "gspo", "ppo kl")))
 def test_value_and_gradient_are_those_of_the_equations(name):
     """Gradients by float64 finite differences; NaN at all that was not drawn."""
     (value, _), grads = cases.run(M[name], packed())
@@ -164,7 +163,7 @@ def test_value_and_gradient_are_those_of_the_equations(name):
     assert np.abs(grads["log_p"]).max() > 0
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", tiny.mostly_slow(M, ("policy", "ppo kl")))
 def test_packing_and_the_order_of_rows_do_not_matter(name):
     """Also over rows that are padding as a whole: there are four in the packed batch."""
     (value, terms), grads = cases.run(M[name], packed())

@@ -3,6 +3,7 @@
 import numpy as np
 import preference_cases as cases
 import pytest
+import tiny
 
 from objectives.preference import PREFERENCE
 from objectives.preference.dpo import smoothed
@@ -48,7 +49,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", tiny.mostly_slow(LOSSES, ("dpo", "orpo", "npo")))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_form_is_that_of_its_loss(name, seed):
     objective, loss = LOSSES[name]

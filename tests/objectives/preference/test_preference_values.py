@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import preference_cases as cases
 import pytest
+import tiny
 
 from objectives import OBJECTIVES
 from objectives.preference import PREFERENCE
@@ -77,7 +78,10 @@ def test_every_objective_is_defined_here():
     assert {"weighted"} | set(PREFERENCE) <= set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", DEFINED)
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(DEFINED, ("dpo", "kto", "orpo", "tgdpo", "cdpo released", "bco", "npo")),
+)
 def test_value_and_gradient_are_those_of_the_definition(name):
     objective, definition = DEFINED[name]
     one = cases.case()
@@ -195,7 +199,7 @@ OF_TRL = {
 }
 
 
-@pytest.mark.parametrize("name", OF_TRL)
+@pytest.mark.parametrize("name", tiny.mostly_slow(OF_TRL, ("dpo", "kto", "simpo")))
 def test_losses_and_gradients_are_those_of_trl(name):
     record = json.loads((HERE / "goldens" / "trl.json").read_text())
     one, wanted = golden_case(record), record["found"][name]

@@ -58,7 +58,7 @@ def results(name):
     return x, value, terms, state, grads
 
 
-@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize("name", tiny.mostly_slow(NEUTRAL, ("tgdpo", "cpo", "kto")))
 def test_with_neutral_settings_a_method_is_its_parent_bit_for_bit(name):
     objective, parent = NEUTRAL[name]
     one = cases.case(seed=3)
@@ -84,18 +84,21 @@ def test_with_neutral_settings_a_method_is_its_parent_bit_for_bit(name):
 
 @pytest.mark.parametrize(
     ("name", "parent"),
-    [
-        *((name, "dpo") for name in ("tgdpo", "treg", "cdpo", "sparse_po", "ches_dpo kept")),
-        ("sparse_po masked", "sparse_po"),
-        ("bco answers", "bco"),
-    ],
+    tiny.rows_mostly_slow(
+        [
+            *((name, "dpo") for name in ("tgdpo", "treg", "cdpo", "sparse_po", "ches_dpo kept")),
+            ("sparse_po masked", "sparse_po"),
+            ("bco answers", "bco"),
+        ],
+        (0, 2, 6),
+    ),
 )
 def test_with_other_settings_it_is_not(name, parent):
     """Otherwise the test above could not fail."""
     assert float(results(name)[1]) != pytest.approx(float(results(parent)[1]), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", tiny.mostly_slow(ALL, ("dpo", "kto", "orpo", "cdpo released")))
 def test_what_has_no_weight_counts_for_nothing(name):
     """What stands in prompts and padding, and how long they are, does not matter."""
     x, value, terms, _, grads = results(name)
@@ -131,7 +134,7 @@ def test_pairs_can_stand_anywhere(name):
     "name",
     tiny.mostly_slow(
         [name for name in ALL if not ALL[name].whole_batch],
-        quick=("dpo", "treg", "cdpo released", "sparse_po masked", "npo kl"),
+        quick=("dpo", "cdpo released"),
     ),
 )
 def test_micro_batches_add_up_to_the_whole(name):

@@ -111,7 +111,11 @@ def test_magnitude_without_padding():
 
 @pytest.mark.parametrize(
     "quantizer",
-    [QUANTIZER, absmax(bits=3), absmax(bits=3, granularity="tensor")],
+    [
+        QUANTIZER,
+        pytest.param(absmax(bits=3), marks=pytest.mark.slow),
+        pytest.param(absmax(bits=3, granularity="tensor"), marks=pytest.mark.slow),
+    ],
     ids=["group", "channel", "tensor"],
 )
 def test_clip_is_the_best_of_all(quantizer):

@@ -15,8 +15,15 @@ from objectives.quantization import QUANTIZERS
 WIDTHS = {"elastic_binary": 1, "ternary": 1.58, "seq": 2, "fp8_e4m3": 8, "fp8_e5m2": 8}
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
-@pytest.mark.parametrize("name", sorted(QUANTIZERS))
+@pytest.mark.parametrize(
+    "granularity", tiny.mostly_slow(["tensor", "channel", "group"], ("group",))
+)
+@pytest.mark.parametrize(
+    "name",
+    tiny.mostly_slow(
+        sorted(QUANTIZERS), ("absmax", "elastic_binary", "learned_range", "lsq", "nvfp4")
+    ),
+)
 def test_forward_is_the_transpose_of_reverse(name, granularity):
     if granularity == "tensor" and name in ("mxfp4", "nvfp4"):
         granularity = "group"  # they have no other
@@ -40,7 +47,7 @@ def test_forward_is_the_transpose_of_reverse(name, granularity):
     assert np.any(forward)
 
 
-@pytest.mark.parametrize("activations", ["none", "int8"])
+@pytest.mark.parametrize("activations", tiny.mostly_slow(["none", "int8"], ("int8",)))
 def test_a_quantized_model_has_a_forward_mode(activations):
     """Lowered, not compiled: JAX refuses forward mode while lowering."""
     c, batch = tiny.config(quantization__bits=4.0).quantization, tiny.batch(2, 16)

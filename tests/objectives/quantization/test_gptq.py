@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from objectives import quantization
 from objectives.quantization import calibration_hessian, gptq, round_to_nearest
@@ -60,7 +61,7 @@ def test_equals_float64(layer):
     assert result.codes.dtype == jnp.uint8
 
 
-@pytest.mark.parametrize("block_size", [1, 7])
+@pytest.mark.parametrize("block_size", tiny.mostly_slow([1, 7], (7,)))
 def test_block_size_does_not_matter(layer, block_size):
     weights, inputs = layer
     hessian, quantizer = calibration_hessian(inputs), quantization.lsq(bits=4)
@@ -73,8 +74,8 @@ def test_block_size_does_not_matter(layer, block_size):
 @pytest.mark.parametrize(
     "quantizer",
     [
-        quantization.absmax(bits=4),
-        quantization.minmax(bits=3, granularity="tensor"),
+        pytest.param(quantization.absmax(bits=4), marks=pytest.mark.slow),
+        pytest.param(quantization.minmax(bits=3, granularity="tensor"), marks=pytest.mark.slow),
         quantization.seq(granularity="group", group_size=8),
     ],
     ids=lambda q: q.name,

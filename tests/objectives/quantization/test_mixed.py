@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from objectives.quantization import (
     Mixed,
@@ -37,7 +38,7 @@ def stacked(function):
     return jax.tree.map(lambda *x: np.stack(x), *(function(i) for i in range(3)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.mostly_slow(FAMILIES, ("paretoq",)))
 def test_a_stack_is_its_layers_one_by_one(family):
     quantizers, w = FAMILIES[family], weights()
     stack = mixed(quantizers)

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import qwix
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -260,7 +261,9 @@ PLACES = [(case, g) for case in CASES for g in GRANULARITIES if case in FIRST or
 
 
 @pytest.mark.parametrize(
-    ("case", "granularity"), PLACES, ids=[f"{name_of(case)}-{g}" for case, g in PLACES]
+    ("case", "granularity"),
+    tiny.rows_mostly_slow(PLACES, range(0, len(PLACES), 3)),
+    ids=[f"{name_of(case)}-{g}" for case, g in PLACES],
 )
 def test_equals_float64(case, granularity):
     quantizer = make(case, granularity)
@@ -293,8 +296,8 @@ def test_equals_float64(case, granularity):
     assert np.isfinite(quantized).all()
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("case", FIRST, ids=name_of)
+@pytest.mark.parametrize("granularity", tiny.mostly_slow(GRANULARITIES, ("group",)))
+@pytest.mark.parametrize("case", tiny.mostly_slow(FIRST, FIRST[::2]), ids=name_of)
 def test_stacked_and_sharded(case, granularity):
     """Layers are separate matrices, and a mesh changes nothing: [L, I, O] over 2 x 4 devices."""
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
@@ -391,7 +394,7 @@ def test_lsq_gradients_are_those_of_its_autodiff_recipe():
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", FIRST, ids=name_of)
+@pytest.mark.parametrize("case", tiny.mostly_slow(FIRST, FIRST[::3]), ids=name_of)
 def test_scale_equivariance_and_idempotence(case):
     quantizer = make(case, "channel")
     weights, _ = random_inputs((INPUTS, OUTPUTS))

@@ -46,9 +46,9 @@ def test_is_the_best_of_all_shrinkings(bits):
     "quantizer",
     [
         quantization.minmax(bits=3, **GROUP),
-        quantization.lsq(bits=3),
-        quantization.seq(**GROUP),
-        quantization.ternary(granularity="tensor"),
+        pytest.param(quantization.lsq(bits=3), marks=pytest.mark.slow),
+        pytest.param(quantization.seq(**GROUP), marks=pytest.mark.slow),
+        pytest.param(quantization.ternary(granularity="tensor"), marks=pytest.mark.slow),
         quantization.absmax(bits=3, contraction_axis=-1),
     ],
     ids=lambda q: f"{q.name} {q.granularity}",
