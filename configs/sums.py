@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.model.update(layers=3, width=128, mlp_width=512, activation="relu2", unroll=3)
     config.data.update(corpus="task:sums", sequence_length=64, packing="best_fit")
-    config.train.update(steps=105, batch_size=32)
+    config.train.update(steps=110, batch_size=32)
     config.optimizer.update(name="muon", peak_learning_rate=2e-2, adam_learning_rate=5e-3)
     config.optimizer.update(schedule="wsd", decay_fraction=0.3, final_fraction=0.0)
     config.rollouts.update(tokens=5)

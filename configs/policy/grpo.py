@@ -25,18 +25,22 @@ from configs import sums
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    return start("grpo")
+    return start("grpo", reuse=1)
 
 
-def start(name: str) -> ConfigDict:
-    """The policy gradient of this name, from a run that has read sums."""
+def start(name: str, reuse: int = 2) -> ConfigDict:
+    """The policy gradient of this name, from a run that has read sums.
+
+    With a `reuse` of 1 a rollout is trained on once, and its ratios are all 1.
+    """
     config = sums.get_config()
     config.initialise["from"] = "runs/sums"
     config.objective.name = name
-    config.rollouts.update(group=8, tokens=5, reuse=2)
+    config.rollouts.update(group=8, tokens=5, reuse=reuse)
     config.data.sequence_length = 66  # Six times a prompt of 7 tokens with an answer of 5.
-    config.train.steps = 1500
-    config.optimizer.update(name="muon", peak_learning_rate=7e-4, adam_learning_rate=1e-4)
-    config.optimizer.update(schedule="constant", warmup_steps=10, weight_decay=0.0)
+    config.train.steps = 1300
+    config.optimizer.update(name="muon", peak_learning_rate=1.5e-3, adam_learning_rate=2e-4)
+    config.optimizer.update(schedule="wsd", decay_fraction=0.5, final_fraction=0.05)
+    config.optimizer.update(warmup_steps=10, weight_decay=0.0)
     config.evaluation.update(every_steps=100, batches=1)
     return config
