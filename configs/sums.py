@@ -5,8 +5,8 @@ Cost:    about 1 minute on 2 CPU cores.
 
 Ordinary training on right answers, stopped on the way: with a prompt such as `27+15=` the model
 writes a number, and greedily it is the right one for less than half of the held-out sums (`solved`
-in lines of kind `validation`). That share changes fast here: 50 steps more, and there is little
-left to learn.
+in lines of kind `validation`; 0.42, 0.23 and 0.31 with seeds 0, 1 and 2). That share changes fast
+here: with 4 steps more it is 0.51, 0.29 and 0.42.
 
 Problems are made, not downloaded: data.corpus=task:sums. For other ones see docs/data.md.
 """

@@ -3,19 +3,19 @@
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/grpo.py --workdir=runs/grpo
 Against: python -m launch.evaluate --model=runs/sums
-Cost:    about half a second a step on 2 CPU cores.
+Cost:    0.3 seconds a step on 2 CPU cores, 7 minutes in all.
 
 Claim: from rewards of whole answers alone, relative to those of other answers to the same prompt
 and without a value model, a policy gets better at problems that it was not trained on. The paper's
 numbers have not been checked here.
 
-Watch `solved` in lines of kind `validation`: the share of held-out sums that are answered right,
-greedily. A step asks 24 problems, 8 answers each; a third of the groups have no signal at first.
-Learning rates well above these undo what was learned: each step follows a few groups. Each rollout
-is trained on twice: without that, the ratios of the other methods of this folder would all be 1.
-Seen once: 0.26 before, 0.32 after 200 steps, 0.43 after 400; and with rollouts.reuse=1, from a
-model that solved 0.55, 0.67 after 200 steps and 0.80 after 650. docs/policy.md has a table of the
-methods.
+Watch `solved` in lines of kind `validation`: the share of 500 held-out sums that are answered right,
+greedily. With seeds 0, 1 and 2 it went from 0.42, 0.23 and 0.31 to 0.94, 0.89 and 0.94. A step asks
+24 problems, 8 answers each; a third of the groups have no signal at first.
+
+A rate of 2.5e-3 is worse from the first hundred steps on, and 3e-3 undoes what was learned. The
+other methods of this folder train on each rollout twice, as otherwise their ratios would all be 1;
+docs/policy.md compares them with this one.
 """
 
 from ml_collections import ConfigDict
