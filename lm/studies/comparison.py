@@ -54,12 +54,20 @@ def summarise(losses: Sequence[float]) -> Summary:
     return Summary(mean, _standard_error(losses), losses.size)
 
 
+def paired(baseline: Mapping[int, float], variant: Mapping[int, float]) -> np.ndarray:
+    """[S] losses of a variant minus the baseline's, of the seeds that have finite ones of both."""
+    found = [variant[seed] - baseline[seed] for seed in sorted(baseline.keys() & variant.keys())]
+    differences = np.array(found, np.float64)
+    return differences[np.isfinite(differences)]
+
+
 def compare(
     baseline: Mapping[int, float],
     variant: Mapping[int, float],
     comparisons: int,
     confidence: float = 0.95,
     power: float = 0.8,
+    bound: float | None = None,
 ) -> Comparison:
     """Compares the losses (by seed) of a variant with those of the baseline.
 
@@ -76,17 +84,16 @@ def compare(
         them.
       confidence: of all intervals together.
       power: see `seeds_to_resolve` of lm.studies.power.
+      bound: t to take instead of Student's quantile, as of lm.studies.sequential; may be infinite.
     """
-    seeds = [
-        seed
-        for seed in sorted(baseline.keys() & variant.keys())
-        if math.isfinite(baseline[seed]) and math.isfinite(variant[seed])
-    ]
-    differences = np.array([variant[seed] - baseline[seed] for seed in seeds])
+    differences = paired(baseline, variant)
     mean, error, count = summarise(differences)
     if count < 2:
         return Comparison(mean, error, -math.inf, math.inf, count, "not resolved", None)
-    half = critical(count, comparisons, confidence) * error
+    if bound is None:
+        bound = critical(count, comparisons, confidence)
+    # An infinite bound makes an infinite interval, also where the runs do not differ.
+    half = bound * error if math.isfinite(bound) else math.inf
     low, high = mean - half, mean + half
     verdict = "better" if high < 0 else "worse" if low > 0 else "not resolved"
     needed = seeds_to_resolve(mean, error * math.sqrt(count), comparisons, confidence, power)
