@@ -220,6 +220,10 @@ def _crossed_earlier(earlier_Y: np.ndarray, seeds: int, bound: float) -> np.ndar
     # Even in t, therefore flat at 0.
     before = interpolate.CubicSpline(_nodes(), earlier_Y, bc_type=((1, 0.0), (2, 0.0)))
     nodes_Q, weights_Q = np.polynomial.legendre.leggauss(_QUADRATURE)
+    # Of many seeds the density is narrow: the nodes stand where it is.
+    reach = math.atan(-special.stdtrit(n - 1, 1e-12) / math.sqrt(n - 1))
+    low_Y = np.maximum(low_Y, -reach)
+    high_Y = np.maximum(low_Y, np.minimum(high_Y, reach))
     half_Y = (high_Y - low_Y) / 2
     a_YQ = ((high_Y + low_Y) / 2)[:, None] + half_Y[:, None] * nodes_Q
     cosine_YQ = np.maximum(np.cos(a_YQ), 1e-12)
