@@ -136,7 +136,7 @@ def conditional_power(differences: Sequence[float], seeds: int, bound: float) ->
     mean, deviation, left = known.mean(), known.std(ddof=1), seeds - known.size
     if not deviation:
         return float(mean != 0)
-    nodes_Q, weights_Q = np.polynomial.legendre.leggauss(400)
+    nodes_Q, weights_Q = _gauss(400)
     z_Q = 8 * nodes_Q
     share_Q = 8 * weights_Q * np.exp(-(z_Q**2) / 2) / math.sqrt(2 * math.pi)
     added_Q = left * mean + math.sqrt(left) * deviation * z_Q
@@ -145,6 +145,12 @@ def conditional_power(differences: Sequence[float], seeds: int, bound: float) ->
     below_Q = np.maximum(room_Q, 0) / deviation**2
     reached_Q = special.chdtr(left - 1, below_Q) if left > 1 else (room_Q > 0).astype(float)
     return float(share_Q @ reached_Q)
+
+
+@functools.lru_cache(maxsize=2)
+def _gauss(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights [Q] of Gauss and Legendre on (-1, 1)."""
+    return np.polynomial.legendre.leggauss(count)
 
 
 def _nodes() -> np.ndarray:
@@ -219,7 +225,7 @@ def _crossed_earlier(earlier_Y: np.ndarray, seeds: int, bound: float) -> np.ndar
         return np.clip(crossed_Y, 0, 1)
     # Even in t, therefore flat at 0.
     before = interpolate.CubicSpline(_nodes(), earlier_Y, bc_type=((1, 0.0), (2, 0.0)))
-    nodes_Q, weights_Q = np.polynomial.legendre.leggauss(_QUADRATURE)
+    nodes_Q, weights_Q = _gauss(_QUADRATURE)
     # Of many seeds the density is narrow: the nodes stand where it is.
     reach = math.atan(-special.stdtrit(n - 1, 1e-12) / math.sqrt(n - 1))
     low_Y = np.maximum(low_Y, -reach)
