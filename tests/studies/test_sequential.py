@@ -116,7 +116,7 @@ def test_the_power_is_near_that_of_all_seeds_without_looks(truth):
     fixed = power.power(truth, 1.0, 8, 1)
     found, taken = verdicts(8, 1, truth, 1000)
     share = found.count("worse" if truth > 0 else "better") / 1000
-    assert fixed - 0.08 < share < fixed + 0.04
+    assert fixed - 0.11 < share < fixed + 0.04
     assert found.count("better" if truth > 0 else "worse") <= 2
     assert taken < 8 if truth > 0 else taken > 7
 
