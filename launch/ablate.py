@@ -5,6 +5,8 @@ python -m launch.ablate --config=configs/ablations/FILE.py --workdir=DIR [--proc
 The same command again goes on: it skips what is done, resumes what was cut, and tries again what
 has failed. --jobs=slurm prints the runs that are left as jobs, instead of running them. --fit takes
 results.csv files of ablations with runs of several sizes and lengths, and fits scaling laws.
+--power says, before anything is trained, which differences the seeds of a study can resolve.
+--stop_early looks at the comparisons after every seed, and ends those that are decided.
 """
 
 import os
@@ -20,6 +22,18 @@ from absl import flags
 from launch import command, processes
 from lm.errors import InputError
 
+_POWER = flags.DEFINE_bool(
+    "power",
+    False,
+    "Say what the seeds can resolve, from --deviation or finished runs; run nothing.",
+)
+_DIFFERENCE = flags.DEFINE_float("difference", None, "Bits per byte that are to be resolved.")
+_DEVIATION = flags.DEFINE_float(
+    "deviation", None, "--power: standard deviation of paired differences, bits per byte."
+)
+_STOP_EARLY = flags.DEFINE_bool(
+    "stop_early", False, "Look after every seed; train no further what is worse or out of reach."
+)
 _STATUS = flags.DEFINE_bool("status", False, "Show how far the runs are, and run nothing.")
 _JOBS = flags.DEFINE_enum("jobs", None, ["slurm", "pod"], "Print the runs as jobs; run nothing.")
 _FIT = flags.DEFINE_list("fit", [], "results.csv files to fit scaling laws to.")
@@ -31,6 +45,9 @@ def main() -> None:
     if _FIT.value:
         _fit()
         return
+    if _POWER.value:
+        _show_power()
+        return
     folder, name = _check_flags()
     environment = dict(os.environ)
     devices = command.DEVICES.value
@@ -38,13 +55,14 @@ def main() -> None:
         devices = _count_devices(environment)
     # The accelerators are for the runs; what is done here needs none.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from launch import records
+    from launch import early_stopping, records
     from lm.studies import ablation, ablation_runs
 
     asked = ablation.read(command.CONFIG.value)
     if _STATUS.value:
         _show_status(asked, folder)
         return
+    early_stopping.check(asked, folder, _STOP_EARLY.value)
     command.say("checking every variant")
     planned = ablation.make_plan(asked, devices)
     rates = records.known_rates(planned, asked, folder)
@@ -55,11 +73,16 @@ def main() -> None:
     records.check(runs)
     print("\n".join(records.costs(planned, asked, rates)), flush=True)
     records.write(runs, name)
+    early_stopping.write(asked, folder, _STOP_EARLY.value)
     left = [run for run in runs if not records.is_done(run)]
     if _JOBS.value and left:
         print("\n".join(_job_lines(left, _JOBS.value)))
         return
-    failed = _run(runs, environment, command.PROCESSES.value or 1)
+    count = command.PROCESSES.value or 1
+    if _STOP_EARLY.value:
+        failed = early_stopping.run(asked, runs, lambda some: _run(some, environment, count))
+    else:
+        failed = _run(runs, environment, count)
     if failed is None:
         command.say("stopped by a signal. The same command goes on from there.")
         return
@@ -71,10 +94,10 @@ def main() -> None:
 
 def _check_flags() -> tuple[Path, str]:
     """The work directory, and the config as the user has named it."""
-    if command.CONFIG.value is None:
-        raise InputError(
-            "--config=FILE.py is missing, for example --config=configs/ablations/codes.py"
-        )
+    _check_config()
+    for name, flag in (("difference", _DIFFERENCE), ("deviation", _DEVIATION)):
+        if flag.value is not None:
+            raise InputError(f"--{name}={flag.value} needs --power")
     if not command.WORKDIR.value:
         raise InputError("--workdir=FOLDER is missing, for example --workdir=runs/codes")
     if "://" in command.WORKDIR.value:
@@ -82,9 +105,18 @@ def _check_flags() -> tuple[Path, str]:
     folder = Path(command.WORKDIR.value)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--workdir={folder} is a file; give a folder")
+    if _STOP_EARLY.value and _JOBS.value:
+        raise InputError("--stop_early looks at the runs after every seed; --jobs prints all runs")
     if (count := command.PROCESSES.value) is not None and count < 1:
         raise InputError(f"--processes={count} must be at least 1")
     return folder, _given("config")
+
+
+def _check_config() -> None:
+    if command.CONFIG.value is None:
+        raise InputError(
+            "--config=FILE.py is missing, for example --config=configs/ablations/codes.py"
+        )
 
 
 def _given(flag: str) -> str:
@@ -199,10 +231,22 @@ def _show_status(asked: Any, folder: Path) -> None:
     print("\n".join(records.status(asked, folder)))
 
 
+def _show_power() -> None:
+    _check_config()
+    from launch import study_power
+    from lm.studies import ablation
+
+    asked = ablation.read(command.CONFIG.value)
+    folder = Path(command.WORKDIR.value) if command.WORKDIR.value else None
+    print("\n".join(study_power.lines(asked, folder, _DIFFERENCE.value, _DEVIATION.value)))
+
+
 def _report(asked: Any, planned: Any, runs: Any, name: str, folder: Path) -> None:
-    from launch import records, report
+    from launch import early_stopping, records, report
 
     rows = records.rows(asked, runs, name)
+    if _STOP_EARLY.value:
+        rows = early_stopping.mark(asked, rows)
     if not rows:
         command.say("no run has ended: nothing to report")
         return

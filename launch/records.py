@@ -122,7 +122,17 @@ def read_csv(path: Path) -> list[Row]:
         lines = list(csv.DictReader(file))
     kinds = Row.__annotations__
     try:
-        return [Row(**{name: kinds[name](line[name]) for name in Row._fields}) for line in lines]
+        return [
+            Row(
+                **{
+                    name: kinds[name](line[name])
+                    for name in Row._fields
+                    # Files of older commits lack the fields that have a default.
+                    if name in line or name not in Row._field_defaults
+                }
+            )
+            for line in lines
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: no results.csv of launch.ablate: {error!r}") from None
 

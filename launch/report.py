@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch import command, document, figures, records
+from launch import command, document, early_stopping, figures, records
 from launch.document import Figure, Heading, Items, Paragraph, Table
-from lm.studies import ablation, outcomes
+from lm.studies import ablation, outcomes, sequential
 from lm.studies.ablation import Ablation, Planned
 from lm.studies.ablation_runs import Run
 from lm.studies.outcomes import Outcome, Row
@@ -49,8 +49,11 @@ def write(
     """
     found = outcomes.outcomes(rows)
     summary = verdicts(found)
+    stops = early_stopping.stops(rows)
     missing = [
-        run.name for run in runs if run.planned.variant.compared and not records.is_done(run)
+        run.name
+        for run in early_stopping.planned(asked, runs, stops)
+        if run.planned.variant.compared and not records.is_done(run)
     ]
     blocks = [
         Paragraph(_what(asked, name)),
@@ -96,7 +99,11 @@ def table(found: Sequence[Outcome]) -> Table:
         if c is not None and c.seeds:
             interval = f"{c.low:+.4f} to {c.high:+.4f}" if math.isfinite(c.low) else "unbounded"
             needed = f"{c.seeds_needed:,}" if c.seeds_needed else ""
-            cells = [f"{c.difference:+.4f}", interval, c.verdict, needed]
+            verdict = c.verdict
+            if one.row.stopped:
+                verdict += f", stopped after {one.row.stopped} of {one.row.planned_seeds}"
+                needed = ""
+            cells = [f"{c.difference:+.4f}", interval, verdict, needed]
         elif one.variant != one.row.baseline:
             cells = ["", "", "not compared", ""]
         loss, bits = (_with_error(s) for s in (one.loss, one.bits_per_byte))
@@ -140,6 +147,13 @@ def how_to_read(found: Sequence[Outcome]) -> str:
         "resolve: the number that gives an interval without 0 with a probability of 80% if the "
         "true difference and deviation are those observed; with few seeds it is a rough estimate."
     )
+    if planned := found[0].row.planned_seeds:
+        text += (
+            f" The {planned} seeds were looked at one by one, and the intervals hold at all looks "
+            "at once (lm/studies/sequential.py); they are wider than without looks. A comparison "
+            "stops when it is worse, or from half of the seeds on when the trend would resolve it "
+            f"with a probability below {sequential.FUTILITY:.0%}."
+        )
     if max(one.loss.seeds for one in found) < 2:
         text = (
             "One seed: nothing can be resolved, since the variation between seeds is not known. "

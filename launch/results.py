@@ -14,9 +14,10 @@ lines of all runs, of a variant or of a seed, or writes them to --output.
 """
 
 import math
+import re
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from launch.document import Items, Paragraph
 from lm import strict_json
 from lm.errors import InputError
 from lm.studies import outcomes, raw_runs
-from lm.studies.outcomes import Row
+from lm.studies.comparison import Comparison
+from lm.studies.outcomes import Outcome, Row
 from lm.training.logging import read_metrics
 
 _TRACE = flags.DEFINE_string(
@@ -76,14 +78,53 @@ def build(folder: Path) -> str:
     sections = sorted(folder.glob("*.md"))
     if not sections:
         raise InputError(f"{folder} has no section: no file NUMBER_NAME.md")
-    tables = {path.stem: _table(path) for path in sorted(folder.glob("*.csv"))}
-    parts = [_TITLE]
+    found = {path.stem: _outcomes(path) for path in sorted(folder.glob("*.csv"))}
+    tables = {name: _table(folder / f"{name}.csv", one) for name, one in found.items()}
+    parts = [_TITLE, at_a_glance(sections, found)]
     for path in sections:
         try:
             parts.append(string.Template(path.read_text("utf-8")).substitute(tables))
         except KeyError as error:
             raise InputError(f"{path}: there is no {folder}/{error.args[0]}.csv") from None
-    return "\n".join(part.strip() + "\n" for part in parts)
+    return "\n".join(part.strip() + "\n" for part in parts if part)
+
+
+def at_a_glance(sections: Sequence[Path], found: Mapping[str, Sequence[Outcome]]) -> str:
+    """One line a table, below the question of its section: what is resolved, and what is not.
+
+    Args:
+      sections: files of the document; the first line of each is its question.
+      found: name of a table -> its outcomes.
+    """
+    lines = []
+    for path in sections:
+        text = path.read_text("utf-8")
+        names = [name for name in re.findall(r"\$\{(\w+)\}", text) if name in found]
+        title = text.strip().partition("\n")[0].lstrip("# ")
+        lines += [f"- {title} (`{name}`): {_answer(found[name])}" for name in names]
+    head = "## Verdicts at a glance\n\nDifferences to the baseline in bits/byte, with intervals.\n"
+    return "\n".join([head, *lines]) if lines else ""
+
+
+def _answer(found: Sequence[Outcome]) -> str:
+    """The verdicts of a table in a sentence."""
+    compared = [one for one in found if one.comparison and one.comparison.seeds]
+    groups = {
+        verdict: [one for one in compared if one.comparison.verdict == verdict]
+        for verdict in ("better", "worse", "not resolved")
+    }
+    parts = [
+        f"{verdict}{f' than {found[0].row.baseline}' * (verdict != 'not resolved')}: "
+        + ", ".join(f"{one.variant} {_interval(one.comparison)}" for one in group)
+        for verdict, group in groups.items()
+        if group
+    ]
+    resolved = len(compared) - len(groups["not resolved"])
+    return f"{resolved} of {len(compared)} resolved. {'; '.join(parts)}".strip()
+
+
+def _interval(found: Comparison) -> str:
+    return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
 def collect(workdir: Path, folder: Path) -> Path:
@@ -161,11 +202,15 @@ def _read_run(workdir: Path, row: Row) -> list[dict[str, Any]]:
     return read_metrics((workdir / row.metrics).parent)
 
 
-def _table(path: Path) -> str:
+def _outcomes(path: Path) -> list[Outcome]:
     rows = records.read_csv(path)
     if not rows:
         raise InputError(f"{path}: there is no run in it")
-    found = outcomes.outcomes(rows)
+    return outcomes.outcomes(rows)
+
+
+def _table(path: Path, found: Sequence[Outcome]) -> str:
+    rows = records.read_csv(path)
     first, seeds = rows[0], sorted({row.seed for row in rows})
     workdir = f"runs/ablations/{path.stem}"
     blocks = [

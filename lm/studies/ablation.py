@@ -266,7 +266,7 @@ def make_plan(
         if steps != planned[name].steps:
             check(name, steps)
 
-    first = _with_needs(ablation.variants, ablation.baseline)
+    first = with_needs(ablation.variants, ablation.baseline)
     for name in [*first, *(n for n in ablation.variants if n not in first)]:
         try:
             # What the baseline needs is as long as the base says; all else is matched with it.
@@ -280,8 +280,9 @@ def make_plan(
     return {name: planned[name] for name in ablation.variants}
 
 
-def _with_needs(variants: Mapping[str, Variant], name: str) -> list[str]:
-    needed = [other for need in variants[name].needs for other in _with_needs(variants, need)]
+def with_needs(variants: Mapping[str, Variant], name: str) -> list[str]:
+    """A variant's name after those of all variants that it needs."""
+    needed = [other for need in variants[name].needs for other in with_needs(variants, need)]
     return list(dict.fromkeys([*needed, name]))
 
 

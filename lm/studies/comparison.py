@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.studies.power import critical, seeds_to_resolve
+
 
 class Summary(NamedTuple):
     """Mean over seeds and its standard error, s / sqrt(S) with S - 1 in s; NaN for one seed."""
@@ -33,7 +35,7 @@ class Comparison(NamedTuple):
       seeds: number of seeds that both have.
       verdict: "better" (the whole interval is below 0), "worse" (above), or "not resolved".
       seeds_needed: seeds that would resolve a difference as large as this one, see
-        `seeds_to_resolve`; None where it cannot be said.
+        `lm.studies.power`; None where it cannot be said.
     """
 
     difference: float
@@ -52,12 +54,20 @@ def summarise(losses: Sequence[float]) -> Summary:
     return Summary(mean, _standard_error(losses), losses.size)
 
 
+def paired(baseline: Mapping[int, float], variant: Mapping[int, float]) -> np.ndarray:
+    """[S] losses of a variant minus the baseline's, of the seeds that have finite ones of both."""
+    found = [variant[seed] - baseline[seed] for seed in sorted(baseline.keys() & variant.keys())]
+    differences = np.array(found, np.float64)
+    return differences[np.isfinite(differences)]
+
+
 def compare(
     baseline: Mapping[int, float],
     variant: Mapping[int, float],
     comparisons: int,
     confidence: float = 0.95,
     power: float = 0.8,
+    bound: float | None = None,
 ) -> Comparison:
     """Compares the losses (by seed) of a variant with those of the baseline.
 
@@ -73,73 +83,21 @@ def compare(
       comparisons: number of variants that are compared with this baseline, the baseline not among
         them.
       confidence: of all intervals together.
-      power: see `seeds_to_resolve`.
+      power: see `seeds_to_resolve` of lm.studies.power.
+      bound: t to take instead of Student's quantile, as of lm.studies.sequential; may be infinite.
     """
-    seeds = [
-        seed
-        for seed in sorted(baseline.keys() & variant.keys())
-        if math.isfinite(baseline[seed]) and math.isfinite(variant[seed])
-    ]
-    differences = np.array([variant[seed] - baseline[seed] for seed in seeds])
+    differences = paired(baseline, variant)
     mean, error, count = summarise(differences)
     if count < 2:
         return Comparison(mean, error, -math.inf, math.inf, count, "not resolved", None)
-    half = _critical(count, comparisons, confidence) * error
+    if bound is None:
+        bound = critical(count, comparisons, confidence)
+    # An infinite bound makes an infinite interval, also where the runs do not differ.
+    half = bound * error if math.isfinite(bound) else math.inf
     low, high = mean - half, mean + half
     verdict = "better" if high < 0 else "worse" if low > 0 else "not resolved"
     needed = seeds_to_resolve(mean, error * math.sqrt(count), comparisons, confidence, power)
     return Comparison(mean, error, low, high, count, verdict, needed)
-
-
-def seeds_to_resolve(
-    difference: float,
-    deviation: float,
-    comparisons: int,
-    confidence: float = 0.95,
-    power: float = 0.8,
-    most: int = 100_000,
-) -> int | None:
-    """The fewest seeds S whose interval excludes 0, on its own side, with probability `power`.
-
-    For normal differences with this mean and standard deviation the ratio of mean to standard
-    error has the noncentral t distribution with S - 1 degrees of freedom and noncentrality
-    sqrt(S) |difference| / deviation; the power is its mass beyond the critical value of `compare`.
-    The true difference and deviation are not known: put in as observed at a few seeds, they make
-    this a rough guide, and where the observed difference is far too large, a flattering one.
-
-    Returns:
-      None for a difference of 0, which no number resolves, or where it would be above `most`.
-    """
-    from scipy import special
-
-    if not difference or not math.isfinite(difference) or not math.isfinite(deviation):
-        return None
-    if not deviation:
-        return 2
-    effect = abs(difference) / deviation
-
-    def resolves(seeds: int) -> bool:
-        critical = _critical(seeds, comparisons, confidence)
-        missed = special.nctdtr(seeds - 1, math.sqrt(seeds) * effect, critical)
-        # scipy's noncentral t is NaN for large noncentralities; there the power is 1.
-        return not missed > 1 - power
-
-    low, high = 1, 2
-    while not resolves(high):
-        low, high = high, 2 * high
-        if high > most:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if resolves(middle) else (middle, high)
-    return high
-
-
-def _critical(seeds: int, comparisons: int, confidence: float) -> float:
-    """Student's t beyond which lies half of the error probability of one interval."""
-    from scipy import special
-
-    return -float(special.stdtrit(seeds - 1, (1 - confidence) / (2 * comparisons)))
 
 
 def _standard_error(values: np.ndarray) -> float:

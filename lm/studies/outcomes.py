@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.studies import comparison
+from lm.studies import comparison, sequential
 from lm.studies.ablation import Ablation
 from lm.studies.ablation_runs import Run
 from lm.training.logging import read_metrics
@@ -93,6 +93,9 @@ class Row(NamedTuple):
       flops: model FLOPs of the training.
       config_hash: as `Run.digest`.
       metrics: path of its metrics.jsonl in the folder of the ablation.
+      planned_seeds: seeds of a study with looks after each of them; 0 for a study without.
+      stopped: number of seeds after which the comparison of its variant was stopped; 0 if it was
+        not.
     """
 
     ablation: str
@@ -114,6 +117,8 @@ class Row(NamedTuple):
     flops: float
     config_hash: str
     metrics: str
+    planned_seeds: int = 0
+    stopped: int = 0
 
 
 def row(ablation: Ablation, name: str, run: Run, state: Progress) -> Row:
@@ -166,8 +171,10 @@ class Outcome(NamedTuple):
 def outcomes(rows: Sequence[Row]) -> list[Outcome]:
     """The variants of one ablation, in the order of the rows, compared in bits per byte.
 
-    Between runs with one tokenizer that is their loss times a constant, and between others it is
-    the loss that can be compared. Without runs of the baseline nothing is compared.
+    In a study with looks after every seed the intervals are those of lm.studies.sequential, which
+    hold at all looks at once. Between runs with one tokenizer bits per byte are their loss times a
+    constant, and between others they are the loss that can be compared. Without runs of the
+    baseline nothing is compared.
     """
     by_variant: dict[str, list[Row]] = {}
     for one in rows:
@@ -179,7 +186,11 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
     for name, group in by_variant.items():
         compared = None
         if name != baseline and baseline in scores:
-            compared = comparison.compare(scores[baseline], scores[name], others, confidence)
+            pair, bound = (scores[baseline], scores[name]), None
+            if planned := rows[0].planned_seeds:
+                bounds = sequential.study_bounds(planned, others, confidence)
+                bound = bounds.get(len(comparison.paired(*pair)), math.inf)
+            compared = comparison.compare(*pair, others, confidence, bound=bound)
         found.append(
             Outcome(
                 name,
@@ -206,6 +217,9 @@ def in_words(outcome: Outcome) -> str:
             "resolved"
         )
     interval = f"{found.difference:+.4f} bits/byte ({found.low:+.4f} to {found.high:+.4f})"
+    if stop := outcome.row.stopped:
+        looked = f"stopped at the look after {stop} of {outcome.row.planned_seeds} seeds"
+        return f"{name}: {found.verdict}, {interval}, {looked}"
     if found.verdict != "not resolved":
         return f"{name}: {found.verdict}, {interval}"
     if found.seeds_needed is None:

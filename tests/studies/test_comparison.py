@@ -7,7 +7,7 @@ import pytest
 import tiny
 from scipy import stats
 
-from lm.studies import comparison
+from lm.studies import comparison, power
 
 REPEATS = 2000
 
@@ -99,7 +99,7 @@ def test_pairing_takes_out_what_the_seed_does_to_both():
 )
 def test_the_number_of_seeds_has_the_stated_power(effect, comparisons):
     deviation = 0.02 * math.sqrt(2)  # of a paired difference
-    seeds = comparison.seeds_to_resolve(-effect * deviation, deviation, comparisons)
+    seeds = power.seeds_to_resolve(-effect * deviation, deviation, comparisons)
     shares = []
     for count in (seeds, seeds - 1):
         losses = experiments(count, [-effect * deviation], seed=count)
@@ -112,9 +112,9 @@ def test_the_number_of_seeds_has_the_stated_power(effect, comparisons):
 
 def test_the_number_of_seeds_agrees_with_the_tables():
     # A half deviation, power 0.8, two-sided 0.05: 34 pairs in any table of the paired t-test.
-    assert comparison.seeds_to_resolve(0.5, 1.0, 1) == 34
-    assert comparison.seeds_to_resolve(1e-9, 1.0, 1) is None
-    assert comparison.seeds_to_resolve(1.0, 1e-12, 1) == 2
+    assert power.seeds_to_resolve(0.5, 1.0, 1) == 34
+    assert power.seeds_to_resolve(1e-9, 1.0, 1) is None
+    assert power.seeds_to_resolve(1.0, 1e-12, 1) == 2
 
 
 def test_one_seed_resolves_nothing():
