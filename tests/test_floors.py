@@ -20,7 +20,8 @@ _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/ref
 _RUN = (*_STEP, "lm/pretrained", "lm/training", "lm/runs")
 _AROUND = (
     *_RUN,
-    *("lm/references", "lm/evaluation", "lm/runs/initialise", "lm/runs/parameters_from"),
+    *("lm/references", "lm/evaluation", "lm/evaluation/tasks"),
+    *("lm/runs/initialise", "lm/runs/parameters_from"),
 )
 _LOOP = tuple(
     f"lm/training/{name}"
@@ -44,6 +45,7 @@ BELOW = {
     "lm/compression": (*_GROUND, "lm/parallel"),
     "lm/runs": (*_BASE, "lm/parallel"),
     "lm/training": _STEP,
+    "lm/evaluation/tasks": (*_RUN, "lm/evaluation"),
     "lm/evaluation": (*_GROUND, "lm/parallel", "lm/compression"),
     "lm/references": _RUN,
     "lm/rollouts/rewards": _BASE,
