@@ -21,6 +21,7 @@ _TASKS = flags.DEFINE_list("tasks", [], "Files of tasks, FILE.yaml,...: evaluate
 _TASKS_OUTPUT = flags.DEFINE_string(
     "tasks_output", "", "--tasks: file of JSON to write, with what each item gave."
 )
+_TASKS_PAGE = flags.DEFINE_string("tasks_page", "", "--tasks: page of HTML to write.")
 _LIMIT = flags.DEFINE_integer("limit", None, "--tasks: ask only so many items of each task.")
 _BEGINNING = flags.DEFINE_enum(
     "beginning",
@@ -38,7 +39,7 @@ def main() -> None:
     """Evaluates and prints one line a figure."""
     if _TASKS.value:
         return _on_tasks()
-    for flag in (_TASKS_OUTPUT, _LIMIT, _BEGINNING, _LENGTH):
+    for flag in (_TASKS_OUTPUT, _TASKS_PAGE, _LIMIT, _BEGINNING, _LENGTH):
         if flag.present:
             raise InputError(f"--{flag.name} is for --tasks=FILE.yaml")
     split = command.split("validation")
@@ -93,7 +94,8 @@ def _on_tasks() -> None:
     from lm.evaluation.tasks.model import Programs, encoder_of
     from lm.evaluation.tasks.task import read_tasks
 
-    task_report.check_output(_TASKS_OUTPUT.value)
+    for flag in (_TASKS_OUTPUT, _TASKS_PAGE):
+        task_report.check_output(flag.name, flag.value)
     tasks = read_tasks(_TASKS.value, "--tasks")
     loaded = workdir.load_chosen()
     options = {"beginning": _BEGINNING.value, "length": _LENGTH.value}
@@ -105,12 +107,14 @@ def _on_tasks() -> None:
         for task in tasks:
             command.say(f"{task.name}: {len(task.documents[: _LIMIT.value]):,} items")
             outcomes.append(evaluate(task, machine, _LIMIT.value))
-    if _TASKS_OUTPUT.value:
-        about = {"model": command.chosen(), "step": loaded.step, **encoder.about()}
-        task_report.write(_TASKS_OUTPUT.value, about, outcomes)
     print("\n".join(task_report.table(outcomes)))
+    about = {"model": command.chosen(), "step": loaded.step, **encoder.about()}
     if _TASKS_OUTPUT.value:
+        task_report.write(_TASKS_OUTPUT.value, about, outcomes)
         print(f"items: {_TASKS_OUTPUT.value}")
+    if _TASKS_PAGE.value:
+        task_report.write_page(_TASKS_PAGE.value, about, outcomes)
+        print(f"page: {_TASKS_PAGE.value}")
 
 
 def _terms(loaded: workdir.Loaded, texts: Sequence[Corpus]) -> tuple[Any, workdir.Loaded]:

@@ -197,12 +197,12 @@ def test_what_a_document_lacks_is_refused_in_one_line(changes, expected, make):
 def test_a_file_that_is_no_task_is_refused_quickly(content, expected, tmp_path):
     path = tmp_path / "task.yaml"
     path.write_text(content)
-    before = time.monotonic()
+    before = time.process_time()
     with pytest.raises(InputError, match=r"^\S*task.yaml") as refusal:
         yaml_file.read_yaml(path)
     assert expected in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    assert time.monotonic() - before < 60
+    assert time.process_time() - before < 20
 
 
 def test_files_of_documents_are_checked(make, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A limit on the seconds of a regular expression that comes from a file."""
+"""A limit on the time of what comes from a file, such as a regular expression."""
 
 import contextlib
 import signal
@@ -16,12 +16,13 @@ class _TooSlow(Exception):
 
 @contextlib.contextmanager
 def limited(what: str, seconds: float = _SECONDS) -> Iterator[None]:
-    """Within it Python's regular expressions take at most so many seconds.
+    """Within it this process computes for at most so many seconds.
 
-    Python looks for signals while it matches, in the main thread; elsewhere there is no limit.
+    Python looks for signals in the main thread, also while it matches a regular expression;
+    elsewhere there is no limit. Seconds in which other processes have the processor do not count.
 
     Args:
-      what: key of the expression, for the message.
+      what: key or file, for the message.
       seconds: the limit.
 
     Raises:
@@ -34,12 +35,12 @@ def limited(what: str, seconds: float = _SECONDS) -> Iterator[None]:
     def stop(number, frame):
         raise _TooSlow
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     except _TooSlow:
-        raise InputError(f"{what} takes longer than {seconds:g} seconds to match") from None
+        raise InputError(f"{what} takes longer than {seconds:g} seconds") from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

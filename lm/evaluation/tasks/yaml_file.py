@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from lm.errors import InputError, shown
+from lm.evaluation.tasks.time_limit import limited
 
 # Bytes of a file, and values in it, those of an alias counted at each of its places.
 _MOST_BYTES = 1_000_000
@@ -29,7 +30,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: not text in UTF-8") from None
     try:
-        found = yaml.safe_load(content)
+        with limited(str(path)):
+            found = yaml.safe_load(content)
     except yaml.constructor.ConstructorError as error:
         place = error.problem_mark
         raise InputError(
@@ -39,6 +41,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: not YAML: {shown(str(error.problem))}") from None
+    except InputError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not YAML that can be read: {shown(str(error))}") from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):

@@ -3,6 +3,11 @@
     pip install lm_eval==0.4.13 torch transformers
     python tests/pretrained/lm_eval_goldens/make_lm_eval_goldens.py
 
+With a folder of launch.export, smollm2.json: what it gives on configs/tasks with that model.
+
+    python -m launch.export --model=SmolLM2-135M-Instruct.Q4_1.gguf --format=huggingface --output=F
+    python tests/pretrained/lm_eval_goldens/make_lm_eval_goldens.py F
+
 Of every item the requests, the answers of the model and the metrics; of every task its results.
 The weights are `random_weights.tensor` of their names, the tokenizer has single characters.
 """
@@ -58,13 +63,12 @@ def plain(value):
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def main():
-    """Writes goldens.json beside this file."""
-    os.chdir(FOLDER / "tasks")
-    names = sorted(path.stem for path in Path().glob("*.yaml"))
-    manager = TaskManager(include_path=".", include_defaults=False)
+def answers(model, tasks):
+    """Results and items of lm_eval on all tasks of a folder."""
+    names = sorted(path.stem for path in Path(tasks).glob("*.yaml"))
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
     found = simple_evaluate(
-        tiny_model(), tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True
+        model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True
     )
     kept = {}
     for name in names:
@@ -77,7 +81,20 @@ def main():
             item["filtered"][sample["filter"]] = sample["filtered_resps"]
             item["metrics"][sample["filter"]] = {k: sample[k] for k in sample["metrics"]}
         kept[name] = {"results": results, "items": [by_item[i] for i in sorted(by_item)]}
-    (FOLDER / "goldens.json").write_text(json.dumps(plain(kept), indent=1) + "\n")
+    return plain(kept)
+
+
+def main():
+    """Writes goldens.json or smollm2.json beside this file."""
+    if len(sys.argv) > 1:
+        folder = str(Path(sys.argv[1]).absolute())
+        os.chdir(FOLDER.parent.parent.parent)
+        model = HFLM(pretrained=folder, dtype="float32", batch_size=16, device="cpu")
+        name, found = "smollm2", answers(model, "configs/tasks")
+    else:
+        os.chdir(FOLDER / "tasks")
+        name, found = "goldens", answers(tiny_model(), ".")
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
