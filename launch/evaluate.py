@@ -90,7 +90,7 @@ def _on_tasks() -> None:
     import jax
 
     from launch import task_report
-    from lm.evaluation.tasks.evaluate import evaluate
+    from lm.evaluation.tasks.evaluate import check, evaluate
     from lm.evaluation.tasks.model import Programs, encoder_of
     from lm.evaluation.tasks.task import read_tasks
 
@@ -100,6 +100,8 @@ def _on_tasks() -> None:
     loaded = workdir.load_chosen()
     options = {"beginning": _BEGINNING.value, "length": _LENGTH.value}
     encoder = encoder_of(loaded.run, loaded.tokenizer, trained_here=loaded.step > 0, **options)
+    for task in tasks:
+        check(task, encoder, _LIMIT.value)
     outcomes = []
     with jax.set_mesh(loaded.run.mesh):
         trained, quantized = loaded.run.stored(loaded.state)

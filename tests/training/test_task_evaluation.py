@@ -1,6 +1,7 @@
 """evaluation.tasks: figures of tasks in the lines of kind validation."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -88,4 +89,13 @@ def test_a_quantized_run_is_asked_on_its_grids(corpus, task, tmp_path):
 def test_a_file_that_is_no_task_is_refused_before_anything_is_written(corpus, tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         train(config(corpus, "none.yaml"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_answer_that_does_not_fit_is_refused_before_anything_is_written(corpus, task, tmp_path):
+    path = tmp_path / "written.yaml"
+    written = Path(task).read_text().replace("multiple_choice", "generate_until")
+    path.write_text(written.replace("items.jsonl", f"{Path(task).parent}/items.jsonl"))
+    with pytest.raises(InputError, match="max_gen_toks=256 leaves no room for a prompt in the 32"):
+        train(config(corpus, str(path)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -67,6 +67,19 @@ def evaluate(task: Task, machine: Machine, limit: int | None = None) -> Outcome:
         raise error if known else InputError(f"{task.file}: {error}") from None
 
 
+def check(task: Task, encoder: Encoder, limit: int | None = None) -> None:
+    """Builds and encodes everything that `evaluate` would ask, and asks nothing.
+
+    Raises:
+      InputError: see `evaluate`.
+    """
+
+    def score(texts, greedy):
+        return [Scored(np.zeros(text.scored, np.float32), False) for text in texts]
+
+    evaluate(task, Machine(encoder, score, lambda asked: [""] * len(asked)), limit)
+
+
 def _choose(task: Task, asked: Sequence[Prompt], machine: Machine) -> Outcome:
     """Multiple choice: the choice with the largest log-likelihood, as it is or by its size."""
     pairs = [_pairs(task, prompt) for prompt in asked]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lm.data.tokenizers import Tokenizer
-from lm.evaluation.tasks.evaluate import evaluate
+from lm.evaluation.tasks.evaluate import check, evaluate
 from lm.evaluation.tasks.model import Programs, encoder_of
 from lm.evaluation.tasks.task import read_tasks
 from lm.model.trained import Trained
@@ -22,13 +22,15 @@ class TaskEvaluation:
       files: of the tasks.
 
     Raises:
-      InputError: a file is not valid, or two tasks have one name.
+      InputError: a file or a document is not valid, or two tasks have one name.
     """
 
     def __init__(self, built: Experiment, tokenizer: Tokenizer, files: list[str]):
         self._built = built
         self._tasks = read_tasks(files, "evaluation.tasks")
         self._encoder = encoder_of(built, tokenizer, trained_here=True)
+        for task in self._tasks:
+            check(task, self._encoder)
         self._programs: dict[bool, Programs] = {}
 
     def __call__(
