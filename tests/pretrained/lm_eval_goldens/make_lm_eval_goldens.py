@@ -76,7 +76,7 @@ def answers(model, tasks):
         by_item = {}
         for sample in found["samples"][name]:
             item = by_item.setdefault(sample["doc_id"], {"filtered": {}, "metrics": {}})
-            item["arguments"] = [list(one.values()) for one in sample["arguments"].values()]
+            item["arguments"] = [list(one) for one in sample["arguments"]]
             item["responses"] = sample["resps"]
             item["filtered"][sample["filter"]] = sample["filtered_resps"]
             item["metrics"][sample["filter"]] = {k: sample[k] for k in sample["metrics"]}
