@@ -256,6 +256,11 @@ EVALUATION = {
         0,
         "held-out problems that are answered greedily and judged at each evaluation; 0 is none",
     ),
+    "tasks": (
+        "",
+        "files of tasks in lm_eval's form, FILE.yaml,..., evaluated at each evaluation; none by "
+        "default",
+    ),
     "ngram_order": (0, "Witten-Bell byte n-gram to compare with; 0 is none"),
 }
 

@@ -2,18 +2,46 @@
 
 python -m launch.evaluate --model=runs/quickstart
 python -m launch.evaluate --model=runs/quickstart/int4.safetensors
+
+With tasks, files in the form of lm_eval's: accuracy or perplexity on them instead.
+
+python -m launch.evaluate --model=runs/quickstart --tasks=configs/tasks/sums.yaml
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+from absl import flags
+
 from launch import command, workdir
 from lm.data.documents import Corpus
 from lm.errors import InputError
 
+_TASKS = flags.DEFINE_list("tasks", [], "Files of tasks, FILE.yaml,...: evaluate on these.")
+_TASKS_OUTPUT = flags.DEFINE_string(
+    "tasks_output", "", "--tasks: file of JSON to write, with what each item gave."
+)
+_TASKS_PAGE = flags.DEFINE_string("tasks_page", "", "--tasks: page of HTML to write.")
+_LIMIT = flags.DEFINE_integer("limit", None, "--tasks: ask only so many items of each task.")
+_BEGINNING = flags.DEFINE_enum(
+    "beginning",
+    "auto",
+    ("auto", "always", "empty"),
+    "--tasks: prompts that open with the beginning of text: always, only an empty one, or as the "
+    "model was trained.",
+)
+_LENGTH = flags.DEFINE_integer(
+    "length", 0, "--tasks: tokens that the model reads at most; 0 is as it was trained."
+)
+
 
 def main() -> None:
     """Evaluates and prints one line a figure."""
+    if _TASKS.value:
+        return _on_tasks()
+    for flag in (_TASKS_OUTPUT, _TASKS_PAGE, _LIMIT, _BEGINNING, _LENGTH):
+        if flag.present:
+            raise InputError(f"--{flag.name} is for --tasks=FILE.yaml")
     split = command.split("validation")
     command.use_compilation_cache()
     import jax
@@ -50,6 +78,45 @@ def main() -> None:
     print(f"bits per byte: {score.bits_per_byte:.4f}")
     for name, value in score.terms.items():
         print(f"{name}: {value:.4f}")
+
+
+def _on_tasks() -> None:
+    """Prints a table of the tasks, and writes them as JSON."""
+    if _LIMIT.value is not None and _LIMIT.value < 1:
+        raise InputError(f"--limit={_LIMIT.value} must be at least 1")
+    if command.CORPUS.value or command.SPLIT.value:
+        raise InputError("--tasks goes with neither --corpus nor --split")
+    command.use_compilation_cache()
+    import jax
+
+    from launch import task_report
+    from lm.evaluation.tasks.evaluate import check, evaluate
+    from lm.evaluation.tasks.model import Programs, encoder_of
+    from lm.evaluation.tasks.task import read_tasks
+
+    for flag in (_TASKS_OUTPUT, _TASKS_PAGE):
+        task_report.check_output(flag.name, flag.value)
+    tasks = read_tasks(_TASKS.value, "--tasks")
+    loaded = workdir.load_chosen()
+    options = {"beginning": _BEGINNING.value, "length": _LENGTH.value}
+    encoder = encoder_of(loaded.run, loaded.tokenizer, trained_here=loaded.step > 0, **options)
+    for task in tasks:
+        check(task, encoder, _LIMIT.value)
+    outcomes = []
+    with jax.set_mesh(loaded.run.mesh):
+        trained, quantized = loaded.run.stored(loaded.state)
+        machine = Programs(loaded.run, quantized, encoder).machine(trained)
+        for task in tasks:
+            command.say(f"{task.name}: {len(task.documents[: _LIMIT.value]):,} items")
+            outcomes.append(evaluate(task, machine, _LIMIT.value))
+    print("\n".join(task_report.table(outcomes)))
+    about = {"model": command.chosen(), "step": loaded.step, **encoder.about()}
+    if _TASKS_OUTPUT.value:
+        task_report.write(_TASKS_OUTPUT.value, about, outcomes)
+        print(f"items: {_TASKS_OUTPUT.value}")
+    if _TASKS_PAGE.value:
+        task_report.write_page(_TASKS_PAGE.value, about, outcomes)
+        print(f"page: {_TASKS_PAGE.value}")
 
 
 def _terms(loaded: workdir.Loaded, texts: Sequence[Corpus]) -> tuple[Any, workdir.Loaded]:

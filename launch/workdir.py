@@ -69,13 +69,24 @@ def load_chosen(fields: Sequence[str] = ()) -> Loaded:
             "a .gguf file"
         )
     ((flag, path),) = given.items()
+    return load_any(path, command.STEP.value, flag, fields)
+
+
+def load_any(
+    path: str, step: int | None = None, flag: str = "--model", fields: Sequence[str] = ()
+) -> Loaded:
+    """The model of a work directory, a packed file, a Hugging Face folder or a .gguf file.
+
+    Raises:
+      InputError: no such model, or a step of one without steps; the message names `flag`.
+    """
     if is_pretrained(path):
         read = load_pretrained
     elif flag == "--packed" or path.endswith(".safetensors") or Path(path).is_file():
         read = load_packed
     else:
-        return load(path, command.STEP.value, flag, fields)
-    if command.STEP.value is not None:
+        return load(path, step, flag, fields)
+    if step is not None:
         raise InputError(f"{flag}={path} is a whole model: leave --step out")
     return read(path)
 

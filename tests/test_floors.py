@@ -20,7 +20,8 @@ _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/ref
 _RUN = (*_STEP, "lm/pretrained", "lm/training", "lm/runs")
 _AROUND = (
     *_RUN,
-    *("lm/references", "lm/evaluation", "lm/runs/initialise", "lm/runs/parameters_from"),
+    *("lm/references", "lm/evaluation", "lm/evaluation/tasks"),
+    *("lm/runs/initialise", "lm/runs/parameters_from"),
 )
 _LOOP = tuple(
     f"lm/training/{name}"
@@ -44,6 +45,9 @@ BELOW = {
     "lm/compression": (*_GROUND, "lm/parallel"),
     "lm/runs": (*_BASE, "lm/parallel"),
     "lm/training": _STEP,
+    "lm/evaluation/tasks": (*_RUN, "lm/evaluation"),
+    # A command of lm_eval, not a part of ours: nothing imports it.
+    "lm/evaluation/harness": ("launch", "configs", *_AROUND),
     "lm/evaluation": (*_GROUND, "lm/parallel", "lm/compression"),
     "lm/references": _RUN,
     "lm/rollouts/rewards": _BASE,
@@ -146,7 +150,7 @@ def test_every_imported_package_is_declared():
     for path in sources():
         for name in imports(path.read_text()):
             top = name.split(".")[0]
-            if top in sys.stdlib_module_names or part(top) or top in ("lm", "wandb"):
+            if top in sys.stdlib_module_names or part(top) or top in ("lm", "wandb", "lm_eval"):
                 continue
             offered = {d.replace("-", "_").lower() for d in providers[top]}
             assert offered & names, f"{path} imports {top}, which pyproject.toml does not declare"

@@ -202,19 +202,19 @@ def _read(record: dict[str, Any], name: str, where: str) -> Document:
 
 def _repaired(document: Document) -> Document:
     """JSON may escape half of a surrogate pair, which UTF-8 cannot hold: it reads as U+FFFD."""
-    spans = tuple((_sound(text), weight) for text, weight in document.spans)
+    spans = tuple((sound(text), weight) for text, weight in document.spans)
     other = document.rejected
     return document._replace(
-        spans=spans, rejected=_repaired(other) if other else None, record=_sound(document.record)
+        spans=spans, rejected=_repaired(other) if other else None, record=sound(document.record)
     )
 
 
-def _sound(value: Any) -> Any:
-    """A JSON value with all of its texts repaired."""
+def sound(value: Any) -> Any:
+    """A JSON value with all of its texts repaired: halves of surrogate pairs become U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
-        return [_sound(one) for one in value]
+        return [sound(one) for one in value]
     if isinstance(value, dict):
-        return {_sound(key): _sound(one) for key, one in value.items()}
+        return {sound(key): sound(one) for key, one in value.items()}
     return value

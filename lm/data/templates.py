@@ -62,7 +62,11 @@ class ChatTemplate:
     def __init__(self, source: str, special: Mapping[str, str], markers: Sequence[str] = ()):
         self.markers = tuple(markers)
         self._special = dict(special)
-        self._environment = _Environment()
+        self._environment = Sandbox(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, "jinja2.ext.loopcontrols"],
+        )
         try:
             if len(source) > _MOST_SOURCE:
                 raise ValueError(f"longer than {_MOST_SOURCE:,} characters")
@@ -91,8 +95,6 @@ class ChatTemplate:
           InputError: the template refuses the messages, fails, or does not come to an end.
         """
         given = sum(len(message.content) for message in messages)
-        limit = _MOST_CHARACTERS + 100 * given
-        self._environment.begin(limit)
         variables = {
             **self._special,
             "messages": [message._asdict() for message in messages],
@@ -100,16 +102,10 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
         }
-        pieces = []
         try:
-            for piece in self._template.generate(variables):
-                pieces.append(piece)
-                limit -= len(piece)
-                if limit < 0:
-                    raise ValueError("it writes too much text")
+            return self._environment.write(self._template, variables, given)
         except Exception as error:  # A template may raise anything.
             raise InputError(f"chat template: {_line(error)}") from None
-        return "".join(pieces)
 
 
 def make_template(source: str | None, special: Mapping[str, str]) -> ChatTemplate:
@@ -142,17 +138,17 @@ class _Generation(Extension):
         return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
 
-class _Environment(sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox with bounds, and with what `transformers` offers to templates."""
+class Sandbox(sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox with bounds, and with what `transformers` offers to templates.
+
+    Args:
+      **options: of `jinja2.Environment`.
+    """
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
 
-    def __init__(self):
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_Generation, "jinja2.ext.loopcontrols"],
-        )
+    def __init__(self, **options: Any):
+        super().__init__(**options)
         self._bounds = threading.local()
         self.filters["tojson"] = _to_json
         # Both make text of any width from a few characters.
@@ -160,6 +156,31 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         self.filters = {name: self._measured(f) for name, f in self.filters.items()}
         del self.globals["lipsum"]
         self.globals.update(raise_exception=_refuse, strftime_now=_DATE.strftime)
+
+    def add_filter(self, name: str, function: Callable[..., Any]) -> None:
+        """Offers a filter, its result measured as those of Jinja's own."""
+        self.filters[name] = self._measured(function)
+
+    def write(self, template: jinja2.Template, variables: Mapping[str, Any], given: int) -> str:
+        """The text that a template of this sandbox makes.
+
+        Args:
+          template: of `from_string`.
+          variables: by name.
+          given: characters of the text in them.
+
+        Raises:
+          ValueError, or whatever a template raises: it fails, or goes beyond the bounds.
+        """
+        limit = _MOST_CHARACTERS + 100 * given
+        self.begin(limit)
+        pieces = []
+        for piece in template.generate(variables):
+            pieces.append(piece)
+            limit -= len(piece)
+            if limit < 0:
+                raise ValueError("it writes too much text")
+        return "".join(pieces)
 
     def begin(self, most_characters: int) -> None:
         """Starts the counts of one rendering in this thread."""

@@ -139,6 +139,8 @@ ADDED = {
     "rollouts.rewards": "exact",
     # With answers of rounded weights.
     "rollouts.bits": 16.0,
+    # With tasks.
+    "evaluation.tasks": "",
 }
 
 # Old key -> its name today, "" where it is gone.

@@ -66,6 +66,8 @@ def evaluate(loop: "Loop", limit: int | None) -> None:
     if loop.held_out:
         answered = loop.held_out(trained, quantized, loop.check_interrupt)
         line |= answered
+    on_tasks = loop.tasks(trained, quantized, loop.check_interrupt) if loop.tasks else {}
+    line |= on_tasks
     shown = (
         f"step {loop.step}: validation loss {result.loss:.4f} nats/token, "
         f"{result.bits_per_byte:.4f} bits/byte"
@@ -74,6 +76,9 @@ def evaluate(loop: "Loop", limit: int | None) -> None:
         shown += f", accuracy {result.terms['accuracy']:.4f}"
     if answered:
         shown += f", reward {answered['reward']:.4f}, solved {answered['solved']:.4f}"
+    shown += "".join(
+        f", {name} {value:.4f}" for name, value in on_tasks.items() if name.endswith("/acc")
+    )
     if built.quantized:
         line |= built.quantized.report(trained)
         shown += (

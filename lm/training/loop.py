@@ -12,6 +12,7 @@ from lm.data import declared, tokenizers
 from lm.data.targets import count_without_target
 from lm.errors import InputError, StorageError
 from lm.evaluation import perplexity, sampling
+from lm.evaluation.tasks.in_training import TaskEvaluation, task_evaluation
 from lm.model.interface import Model
 from lm.parallel.cross_process import CrossProcessAny
 from lm.planning.flops import peak_flops
@@ -99,7 +100,7 @@ class _Parts(NamedTuple):
       beginning: the model of which it takes the parameters; None for none.
       terms: see `Loop`.
       run_id: as `lm.runs.identity.run_id`.
-      held_out: see `Loop`.
+      held_out, tasks: see `Loop`.
     """
 
     built: experiment.Experiment
@@ -112,6 +113,7 @@ class _Parts(NamedTuple):
     run_id: str
     terms: TermEvaluation | None
     held_out: HeldOut | None
+    tasks: TaskEvaluation | None
 
 
 def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) -> Result:
@@ -123,7 +125,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
     references = open_references(built, data.tokenizer.fingerprint)
     stored = references.stored(data.train, data.tokenizer.fingerprint)
     usable = experiment.usable_records(config, built.objective, data)
-    dataset = None
+    tasks, dataset = task_evaluation(built, data.tokenizer), None
     if built.objective.advantages is None:
         dataset = experiment.train_batches(config, data, stored, built.mesh, usable)
     record = resolved(config, data.tokenizer, built)
@@ -156,7 +158,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         run_id = record["run_id"]
         parts = _Parts(
             *(built, data, source, second_models, frozen, start, beginning, run_id, terms),
-            held_out,
+            *(held_out, tasks),
         )
         loop = Loop(config, workdir, say, parts, stop)
         if change := describe_change(loop, before.get("config", {})):
@@ -188,6 +190,7 @@ class Loop:
       eval_step: the one evaluation step of the run, so that it is compiled once.
       terms: evaluates the terms of its objective; None where there is nothing to add.
       held_out: answers held-out problems; None where none are asked.
+      tasks: evaluates tasks; None where there are none.
       samplers: one of each phase, True for the quantized one.
       change_widths: the program that puts layers on other widths, once one has been needed.
       watch: seconds of training.
@@ -217,7 +220,7 @@ class Loop:
         self.watch = Stopwatch(metadata.get("training_seconds", 0.0))
         self.writer = Writer(workdir, config, self.step, parts.run_id)
         self.eval_step, self.train_steps, self.terms = self.built.eval_step(), {}, parts.terms
-        self.held_out = parts.held_out
+        self.held_out, self.tasks = parts.held_out, parts.tasks
         self.change_widths = None
         self.samplers = {
             quantized: sampling.Sampler(

@@ -1,0 +1,168 @@
+"""A model for lm_eval, the evaluation harness of others, 0.4.13 or newer (extra `eval`).
+
+python -m lm.evaluation.harness run --model nibble --model_args model=runs/quickstart \\
+    --tasks additions --include_path configs/tasks
+
+is `lm_eval run ...` with the model `nibble` known to it. A program that calls
+`lm_eval.simple_evaluate` calls `register()` first. lm_eval is imported only then.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from launch import command, workdir
+from lm.errors import InputError, shown
+from lm.evaluation.tasks.evaluate import total
+from lm.evaluation.tasks.model import Programs, encoder_of
+from lm.evaluation.tasks.writing import Asked
+
+# Tokens of an answer of which a task does not say how long it may be: lm_eval's default.
+_TOKENS = 256
+
+# Names of the most tokens of an answer, the first of which counts, as in lm_eval.
+_MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+class Backend:
+    """What lm_eval asks of a model, without lm_eval.
+
+    Args:
+      model: work directory, packed file, Hugging Face folder or .gguf file.
+      step: of the checkpoint of a work directory; the newest by default.
+      beginning, max_length: see `encoder_of`.
+
+    Raises:
+      InputError: no such model, or an argument that is not valid.
+    """
+
+    def __init__(
+        self, model: str, step: int | None = None, beginning: str = "auto", max_length: int = 0
+    ):
+        loaded = workdir.load_any(str(model), step, "model")
+        self._mesh = loaded.run.mesh
+        self.encoder = encoder_of(
+            loaded.run,
+            loaded.tokenizer,
+            trained_here=loaded.step > 0,
+            beginning=beginning,
+            length=max_length,
+        )
+        with jax.set_mesh(self._mesh):
+            trained, quantized = loaded.run.stored(loaded.state)
+            self._machine = Programs(loaded.run, quantized, self.encoder).machine(trained)
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Of each (context, continuation): log p in nats, and whether it would be written."""
+        texts = [self.encoder.pair(*pair) for pair in pairs]
+        with jax.set_mesh(self._mesh):
+            return [(total(one), one.greedy) for one in self._machine.score(texts, True)]
+
+    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
+        """Log p of each text in nats, in windows that follow one another."""
+        windows = [list(self.encoder.windows(text)) for text in texts]
+        with jax.set_mesh(self._mesh):
+            scored = iter(self._machine.score([one for each in windows for one in each], False))
+        return [sum(total(next(scored)) for _ in each) for each in windows]
+
+    def generate_until(self, asked: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """The greedy answer to each (context, options of generation).
+
+        Raises:
+          InputError: the options ask for draws, or leave no room for a context.
+        """
+        rows = [self._asked(context, options) for context, options in asked]
+        with jax.set_mesh(self._mesh):
+            return self._machine.write(rows)
+
+    def _asked(self, context: str, options: Mapping[str, Any]) -> Asked:
+        if options.get("do_sample") or float(options.get("temperature") or 0):
+            raise InputError(
+                f"generation_kwargs {shown(dict(options))}: the model nibble answers greedily; "
+                "valid: do_sample: false, temperature: 0"
+            )
+        given = (options[name] for name in _MOST_TOKENS if options.get(name) is not None)
+        tokens = int(next(given, _TOKENS))
+        room = self.encoder.length - tokens
+        if room < 1:
+            raise InputError(
+                f"max_gen_toks={tokens} leaves no room for a context in the {self.encoder.length} "
+                "tokens that the model reads; valid: --gen_kwargs max_gen_toks=N, or a larger "
+                "max_length of --model_args"
+            )
+        until = options.get("until") or []
+        until = [until] if isinstance(until, str) else until
+        ids = self.encoder.prompt(context)[-room:]
+        return Asked(ids, tuple(filter(None, until)), tokens)
+
+
+def register() -> type:
+    """Makes the model `nibble` known to lm_eval, once; returns its class.
+
+    Raises:
+      InputError: lm_eval is not installed.
+    """
+    try:
+        from lm_eval.api.model import LM
+        from lm_eval.api.registry import register_model
+    except ImportError as error:
+        raise InputError(
+            f"lm_eval cannot be imported ({error}): pip install 'nibble-lm[eval]'"
+        ) from None
+
+    @register_model("nibble")
+    class Nibble(LM):
+        """`Backend` for lm_eval; of the other arguments that it hands over none is used."""
+
+        def __init__(
+            self,
+            model: str,
+            step: int | None = None,
+            beginning: str = "auto",
+            max_length: int = 0,
+            batch_size: Any = None,
+            max_batch_size: Any = None,
+            device: Any = None,
+        ):
+            super().__init__()
+            self._backend = Backend(model, step, beginning, max_length)
+
+        def loglikelihood(self, requests, disable_tqdm=False):
+            return self._kept(self._backend.loglikelihood, "loglikelihood", requests)
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=False):
+            texts = [request.args[0] for request in requests]
+            found = self._backend.loglikelihood_rolling(texts)
+            for request, answer in zip(requests, found, strict=True):
+                self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
+            return found
+
+        def generate_until(self, requests, disable_tqdm=False):
+            return self._kept(self._backend.generate_until, "generate_until", requests)
+
+        def _kept(self, function, name, requests):
+            found = function([request.args for request in requests])
+            for request, answer in zip(requests, found, strict=True):
+                self.cache_hook.add_partial(name, request.args, answer)
+            return found
+
+    return Nibble
+
+
+def main() -> None:
+    """Runs the command line of lm_eval."""
+    command.use_compilation_cache()
+    try:
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(command.BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()
