@@ -1,10 +1,11 @@
 """Compares two models on the items of tasks that both have answered.
 
-python -m launch.compare A.json[,A2.json...] B.json[,B2.json...] [--confidence=0.95] [--json]
+python -m launch.compare A.json[,A2.json...] B.json[,B2.json...] [--score=NAME] [--json]
 
-The files are those of launch.evaluate --tasks: {"tasks": {NAME: {"items": [{"id": ..., "score":
-0.0}, ...]}}}. More files of a model are its runs with other seeds, in the same order for both:
-then the intervals are for other seeds as well as for other items.
+The files are those of launch.evaluate --tasks_output: {"tasks": {NAME: {"items": [{"id": ...,
+"score": 0.0}, ...]}}}. --score names another field of the items, such as acc_norm. More files of a
+model are its runs with other seeds, in the same order for both: then the intervals are for other
+seeds as well as for other items. --confidence is that of the intervals of all tasks together.
 """
 
 import json
@@ -21,6 +22,7 @@ from lm import strict_json
 from lm.errors import InputError, shown
 from lm.studies import items
 
+_SCORE = flags.DEFINE_string("score", "score", "Field of the items that is compared.")
 _CONFIDENCE = flags.DEFINE_float("confidence", 0.95, "Of the intervals of all tasks together.")
 
 _MOST_BYTES = 256 * 2**20
@@ -37,7 +39,7 @@ def main(first: str = "", second: str = "") -> None:
     if not 0 < _CONFIDENCE.value < 1:
         raise InputError(f"--confidence={_CONFIDENCE.value} must be between 0 and 1")
     models = [[Path(name) for name in given.split(",")] for given in (first, second)]
-    found, left_out = compare(*models, _CONFIDENCE.value)
+    found, left_out = compare(*models, _CONFIDENCE.value, _SCORE.value)
     if command.JSON.value:
         content = {name: one._asdict() | {"verdict": one.verdict} for name, one in found.items()}
         print(strict_json.dumps({"tasks": content, "left_out": left_out}))
@@ -46,7 +48,7 @@ def main(first: str = "", second: str = "") -> None:
 
 
 def compare(
-    first: Sequence[Path], second: Sequence[Path], confidence: float = 0.95
+    first: Sequence[Path], second: Sequence[Path], confidence: float = 0.95, field: str = "score"
 ) -> tuple[dict[str, items.Difference], list[str]]:
     """Task -> difference, and the tasks that are not in all files.
 
@@ -61,7 +63,7 @@ def compare(
     if len(first) > _MOST_FILES:
         raise InputError(f"{len(first):,} files a model are too many; valid: up to {_MOST_FILES:,}")
     paths = [*first, *second]
-    scores = [read(path) for path in paths]
+    scores = [read(path, field) for path in paths]
     names = list(dict.fromkeys(name for one in scores for name in one))
     common = [name for name in names if all(name in one for one in scores)]
     if not common:
@@ -74,8 +76,8 @@ def compare(
     return found, [name for name in names if name not in common]
 
 
-def read(path: Path) -> Scores:
-    """The scores of a file.
+def read(path: Path, field: str = "score") -> Scores:
+    """The scores of a file: this field of its items.
 
     Raises:
       InputError: missing, too large, or of another form; one line that names the place.
@@ -93,14 +95,16 @@ def read(path: Path) -> Scores:
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(tasks, dict) or not tasks:
         raise InputError(f"{path}: no file of launch.evaluate --tasks: it has no tasks")
-    return {name: _items(task, f"{path}: task {shown(name)}") for name, task in tasks.items()}
+    return {
+        name: _items(task, field, f"{path}: task {shown(name)}") for name, task in tasks.items()
+    }
 
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _items(task: Any, where: str) -> dict[str, float]:
+def _items(task: Any, field: str, where: str) -> dict[str, float]:
     listed = task.get("items") if isinstance(task, dict) else None
     if not isinstance(listed, list) or len(listed) < 2:
         raise InputError(f"{where}: needs a list of at least two items")
@@ -112,17 +116,17 @@ def _items(task: Any, where: str) -> dict[str, float]:
         key = json.dumps(name)  # 1 is not "1"
         if key in found:
             raise InputError(f"{where}: items[{i}] has the id {shown(name)} of an item before it")
-        found[key] = _score(item.get("score"), f"{where}: items[{i}]")
+        found[key] = _score(item.get(field), field, f"{where}: items[{i}]")
     return found
 
 
-def _score(value: Any, where: str) -> float:
+def _score(value: Any, field: str, where: str) -> float:
     try:
         score = float(value) if type(value) in (int, float) else math.nan
     except OverflowError:
         score = math.nan
     if not math.isfinite(score):
-        raise InputError(f"{where} needs a score, a finite number, and has {shown(value)}")
+        raise InputError(f"{where} needs {field}, a finite number, and has {shown(value)}")
     return score
 
 

@@ -110,7 +110,6 @@ def _described(outcome: Outcome) -> dict[str, Any]:
         "file": task.file,
         "output_type": task.output_type,
         "num_fewshot": task.shots.count,
-        "items": len(outcome.items),
         "cut": outcome.cut,
         "metrics": {
             figure.metric: {
@@ -120,5 +119,16 @@ def _described(outcome: Outcome) -> dict[str, Any]:
             }
             for figure in outcome.figures
         },
-        "records": outcome.items,
+        "items": [_scored(outcome, item) for item in outcome.items],
     }
+
+
+def _scored(outcome: Outcome, item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item with an `id`, and with a `score` that launch.compare reads.
+
+    That is its part of the first metric, or its log-likelihood where that is no mean over items.
+    """
+    metric = outcome.figures[0].metric
+    score = item[metric] if metric in item else item["log_likelihood"]
+    rest = {name: value for name, value in item.items() if name != "index"}
+    return {"id": item["index"], "score": score, **rest}

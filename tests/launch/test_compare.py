@@ -79,7 +79,7 @@ BAD = {
     ),
     "score": (
         '{"tasks": {"a": {"items": [{"id": 1, "score": true}, {"id": 2, "score": 0}]}}}',
-        r"items\[0\] needs a score, a finite number, and has True",
+        r"items\[0\] needs score, a finite number, and has True",
     ),
     "null": (
         '{"tasks": {"a": {"items": [{"id": 1, "score": null}, {"id": 2, "score": 0}]}}}',
@@ -87,11 +87,11 @@ BAD = {
     ),
     "large": (
         '{"tasks": {"a": {"items": [{"id": 1, "score": 1' + "0" * 400 + '}, {"id": 2}]}}}',
-        "needs a score",
+        "needs score, a finite",
     ),
     "infinite": (
         '{"tasks": {"a": {"items": [{"id": 1, "score": 1e999}, {"id": 2}]}}}',
-        "needs a score",
+        "needs score, a finite",
     ),
 }
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from random_weights import golden, write_folder
 
+from launch import compare
+
 ROOT = Path(__file__).parent.parent.parent
 TASKS = Path(__file__).parent / "lm_eval_goldens" / "tasks"
 
@@ -52,11 +54,16 @@ def test_a_table_and_the_items(folder, tmp_path):
     for row in rows:
         task, metric, value, error, count = row.split()
         kept = written["tasks"][task]
-        of_items = [item[metric] for item in kept["records"]]
+        of_items = [item[metric] for item in kept["items"]]
         assert count == "3"
         assert f"{sum(of_items) / 3:.4f}" == value
         assert f"{kept['metrics'][metric]['standard_error']:.4f}" == error
-        assert len(kept["records"][0]["log_likelihoods"]) == (2 if task == "pairs" else 4)
+        assert len(kept["items"][0]["log_likelihoods"]) == (2 if task == "pairs" else 4)
+    found, left_out = compare.compare([output], [output], field="acc_norm")
+    assert (set(found), left_out) == ({"pairs", "several_right"}, [])
+    assert all(one.mean == 0 and one.items == 3 for one in found.values())
+    scores = compare.read(output)["pairs"].values()
+    assert list(scores) == [item["acc"] for item in written["tasks"]["pairs"]["items"]]
 
 
 @pytest.mark.slow
