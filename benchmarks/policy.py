@@ -9,8 +9,9 @@ is a command of launch.train with a folder of its own, and one that has ended is
 Further arguments are those of launch.train, for the runs of the methods.
 
 Prints a table: mean over the seeds and 95% interval (Student's t) of the share of held-out problems
-that are solved greedily, at the end and as the difference to the pretrained model of the same seed;
-and of the answers that were drawn in the last logged step.
+that are solved greedily, at the end, and as differences to the pretrained model and to the first
+method of the same seed; of the answers that were drawn in the last logged step; and of the
+thousands of tokens that were drawn in all.
 """
 
 import subprocess
@@ -31,19 +32,22 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of models, problems 
 
 # What launch.train gets besides; the flags of this script are others.
 FURTHER = [one for one in sys.argv[1:] if one.startswith("--config.")]
-HEADER = ("method", "solved", "gained", "solved, drawn")
+HEADER = ("method", "solved", "gained", "to the first", "solved, drawn", "drawn, thousands")
 
 
 def main() -> None:
     """Trains what is missing, and prints the table."""
     before = {seed: solved(train("sums", seed)) for seed in _SEEDS.value}
-    rows = [["pretrained", interval([*before.values()]), "", ""]]
+    rows, first = [["pretrained", interval([*before.values()]), "", "", "", ""]], None
     for name in _METHODS.value:
-        found = [(before[seed], train(f"policy/{name}", seed)) for seed in _SEEDS.value]
+        runs = {seed: train(f"policy/{name}", seed) for seed in _SEEDS.value}
+        first = first or runs
         columns = (
-            [solved(run) for _, run in found],
-            [solved(run) - first for first, run in found],
-            [last(run, "train")["solved"] for _, run in found],
+            [solved(run) for run in runs.values()],
+            [solved(run) - before[seed] for seed, run in runs.items()],
+            [solved(run) - solved(first[seed]) for seed, run in runs.items()],
+            [last(run, "train")["solved"] for run in runs.values()],
+            [drawn(run) / 1000 for run in runs.values()],
         )
         rows.append([name, *map(interval, columns)])
         print("\n".join(command.table(HEADER, rows)), flush=True)
@@ -60,6 +64,13 @@ def train(name: str, seed: str) -> Path:
             arguments += [f"--config.initialise.from={begin}", *FURTHER]
         subprocess.run([*program, *arguments], check=True)
     return folder
+
+
+def drawn(folder: Path) -> float:
+    """Tokens of all answers that were drawn for training, but for those drawn while compiling."""
+    lines = [one for one in read_metrics(folder) if one["kind"] == "train"]
+    rates = [(one["sampling_seconds"], one.get("sampled_tokens_per_second", 0.0)) for one in lines]
+    return sum(seconds * rate for seconds, rate in rates)
 
 
 def last(folder: Path, kind: str) -> dict[str, float]:

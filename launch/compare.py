@@ -113,7 +113,7 @@ def _items(task: Any, field: str, where: str) -> dict[str, float]:
         name = item.get("id") if isinstance(item, dict) else None
         if type(name) not in (str, int):
             raise InputError(f"{where}: items[{i}] needs an id, a string or a whole number")
-        key = json.dumps(name)  # 1 is not "1"
+        key = strict_json.dumps(name)  # 1 is not "1"
         if key in found:
             raise InputError(f"{where}: items[{i}] has the id {shown(name)} of an item before it")
         found[key] = _score(item.get(field), field, f"{where}: items[{i}]")
