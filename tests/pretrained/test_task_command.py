@@ -88,7 +88,7 @@ def test_answers_that_are_written(folder, tmp_path):
         ([f"--tasks={TASKS}/pairs.yaml", "--limit=0"], "--limit=0 must be at least 1"),
         ([f"--tasks={TASKS}/pairs.yaml", "--split=train"], "--tasks goes with neither"),
         ([f"--tasks={TASKS}/pairs.yaml", "--tasks_output=none/x.json"], "--tasks_output=none/x"),
-        ([f"--tasks={TASKS}/pairs.yaml", "--length=-1"], "length=-1: valid are 1 to 256"),
+        ([f"--tasks={TASKS}/pairs.yaml", "--length=-1"], "length=-1 must be from 1 to 256"),
         (["--limit=3"], "--limit is for --tasks=FILE.yaml"),
     ],
 )
