@@ -74,7 +74,7 @@ def test_without_tasks_a_run_has_the_same_losses_and_no_figures(corpus, task, tm
 
 @pytest.mark.slow
 def test_a_quantized_run_is_asked_on_its_grids(corpus, task, tmp_path):
-    train(config(corpus, task, quantization__bits=4.0), tmp_path)
+    train(config(corpus, task, quantization__bits=4.0, quantization__fraction="1.0"), tmp_path)
     (last,) = [line for line in lines(tmp_path, "validation") if line["whole"]]
     packed = workdir.load_packed(str(tmp_path / "packed.safetensors"))
     encoder = encoder_of(packed.run, packed.tokenizer, trained_here=True)
