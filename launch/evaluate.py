@@ -5,7 +5,7 @@ python -m launch.evaluate --model=runs/quickstart/int4.safetensors
 
 With tasks, files in the form of lm_eval's: accuracy or perplexity on them instead.
 
-python -m launch.evaluate --model=runs/quickstart --tasks=configs/tasks/sums.yaml
+python -m launch.evaluate --model=runs/quickstart --tasks=configs/tasks/additions.yaml
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _TASKS_OUTPUT = flags.DEFINE_string(
     "tasks_output", "", "--tasks: file of JSON to write, with what each item gave."
 )
 _TASKS_PAGE = flags.DEFINE_string("tasks_page", "", "--tasks: page of HTML to write.")
-_LIMIT = flags.DEFINE_integer("limit", None, "--tasks: ask only so many items of each task.")
+_LIMIT = flags.DEFINE_integer("limit", None, "--tasks: evaluate the first N items of each task.")
 _BEGINNING = flags.DEFINE_enum(
     "beginning",
     "auto",

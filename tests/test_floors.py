@@ -20,7 +20,7 @@ _STEP = (*_GROUND, "lm/parallel", "lm/compression", "lm/planning/flops", "lm/ref
 _RUN = (*_STEP, "lm/pretrained", "lm/training", "lm/runs")
 _AROUND = (
     *_RUN,
-    *("lm/references", "lm/evaluation", "lm/evaluation/tasks"),
+    *("lm/references", "lm/evaluation", "lm/evaluation/tasks", "lm/evaluation/harness"),
     *("lm/runs/initialise", "lm/runs/parameters_from"),
 )
 _LOOP = tuple(
@@ -46,8 +46,7 @@ BELOW = {
     "lm/runs": (*_BASE, "lm/parallel"),
     "lm/training": _STEP,
     "lm/evaluation/tasks": (*_RUN, "lm/evaluation"),
-    # A command of lm_eval, not a part of ours: nothing imports it.
-    "lm/evaluation/harness": ("launch", "configs", *_AROUND),
+    "lm/evaluation/harness": (*_RUN, "lm/evaluation", "lm/evaluation/tasks"),
     "lm/evaluation": (*_GROUND, "lm/parallel", "lm/compression"),
     "lm/references": _RUN,
     "lm/rollouts/rewards": _BASE,

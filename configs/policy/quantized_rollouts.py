@@ -5,10 +5,10 @@ Command: python -m launch.train --config=configs/policy/quantized_rollouts.py --
 Against: the same with --config.objective.name=grpo, and configs/policy/icepop.py with 16 bits.
 Cost:    that of configs/policy/grpo.py, and a pass for the old policy each rollout.
 
-Claim: tokens whose probability under the trained weights is not between half and five times the
-one that they were drawn with are left out, and the others are weighted by that ratio, so that the
-gradient is that of the trained model. GRPO alone takes the rounded model for the old policy, and
-its clipped ratios mix what rounding did with what training did.
+Claim: IcePop weights each token by k = p of the trained weights / p of the rounded ones, and drops
+tokens with k outside [0.5, 5], so that the gradient is that of the trained model. GRPO alone takes
+the rounded model for the old policy, and its ratios mix the effect of rounding with that of
+training. Neither has been measured here.
 
 Watch `kl_behaviour_k3`: without rounding it is 0 in the first step on every rollout. Here the
 weights are rounded in memory, which saves nothing: the config shows what a sampler of few bits

@@ -1,23 +1,19 @@
 """A model for lm_eval, the evaluation harness of others, 0.4.13 or newer (extra `eval`).
 
-python -m lm.evaluation.harness run --model nibble --model_args model=runs/quickstart \\
-    --tasks additions --include_path configs/tasks
-
-is `lm_eval run ...` with the model `nibble` known to it. A program that calls
-`lm_eval.simple_evaluate` calls `register()` first. lm_eval is imported only then.
+launch.harness says where models come from. lm_eval is imported by `register` alone.
 """
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from launch import command, workdir
+from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError, shown
 from lm.evaluation.tasks.evaluate import total
 from lm.evaluation.tasks.model import Programs, encoder_of
 from lm.evaluation.tasks.writing import Asked
+from lm.training.experiment import Experiment
 
 # Tokens of an answer of which a task does not say how long it may be: lm_eval's default.
 _TOKENS = 256
@@ -30,29 +26,32 @@ class Backend:
     """What lm_eval asks of a model, without lm_eval.
 
     Args:
-      model: work directory, packed file, Hugging Face folder or .gguf file.
-      step: of the checkpoint of a work directory; the newest by default.
+      run: of the model.
+      tokenizer: its tokenizer.
+      state: its train state.
+      step: that the state is of; 0 for a model that others have trained.
       beginning, max_length: see `encoder_of`.
 
     Raises:
-      InputError: no such model, or an argument that is not valid.
+      InputError: an argument that is not valid.
     """
 
     def __init__(
-        self, model: str, step: int | None = None, beginning: str = "auto", max_length: int = 0
+        self,
+        run: Experiment,
+        tokenizer: Tokenizer,
+        state: Any,
+        step: int,
+        beginning: str = "auto",
+        max_length: int = 0,
     ):
-        loaded = workdir.load_any(str(model), step, "model")
-        self._mesh = loaded.run.mesh
+        self._mesh = run.mesh
         self.encoder = encoder_of(
-            loaded.run,
-            loaded.tokenizer,
-            trained_here=loaded.step > 0,
-            beginning=beginning,
-            length=max_length,
+            run, tokenizer, trained_here=step > 0, beginning=beginning, length=max_length
         )
         with jax.set_mesh(self._mesh):
-            trained, quantized = loaded.run.stored(loaded.state)
-            self._machine = Programs(loaded.run, quantized, self.encoder).machine(trained)
+            trained, quantized = run.stored(state)
+            self._machine = Programs(run, quantized, self.encoder).machine(trained)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log p in nats, and whether it would be written."""
@@ -98,8 +97,11 @@ class Backend:
         return Asked(ids, tuple(filter(None, until)), tokens)
 
 
-def register() -> type:
+def register(load: Callable[[str, int | None], Any]) -> type:
     """Makes the model `nibble` known to lm_eval, once; returns its class.
+
+    Args:
+      load: (path, step) -> something with the `run`, `tokenizer`, `state` and `step` of a model.
 
     Raises:
       InputError: lm_eval is not installed.
@@ -127,7 +129,9 @@ def register() -> type:
             device: Any = None,
         ):
             super().__init__()
-            self._backend = Backend(model, step, beginning, max_length)
+            found = load(str(model), step)
+            parts = found.run, found.tokenizer, found.state, found.step
+            self._backend = Backend(*parts, beginning, max_length)
 
         def loglikelihood(self, requests, disable_tqdm=False):
             return self._kept(self._backend.loglikelihood, "loglikelihood", requests)
@@ -149,20 +153,3 @@ def register() -> type:
             return found
 
     return Nibble
-
-
-def main() -> None:
-    """Runs the command line of lm_eval."""
-    command.use_compilation_cache()
-    try:
-        register()
-        from lm_eval.__main__ import cli_evaluate
-
-        cli_evaluate()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(command.BAD_INPUT)
-
-
-if __name__ == "__main__":
-    main()

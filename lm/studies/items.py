@@ -6,9 +6,8 @@ effects that are crossed: every seed answers every item. The mean over both has 
 of Student's t with Satterthwaite's degrees of freedom: the quasi-F of Clark (1973), Journal of
 Verbal Learning and Verbal Behavior 12, 335-359, for experiments with samples of both subjects and
 items. With one seed it is the paired analysis of items alone (Miller, arXiv 2411.00640, section 4),
-which says nothing of other seeds. With two seeds the variance
-between seeds is hardly known: a simulated interval at 95% covered 89%.
-Pure functions of NumPy and scipy.
+which says nothing of other seeds. With two seeds the variance between seeds is hardly known: a
+simulated interval at 95% covered 89%. Pure functions of NumPy and scipy.
 
     S  seeds (runs of a model)
     I  items of a task

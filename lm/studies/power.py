@@ -64,7 +64,7 @@ def seeds_to_resolve(
     target: float = 0.8,
     most: int = 100_000,
 ) -> int | None:
-    """The fewest seeds whose interval excludes 0, on its own side, with probability `target`.
+    """The fewest seeds with a power of `target`: their interval excludes 0 on the right side.
 
     The true difference and deviation are not known: put in as observed at a few seeds, they make
     this a rough guide, and where the observed difference is far too large, a flattering one.
@@ -94,7 +94,7 @@ def seeds_to_resolve(
 def smallest_difference(
     deviation: float, seeds: int, comparisons: int, confidence: float = 0.95, target: float = 0.8
 ) -> float:
-    """The true difference that so many seeds resolve with probability `target`.
+    """The smallest true difference that `seeds` seeds resolve with a power of `target`.
 
     Returns:
       Its size, in the unit of `deviation`; infinite for one seed.
@@ -114,7 +114,7 @@ def smallest_difference(
 
 
 def deviation_limit(value: float, seeds: int, confidence: float = 0.8) -> float:
-    """Upper limit of a standard deviation that was estimated from so many seeds.
+    """One-sided upper confidence limit of a standard deviation, from its estimate.
 
     value sqrt((S - 1) / q) with q the (1 - confidence) quantile of chi-squared with S - 1 degrees
     of freedom: the true deviation of normal differences is below it with probability `confidence`.

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from random_weights import golden, write_folder
 
+from launch import harness
 from lm.data.tokenizers import Bytes
 from lm.errors import InputError
-from lm.evaluation import harness
 from lm.evaluation.tasks.encoding import Encoder
 from lm.evaluation.tasks.evaluate import Machine, evaluate
 from lm.evaluation.tasks.scoring import Scored

@@ -1,4 +1,4 @@
-"""From texts to the ids whose log-likelihood is asked for.
+"""Encodes contexts and continuations into tokens to score.
 
 Of a context and its continuation both are encoded together, and cut where the encoding of the
 context alone ends; spaces at the end of the context belong to the continuation. That is the rule of

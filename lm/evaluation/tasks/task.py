@@ -133,7 +133,7 @@ class Task(NamedTuple):
 
 
 def read_tasks(files: Sequence[str], key: str) -> list[Task]:
-    """Reads the tasks of several files, whose names must differ.
+    """Reads the tasks of several files; no two may have the same name.
 
     Raises:
       InputError: see `read_task`, or two of one name; the message of that names `key`.

@@ -16,7 +16,7 @@ class _TooSlow(Exception):
 
 @contextlib.contextmanager
 def limited(what: str, seconds: float = _SECONDS) -> Iterator[None]:
-    """Within it this process computes for at most so many seconds.
+    """A context that stops this process after `seconds` of processor time.
 
     Python looks for signals in the main thread, also while it matches a regular expression;
     elsewhere there is no limit. Seconds in which other processes have the processor do not count.
