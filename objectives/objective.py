@@ -69,6 +69,8 @@ class Objective(NamedTuple):
       taps: name of a tap of the model (`lm.model.transformer.TAPS`) -> (batch) -> its argument.
         `aux` holds the result under the same name.
       heads: name -> `Head`. `aux` holds its `TokenStatistics` under this name.
+      measures: name -> (`Inputs` of the loss, statistics, batch) -> [B, T]; `aux` holds the result.
+        One may compare tokens of different rows: there are no micro-batches then.
       reference_taps: taps of the teacher, as `taps`; `aux` holds "reference_" + name.
       perturb: (batch) -> batch that all models read in its place, in training.
       computed_references: those of `references` that must be models, as stored ones are of batches
@@ -94,6 +96,7 @@ class Objective(NamedTuple):
     teachers: tuple[str, ...] = ()
     taps: Mapping[str, Callable[..., jax.Array]] = {}
     heads: Mapping[str, Head] = {}
+    measures: Mapping[str, Callable[..., jax.Array]] = {}
     reference_taps: Mapping[str, Callable[..., jax.Array]] = {}
     perturb: Callable[..., Mapping[str, jax.Array]] | None = None
     computed_references: tuple[str, ...] = ()

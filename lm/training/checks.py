@@ -112,6 +112,11 @@ def _check_policy(config: ConfigDict, objective: Objective) -> None:
             f"rollouts.dynamic={c.dynamic} replaces groups of equal rewards, as all groups of "
             f"rollouts.group={c.group} are; valid: 0, or a larger group"
         )
+    if objective.measures and config.train.accumulation > 1:
+        raise InputError(
+            f"train.accumulation={config.train.accumulation}: {user} compares the answers of a "
+            "group, which micro-batches take apart; valid: 1"
+        )
     if c.tokens > length:
         raise InputError(
             f"rollouts.tokens={c.tokens} leaves no room for a prompt in "

@@ -108,9 +108,9 @@ def make_training_statistics(
     """(trained, batch, teachers={}) -> (statistics [B, T] with the loss of each token, aux).
 
     `aux` holds the taps of the model that the objective asks for, those of a teacher behind
-    "reference_", and the statistics of its further heads. The batch holds "keys" for a random loss;
-    `teachers` maps the names of the objective's teachers to their `ReferenceModel`. An evaluation
-    is without `dropout`.
+    "reference_", the statistics of its further heads and its measures. The batch holds "keys" for a
+    random loss; `teachers` maps the names of the objective's teachers to their `ReferenceModel`. An
+    evaluation is without `dropout`.
     """
     loss = objective.loss
     forward = make_forward(model, quantized, loss.attention_blocks, objective.taps, dropout)
@@ -140,6 +140,8 @@ def make_training_statistics(
             states_BTD = head.states(trained.loss, outputs.hidden, outputs.aux)
             further = _inputs(model, block_size, states_BTD, head_DV, head.targets(batch))
             aux[name] = sharded_loss.prediction_statistics(CROSS_ENTROPY, further)
+        for name, measure in objective.measures.items():
+            aux[name] = measure(inputs, found, batch)
         return found, aux
 
     return statistics

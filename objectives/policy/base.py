@@ -51,6 +51,8 @@ class Parts(NamedTuple):
       scales: (answers, batch) -> {name: [B, T]}, computed for the whole batch before the forward
         pass.
       weigh: (answers, batch, advantages, step) -> weights [B, T] of the surrogate.
+      measures: of `Objective`; what `weigh` reads of the batch is replaced by those of its name.
+      weighs_kl: whether the weights are of the divergence in the loss, too.
       drops: whether tokens of weight 0 leave the averages and all else that is minimised.
       correct: (log p of the trained old policy - log p of the sampler) -> weights [B, T].
       redistribute: (advantages, ratio, scales) -> advantages [B, T].
@@ -75,6 +77,8 @@ class Parts(NamedTuple):
     batch_keys: tuple[str, ...] = ()
     scales: Callable[..., dict[str, jax.Array]] | None = None
     weigh: Callable[..., jax.Array] | None = None
+    measures: Mapping[str, Callable[..., jax.Array]] = {}
+    weighs_kl: bool = False
     drops: bool = False
     correct: Callable[[jax.Array], jax.Array] | None = None
     redistribute: Callable[..., jax.Array] | None = None
@@ -106,10 +110,11 @@ def assemble(parts: Parts) -> Objective:
         _prepare(parts),
         _terms(parts),
         loss=parts.loss,
-        whole_batch=parts.estimate is not None,
+        whole_batch=parts.estimate is not None or bool(parts.measures),
         differentiated=("nll", "log_probability", *_further_fields(parts)),
         batch_keys=batch_keys,
         references=(REFERENCE,) if parts.kl_coefficient else (),
+        measures=parts.measures,
         must_match={"prediction": parts.loss.prediction},
         advantages=parts.advantages,
     )
@@ -148,7 +153,7 @@ def _prepare(parts: Parts):
             rows |= parts.scales(answers, batch)
         averaged = answers
         if parts.weigh is not None:
-            weights_BT = parts.weigh(answers, batch, rows["advantages"], step)
+            weights_BT = parts.weigh(answers, {**batch, **aux}, rows["advantages"], step)
             if parts.drops:
                 averaged = answers._replace(weights_BT=answers.weights_BT * weights_BT)
             else:
@@ -196,7 +201,7 @@ def _terms(parts: Parts):
             fixed_BT = lax.stop_gradient(ratio_BT)
             advantages_BT = parts.redistribute(advantages_BT, fixed_BT, rows)
         loss_BT = parts.surrogate(ratio_BT, log_p_BT, advantages_BT, bounds)
-        if "weights" in rows:
+        if "weights" in rows and not parts.weighs_kl:
             loss_BT *= rows["weights"]
         if parts.correct is not None:
             loss_BT *= lax.stop_gradient(parts.correct(old_BT - sampler_BT))
@@ -212,6 +217,8 @@ def _terms(parts: Parts):
             reported["kl_reference"] = ESTIMATES[parts.kl](log_p_BT + rows[REFERENCE])
             if not parts.kl_in_reward:
                 loss_BT += parts.kl_coefficient * reported["kl_reference"]
+        if "weights" in rows and parts.weighs_kl:
+            loss_BT *= rows["weights"]
         if parts.entropy_coefficient:
             loss_BT -= parts.entropy_coefficient * entropy_BT
         value = masked_sum(rows["factors"], loss_BT)

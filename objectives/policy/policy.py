@@ -7,6 +7,7 @@ from objectives.policy import advantages, clipping, token_weights
 from objectives.policy.aggregations import AGGREGATIONS, make_aggregation
 from objectives.policy.base import OLD, Parts, assemble, tempered
 from objectives.policy.entropy import redistributed, relative_entropy
+from objectives.policy.group_divergence import group_divergence
 from objectives.policy.kl import ESTIMATES
 from objectives.policy.ratios import RATIOS, make_ratio
 from objectives.policy.surrogates import SURROGATES, make_surrogate
@@ -106,7 +107,8 @@ def policy(
       clip_power: of position: power of the place t in the answer.
       entropy_pivot: of entropy: quantile of log entropy that counts as neither low nor high.
       redistribution: of entropy: how much the entropy of a token scales A; 0 is off.
-      released: of entropy: the sign of the released code of HAPO for low entropies.
+      released: of entropy: the sign of the released code of HAPO for low entropies; of
+        group_divergence: the weights of the released code of TW-GRPO, which have a gradient.
       tau_positive, tau_negative: of sapo, above 0: slopes of the gate for A > 0 and others.
       aggregation: token_mean | sequence_mean | sequence_sum | fixed_length | sign_balanced.
       length: of fixed_length: what sums over tokens are divided by; 0 is that of a row.
@@ -132,6 +134,9 @@ def policy(
     ends = token_ids(sentence_ends)
     bounds, scales, redistribute = _clip(given)
     weigh, correct, keys = _weigh(given)
+    measured = released and token_weight == "group_divergence"
+    if measured:
+        keys = ()
     if clip == "entropy" and "behaviour_entropy" not in keys:
         keys += ("behaviour_entropy",)
     return assemble(
@@ -147,6 +152,8 @@ def policy(
             batch_keys=keys,
             scales=scales,
             weigh=weigh,
+            measures={"group_divergence": group_divergence} if measured else {},
+            weighs_kl=measured,
             drops=mean_over == "kept",
             correct=correct,
             redistribute=redistribute,

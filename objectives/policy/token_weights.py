@@ -35,8 +35,8 @@ def group_divergence(
     """w = 1 + (alpha - 1) (x - min) / (max - min), x the divergence within the group: TW-GRPO.
 
     Released code: longmalongma/TW-GRPO. Minimum and maximum are over the drawn targets of the
-    group, in all rows; where they are equal w = 1. The divergence comes with the batch, so that w
-    has no gradient; that of the released code has one.
+    group, in all rows; where they are equal w = 1. A divergence that comes with the batch has no
+    gradient, and so w has none; that of `objectives.policy.group_divergence` has one.
 
     Args:
       answers: of the whole batch.

@@ -153,6 +153,7 @@ HALVES = {"train__accumulation": 2, "train__batch_size": 16}
         {"objective__name": "icepop", "rollouts__reuse": 2, "rollouts__bits": 4.0, **HALVES},
         {"objective__name": "policy", "objective__policy__old": "stored", **HALVES},
         {"objective__name": "tw_grpo", **HALVES},
+        {"objective__name": "tw_grpo", "objective__tw_grpo__released": True, "mesh__fsdp": 8},
         {"objective__name": "hapo"},
         {"objective__grpo__kl_coefficient": 0.1, "objective__references__reference_nll": "ema"},
         {"model__adapter_rank": 2, "objective__name": "dapo", "rollouts__top_p": 0.9},

@@ -17,9 +17,10 @@ from lm.rollouts import stored_rollout
 from lm.rollouts.old_policy import make_old_log_probability
 from lm.rollouts.problem_prompts import numbers_asked
 from lm.training import experiment
-from lm.training.forward import make_prediction_statistics
+from lm.training.forward import make_prediction_statistics, make_training_statistics
 from lm.training.reporting import TIMED, sampling_figures
 from lm.training.sources import Spent, check_keys
+from objectives.policy import tw_grpo
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,22 @@ def test_old_log_probabilities_are_those_of_the_trained_model(run, batches):
     assert (np.asarray(found)[batch["weights"] == 0] == 0).all()
 
 
+@pytest.mark.slow
+def test_the_divergence_of_groups_is_that_of_the_training_pass(run, batches):
+    """That which TW-GRPO differentiates in is that of the sampler in the first step."""
+    batch, model = batches[0], run.built.model
+    drawn, found = batch["weights"] != 0, {}
+    for temperature in (TEMPERATURE, 1.0):
+        objective = tw_grpo(released=True, sampling_temperature=temperature)
+        measure = make_training_statistics(model, 100, objective)
+        with jax.set_mesh(run.built.mesh):
+            _, aux = jax.jit(measure)(run.state.trained, batch)
+        found[temperature] = np.asarray(aux["group_divergence"])[drawn]
+    sampled = batch["group_divergence"][drawn]
+    np.testing.assert_allclose(found[TEMPERATURE], sampled, rtol=1e-3, atol=1e-4)
+    assert np.abs(found[1.0] - sampled).max() > 0.1  # negative control
+
+
 def test_the_time_of_drawing_is_told_from_that_of_training():
     """A step of 10 seconds: 2 of drawing 100 tokens, 1 of judging them."""
     found = sampling_figures(Spent(2.0, 1.0, 9.0, 100), 10.0)
@@ -248,6 +265,14 @@ BAD = {
     "tokens": ({"rollouts__tokens": 33}, "rollouts.tokens=33 leaves no room"),
     "prompt": ({"rollouts__longest_prompt": 28}, "do not fit into data.sequence_length=32"),
     "top_p": ({"rollouts__top_p": 0.0}, "rollouts.top_p=0.0 must be above 0"),
+    "groups taken apart": (
+        {
+            "objective__name": "tw_grpo",
+            "objective__tw_grpo__released": True,
+            "train__accumulation": 2,
+        },
+        "train.accumulation=2: objective.name='tw_grpo' compares the answers of a group",
+    ),
     "reuse": ({"rollouts__reuse": 0}, "rollouts.reuse=0 must be at least 1"),
 }
 
