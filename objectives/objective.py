@@ -78,9 +78,12 @@ class Objective(NamedTuple):
       unpaired: of an objective that reads `sides`: whether it judges answers one by one, so that
         labelled answers are read as well as pairs.
       advantages: of an objective of answers that the model draws, a policy gradient: (rewards
-        float64 [N], numbers of their groups int [N]) -> float32 advantages [N] of N answers, in
-        NumPy, before the batch is formed. A group is the answers to one prompt. An answer that
-        failed has the reward NaN: it is left out of means and deviations, and its advantage is 0.
+        float64 [N], numbers of their groups int [N], their drawn tokens int [N]) -> float32
+        advantages [N] of N answers, in NumPy, before the batch is formed. A group is the answers to
+        one prompt. An answer that failed has the reward NaN: it is left out of means and
+        deviations, and its advantage is 0.
+      temper: (state of the objective, entropies [B] of softmax(logits / rollouts.temperature)) ->
+        factors [B] of the temperature that each token is drawn with; None draws all with the same.
       must_match: what must be the same when a run goes on, by name, as text. The shapes of the
         state need not be declared.
     """
@@ -101,5 +104,6 @@ class Objective(NamedTuple):
     perturb: Callable[..., Mapping[str, jax.Array]] | None = None
     computed_references: tuple[str, ...] = ()
     unpaired: bool = False
-    advantages: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    advantages: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    temper: Callable[[Any, jax.Array], jax.Array] | None = None
     must_match: Mapping[str, str] = {}

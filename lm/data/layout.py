@@ -43,7 +43,11 @@ POLICY = {
     "group_divergence": np.dtype(np.float32),
     "group_ids": np.dtype(np.int32),
     "old_log_probability": np.dtype(np.float32),
+    "temperatures": np.dtype(np.float32),
 }
+
+# Those of them that only the batches of an objective have which asks for them.
+OPTIONAL = ("old_log_probability", "temperatures")
 
 # What an array holds in the padding, where that is not 0.
 PADDING = {"sample_ids": -1, "pair_ids": -1, "mismatched_ids": -1, "group_ids": -1}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.model.drawn import Measured, measure
+from lm.model.drawn import Measured, Temper, measure, temperatures
 from lm.model.interface import CacheQuantizer, KVCache, Model, Tokens
 
 # (hidden states [B, 1, D], head [D, V]) -> logits [B, 1, V].
@@ -63,19 +63,26 @@ def next_logits(
 
 
 def sample(
-    key: jax.Array, logits_BV: jax.Array, *, temperature: float, top_k: int = 0, top_p: float = 1.0
+    key: jax.Array,
+    logits_BV: jax.Array,
+    *,
+    temperature: float | jax.Array,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> jax.Array:
     """Draws a token from softmax(logits / temperature), [B] int32.
 
     Args:
       key: random key, or one a row [B].
       logits_BV: float32.
-      temperature: 0 takes the most likely token.
+      temperature: 0 takes the most likely token; or one a row [B], above 0.
       top_k: only the k most likely tokens may be drawn; 0 is off.
       top_p: only the smallest set of most likely tokens whose probability (at this temperature)
         reaches p may be drawn (arXiv 1904.09751); 1 is off.
     """
-    if temperature == 0:
+    if isinstance(temperature, jax.Array):
+        temperature = temperature[:, None]
+    elif temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = logits_BV / temperature
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
@@ -283,6 +290,7 @@ def draw(
     top_k: int = 0,
     top_p: float = 1.0,
     group: int = 0,
+    temper: Temper | None = None,
     logits: Logits | None = None,
     quantizer: CacheQuantizer | None = None,
 ) -> Drawn:
@@ -294,8 +302,14 @@ def draw(
       ends: tokens that end a row, the end of text first; (-1,) for none.
       temperature, top_k, top_p: see `sample`.
       group: rows of a group, for its divergence; 0 leaves it out.
+      temper: see `lm.model.drawn.temperatures`.
     """
     prompts = (prompt_BP, prompt_mask_BP)
+
+    def draw_one(key, logits_BV):
+        tempered = temperatures(logits_BV, temperature, temper) if temper else temperature
+        return sample(key, logits_BV, temperature=tempered, top_k=top_k, top_p=top_p)
+
     state = start(model, params, *prompts, key, steps=steps, logits=logits, quantizer=quantizer)
     _, tokens_BS, measured = _advance(
         model,
@@ -303,8 +317,8 @@ def draw(
         state,
         steps,
         ends,
-        functools.partial(sample, temperature=temperature, top_k=top_k, top_p=top_p),
-        functools.partial(measure, temperature=temperature, group=group),
+        draw_one,
+        functools.partial(measure, temperature=temperature, group=group, temper=temper),
         logits,
     )
     return Drawn(tokens_BS, measured)

@@ -3,9 +3,10 @@
 N rows over all processes, P tokens of the longest prompt, S of the longest answer.
 """
 
+import functools
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class Written(NamedTuple):
       tokens_NS: int32; the token that ends a text is its last one.
       lengths_N: tokens of each that were drawn, that one included.
       ended_N: whether an answer ended by itself.
-      log_probability_NS, entropy_NS, divergence_NS: see `lm.model.drawn.Measured`.
+      log_probability_NS, entropy_NS, divergence_NS, temperature_NS: see `lm.model.drawn.Measured`.
       texts: without the token that ends them.
       seconds: that drawing took.
       compiled: whether the program was compiled in them.
@@ -45,6 +46,7 @@ class Written(NamedTuple):
     log_probability_NS: np.ndarray
     entropy_NS: np.ndarray
     divergence_NS: np.ndarray
+    temperature_NS: np.ndarray
     texts: list[str]
     seconds: float
     compiled: bool
@@ -77,6 +79,7 @@ class Answering:
       top_p: share of the probability that may be drawn from.
       group: rows of a group, for their divergence; 0 leaves it out.
       rounding: grids that the weights are put on first, in place of those of training.
+      temper: see `Objective.temper`; None draws all tokens at the temperature.
     """
 
     def __init__(
@@ -88,9 +91,10 @@ class Answering:
         top_p: float = 1.0,
         group: int = 0,
         rounding: Quantized | None = None,
+        temper: Callable[[Any, jax.Array], jax.Array] | None = None,
     ):
         self._built, self._tokenizer, self._ends = built, tokenizer, ends_of(tokenizer)
-        self._rounding = rounding
+        self._rounding, self._temper = rounding, temper
         self._options = {"temperature": temperature, "top_p": top_p, "group": group}
         self._programs, self._compiled = {}, set()
 
@@ -102,6 +106,7 @@ class Answering:
         room: int,
         step: int,
         attempt: int = 0,
+        carried: Any = (),
     ) -> Written:
         """Answers the prompts; all processes have to ask.
 
@@ -111,6 +116,7 @@ class Answering:
           prompts: ids of each prompt of this process's share, as many in every share.
           room: P, the same in every share.
           step, attempt: what random draws depend on besides the seed.
+          carried: state of the objective, for `temper`.
         """
         mesh = self._built.mesh
         if quantized not in self._programs:
@@ -122,8 +128,9 @@ class Answering:
         jax.block_until_ready(trained)
         begin = time.perf_counter()
         asked = put_batch(mesh, dict(padded(prompts, room)), row_sharding(mesh))
-        numbers = np.int32(step), np.int32(attempt)
-        found = self._programs[quantized](trained, asked["tokens"], asked["mask"], *numbers)
+        numbers, carried = (np.int32(step), np.int32(attempt)), carried if self._temper else ()
+        arrays = asked["tokens"], asked["mask"]
+        found = self._programs[quantized](trained, *arrays, *numbers, carried)
         tokens_NS, lengths_N, measured = jax.tree.map(lambda x: local_rows(mesh, x), found)
         seconds = time.perf_counter() - begin
         last_N = np.take_along_axis(tokens_NS, lengths_N[:, None] - 1, axis=1)[:, 0]
@@ -145,10 +152,11 @@ class Answering:
             **self._options,
         )
 
-        def program(trained, tokens_NP, mask_NP, step, attempt):
+        def program(trained, tokens_NP, mask_NP, step, attempt, carried):
             if rounding:
                 trained = trained._replace(scales=rounding.first_scales(trained.params))
             keys_N = answer_keys(built.config.train.seed, step, attempt, len(tokens_NP))
-            return answer(trained, tokens_NP, mask_NP, keys_N)
+            temper = functools.partial(self._temper, carried) if self._temper else None
+            return answer(trained, tokens_NP, mask_NP, keys_N, temper)
 
         return jax.jit(program, out_shardings=row_sharding(built.mesh))

@@ -6,10 +6,11 @@ Arrays [B, T] besides those of every batch, at the targets that were drawn, else
   rewards                    of the answer
   behaviour_log_probability  log p under the distribution that was drawn from, nats; see
                              `lm.model.drawn`
-  behaviour_entropy          of that distribution, nats
+  behaviour_entropy          of softmax(logits / rollouts.temperature), nats
   group_divergence           see `lm.model.drawn.group_divergence`
   old_log_probability        log p of the trained model before its first step on the rollout, nats;
                              only for an objective that asks for it
+  temperatures               that the logits were divided by; only for an objective that asks
 
 and at all positions of a prompt and its answer, -1 in the padding:
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm.data.layout import BATCH, POLICY
+from lm.data.layout import BATCH, OPTIONAL, POLICY
 from lm.data.problems import Problem
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError
@@ -72,7 +72,7 @@ class PolicySource:
           InputError: the problems cannot be asked, or their groups do not fit.
         """
         wanted = built.objective.batch_keys
-        keys = {name for name in POLICY if name != NAME or name in wanted}
+        keys = {name for name in POLICY if name not in OPTIONAL or name in wanted}
         self.keys, self.metrics, self.spent = frozenset(BATCH) | keys, {}, Spent()
         self._built, self._tokenizer, self._judge = built, tokenizer, judge
         c, length = built.config.rollouts, built.config.data.sequence_length
@@ -90,6 +90,7 @@ class PolicySource:
             top_p=c.top_p,
             group=c.group,
             rounding=make_rounding(built.config, built.model),
+            temper=built.objective.temper,
         )
         self._left, self._rows = 0, {}
         self._old: dict[bool, Callable[..., jax.Array]] = {}
@@ -114,11 +115,14 @@ class PolicySource:
             draws.append(self._draw(step, len(draws), state))
             signals.append(has_signal(draws[-1].scored.total_N, c.group))
             chosen = chosen_groups(signals)
-        rewards_GN = np.stack(
-            [draws[i].scored.total_N.reshape(-1, c.group)[group] for i, group in chosen]
+        judged = [(draw.scored.total_N, draw.scored.further_NK[:, 0]) for draw in draws]
+        rewards_GN, lengths_GN = (
+            np.stack([judged[draw][i].reshape(-1, c.group)[group] for draw, group in chosen])
+            for i in (0, 1)
         )
         numbers = np.repeat(np.arange(self._groups), c.group)
-        advantages = self._built.objective.advantages(rewards_GN.ravel(), numbers)
+        given = rewards_GN.ravel(), numbers, lengths_GN.ravel()
+        advantages = self._built.objective.advantages(*given)
         advantages_GN = np.where(np.isfinite(rewards_GN), advantages.reshape(-1, c.group), 0)
         if c.dynamic:
             advantages_GN[~has_signal(rewards_GN.ravel(), c.group)] = 0
@@ -139,7 +143,9 @@ class PolicySource:
         prompts = [prompt_of(problem, self._tokenizer) for problem in problems]
         each = [prompt for prompt in prompts for _ in range(c.group)]
         quantized = step >= built.phases.switch
-        written = self._answering(state.trained, quantized, each, room, step, attempt)
+        written = self._answering(
+            state.trained, quantized, each, room, step, attempt, state.objective
+        )
         begin = time.perf_counter()
         records = [problem.record for problem in problems for _ in range(c.group)]
         further = np.column_stack([written.lengths_N, written.ended_N])
@@ -162,7 +168,8 @@ class PolicySource:
             for member in range(size):
                 judged = rewards_GN[group, member], advantages_GN[group, member]
                 row = (place - draw.first) * size + member
-                answers.append(_positions(draw.written, row, prompt, number, group, *judged))
+                at = row, prompt, number, group
+                answers.append(_positions(draw.written, self.keys, *at, *judged))
         return pack(answers, self._slots, self._built.config.data.sequence_length)
 
     def _old_log_probability(self, step: int, state: TrainState) -> np.ndarray:
@@ -238,9 +245,10 @@ def _all_have_signal(signals: Sequence[np.ndarray], chosen: Sequence[tuple[int, 
     return all(signals[draw][group] for draw, group in chosen)
 
 
-def _positions(written, row, prompt, number, group, reward, advantage) -> np.ndarray:
+def _positions(written, keys, row, prompt, number, group, reward, advantage) -> np.ndarray:
     """One answer, number `row` of those written, to problem `number` as positions."""
     failed, drawn = not np.isfinite(reward), slice(0, written.lengths_N[row])
+    further = {"temperatures": written.temperature_NS} if "temperatures" in keys else {}
     return answer_positions(
         prompt,
         written.tokens_NS[row, drawn],
@@ -252,4 +260,5 @@ def _positions(written, row, prompt, number, group, reward, advantage) -> np.nda
         behaviour_log_probability=written.log_probability_NS[row, drawn],
         behaviour_entropy=written.entropy_NS[row, drawn],
         group_divergence=written.divergence_NS[row, drawn],
+        **{name: x_NS[row, drawn] for name, x_NS in further.items()},
     )

@@ -120,9 +120,10 @@ def make_answer(
     top_p: float = 1.0,
     group: int = 0,
 ) -> Callable[..., Answers]:
-    """(trained, prompts [B, P], mask [B, P], keys [B]) -> answers; jit it.
+    """(trained, prompts [B, P], mask [B, P], keys [B], temper=None) -> answers; jit it.
 
-    What is drawn from is softmax(logits / temperature), logits being those of the model, capped
+    What is drawn from is softmax(logits / temperature), tempered further by `temper`
+    (`lm.model.drawn.temperatures`), logits being those of the model, capped
     where they are. A policy objective has the temperature in its `Loss`: that is not asked, or the
     logits would be divided twice.
 
@@ -132,7 +133,7 @@ def make_answer(
     """
     view, on_grid, quantizer = _running(model, quantized)
 
-    def answer(trained, prompts_BP, mask_BP, keys_B):
+    def answer(trained, prompts_BP, mask_BP, keys_B, temper=None):
         tokens_BS, measured = decoding.draw(
             view,
             on_grid(trained),
@@ -144,6 +145,7 @@ def make_answer(
             temperature=temperature,
             top_p=top_p,
             group=group,
+            temper=temper,
             quantizer=quantizer,
         )
         return Answers(tokens_BS, lengths_of(tokens_BS, ends), measured)

@@ -139,6 +139,9 @@ ADDED = {
     "rollouts.rewards": "exact",
     # With answers of rounded weights.
     "rollouts.bits": 16.0,
+    # With temperatures by entropy.
+    "objective.hapo.advantage": "group_normalised",
+    "objective.hapo.temperature_tau": 0.0,
     # With tasks.
     "evaluation.tasks": "",
 }

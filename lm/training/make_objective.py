@@ -43,6 +43,12 @@ def make_objective(config: ConfigDict) -> Objective:
     except ValueError as error:
         raise InputError(f"objective.{c.name}.{error}") from None
     user = f"objective.name={c.name!r}"
+    if config.model.logit_softcap and not (extends or objective.loss.softcapped):
+        raise InputError(
+            f"{user} draws tokens with temperatures of their own (objective.{c.name}."
+            f"temperature_tau), which logits under model.logit_softcap={config.model.logit_softcap}"
+            " do not have; valid: 0 of either"
+        )
     _check_needs(config, user, objective)
     if objective.teachers:
         check_sources(config, user, objective.teachers)

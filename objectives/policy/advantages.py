@@ -1,8 +1,8 @@
 """Advantages of answers from their rewards, in NumPy: they are formed before the batch is.
 
-N answers. All functions map (rewards float64 [N], numbers of the groups int [N]) to float32 [N]. A
-group is the answers to one prompt. An answer whose reward is NaN has failed: it is left out of
-means and deviations, and its advantage is 0.
+N answers. All functions map (rewards float64 [N], numbers of the groups int [N], drawn tokens int
+[N]) to float32 [N]. A group is the answers to one prompt. An answer whose reward is NaN has failed:
+it is left out of means and deviations, and its advantage is 0.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import numpy as np
 
 from objectives.weighting.base import check_name, check_number
 
-# (rewards [N], groups [N]) -> advantages [N]
-Advantages = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (rewards [N], groups [N], lengths [N]) -> advantages [N]
+Advantages = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def group_normalised(ddof: int = 1, epsilon: float = 1e-6) -> Advantages:
@@ -30,7 +30,7 @@ def group_normalised(ddof: int = 1, epsilon: float = 1e-6) -> Advantages:
     check_number("ddof", ddof, least=0, most=1)
     check_number("epsilon", epsilon, least=0)
 
-    def of_group(rewards):
+    def of_group(rewards, lengths):
         if len(rewards) < 2:
             return np.zeros_like(rewards)
         return (rewards - rewards.mean()) / (rewards.std(ddof=ddof) + epsilon)
@@ -38,9 +38,37 @@ def group_normalised(ddof: int = 1, epsilon: float = 1e-6) -> Advantages:
     return _by_group(of_group)
 
 
+def token_normalised(ddof: int = 1, epsilon: float = 1e-6, largest: float = 5.0) -> Advantages:
+    """A = (R - mean) / (standard deviation + epsilon), both over the tokens of the group: HAPO.
+
+    Released code: starriver030515/HAPO. The reward of an answer counts once for each of its tokens;
+    squares are divided by the number of tokens. A group in which some |A| is `largest` or more has
+    the advantages of `group_normalised` instead.
+
+    Args:
+      ddof, epsilon: of `group_normalised`; the deviation over tokens has the same epsilon.
+      largest: above 0.
+
+    Raises:
+      ValueError: another `ddof`, a negative `epsilon`, a `largest` that is not positive.
+    """
+    check_number("largest", largest, above=0)
+    by_answers = group_normalised(ddof, epsilon)
+
+    def of_group(rewards, lengths):
+        mean = np.average(rewards, weights=lengths)
+        deviation = np.sqrt(np.average(np.square(rewards - mean), weights=lengths))
+        found = (rewards - mean) / (deviation + epsilon)
+        if np.abs(found).max() >= largest:
+            return by_answers(rewards, np.zeros(len(rewards), int), lengths)
+        return found
+
+    return _by_group(of_group)
+
+
 def centred() -> Advantages:
     """A = R - mean of the group: Dr. GRPO (arXiv 2503.20783), without the deviation."""
-    return _by_group(lambda rewards: rewards - rewards.mean())
+    return _by_group(lambda rewards, lengths: rewards - rewards.mean())
 
 
 def leave_one_out() -> Advantages:
@@ -50,7 +78,7 @@ def leave_one_out() -> Advantages:
     one answer has no others: its advantage is 0.
     """
 
-    def of_group(rewards):
+    def of_group(rewards, lengths):
         others = len(rewards) - 1
         return (rewards - rewards.mean()) * (len(rewards) / others if others else 0.0)
 
@@ -68,8 +96,8 @@ def rewards_themselves(baseline: str = "none") -> Advantages:
     """
     check_name("baseline", baseline, ("none", "batch"))
 
-    def advantages(rewards, groups):
-        del groups
+    def advantages(rewards, groups, lengths):
+        del groups, lengths
         rewards = np.asarray(rewards, np.float64)
         live = ~np.isnan(rewards)
         found = np.zeros(len(rewards), np.float32)
@@ -95,8 +123,8 @@ def most_varied(advantages: Advantages, keep: int) -> Advantages:
     """
     check_number("keep", keep, least=0)
 
-    def subset(rewards, groups):
-        found = advantages(rewards, groups)
+    def subset(rewards, groups, lengths):
+        found = advantages(rewards, groups, lengths)
         live = ~np.isnan(np.asarray(rewards, np.float64))
         for group in np.unique(groups) if keep else ():
             (members,) = np.nonzero((np.asarray(groups) == group) & live)
@@ -114,10 +142,13 @@ def most_varied(advantages: Advantages, keep: int) -> Advantages:
     return subset
 
 
-def _by_group(of_group: Callable[[np.ndarray], np.ndarray]) -> Advantages:
-    """A function of the rewards of one group, for those that did not fail; equal rewards give 0."""
+def _by_group(of_group: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Advantages:
+    """A function of the rewards and lengths of one group, of those that did not fail.
 
-    def advantages(rewards, groups):
+    Equal rewards give 0.
+    """
+
+    def advantages(rewards, groups, lengths):
         rewards, groups = np.asarray(rewards, np.float64), np.asarray(groups)
         live = ~np.isnan(rewards)
         found = np.zeros(len(rewards), np.float32)
@@ -126,7 +157,7 @@ def _by_group(of_group: Callable[[np.ndarray], np.ndarray]) -> Advantages:
             own = rewards[members]
             # Rounding of the mean must not become a signal.
             if own.min() < own.max():
-                found[members] = of_group(own)
+                found[members] = of_group(own, np.asarray(lengths)[members])
         return found
 
     return advantages

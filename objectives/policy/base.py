@@ -4,13 +4,13 @@ B rows, T tokens, P answers of a row.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from objectives.losses.base import CROSS_ENTROPY, Loss
+from objectives.losses.base import CROSS_ENTROPY, Loss, prediction_statistics
 from objectives.objective import Objective, Prepared
 from objectives.policy.advantages import Advantages
 from objectives.policy.aggregations import Aggregation
@@ -31,6 +31,9 @@ from objectives.weighting.base import check_number, reference
 REFERENCE = "reference_nll"
 # What a batch must hold for every policy gradient.
 KEYS = ("advantages", "rewards", "behaviour_log_probability", "group_ids")
+
+# What the logits of each drawn target were divided by, where that is not one number for all.
+TEMPERATURES = "temperatures"
 
 OLD = ("behaviour", "current", "stored")
 
@@ -62,6 +65,9 @@ class Parts(NamedTuple):
       entropy_coefficient: of the entropy that is added to the reward.
       estimate: (statistics, answers, batch, {name: reference}) -> {name: [B, T]}, in place of the
         advantages of the batch where it has "advantages"; reads the whole batch.
+      init: () -> what is carried from step to step,
+      carry: (answers, batch) -> the same after a step; None carries nothing, and
+      temper: see `Objective`.
       further: (statistics, answers, prepared) -> terms besides.
       loss: gives the statistics.
     """
@@ -87,6 +93,9 @@ class Parts(NamedTuple):
     kl_in_reward: bool = False
     entropy_coefficient: float = 0.0
     estimate: Callable[..., dict[str, jax.Array]] | None = None
+    init: Callable[[], Any] = tuple
+    carry: Callable[..., Any] | None = None
+    temper: Callable[[Any, jax.Array], jax.Array] | None = None
     further: Callable[..., dict[str, Term]] | None = None
     loss: Loss = CROSS_ENTROPY
 
@@ -109,6 +118,7 @@ def assemble(parts: Parts) -> Objective:
     return Objective(
         _prepare(parts),
         _terms(parts),
+        init=parts.init,
         loss=parts.loss,
         whole_batch=parts.estimate is not None or bool(parts.measures),
         differentiated=("nll", "log_probability", *_further_fields(parts)),
@@ -117,6 +127,7 @@ def assemble(parts: Parts) -> Objective:
         measures=parts.measures,
         must_match={"prediction": parts.loss.prediction},
         advantages=parts.advantages,
+        temper=parts.temper,
     )
 
 
@@ -132,6 +143,24 @@ def tempered(sampling_temperature: float) -> Loss:
     if sampling_temperature == 1:
         return CROSS_ENTROPY
     return CROSS_ENTROPY._replace(temperature=float(sampling_temperature))
+
+
+def tempered_by_token(sampling_temperature: float) -> Loss:
+    """`tempered`, but in training of softmax(logits / "temperatures" of the batch), token by token.
+
+    That is what the sampler drew from. The hidden states are divided in float32, so that logits
+    must not be soft-capped.
+    """
+
+    def statistics(inputs):
+        temperatures_BT = inputs.stored[TEMPERATURES]
+        scale_BT = 1 / jnp.where(temperatures_BT > 0, temperatures_BT, 1.0)
+        hidden_BTD = inputs.hidden.astype(jnp.float32) * scale_BT[..., None]
+        own = inputs._replace(hidden=hidden_BTD, temperature=1.0)
+        return prediction_statistics(CROSS_ENTROPY, own)
+
+    loss = tempered(sampling_temperature)
+    return loss._replace(statistics=statistics, batch_keys=(TEMPERATURES,), softcapped=False)
 
 
 def _further_fields(parts: Parts) -> tuple[str, ...]:
@@ -164,6 +193,8 @@ def _prepare(parts: Parts):
             "tokens": answers.tokens,
             "rows": jnp.float32(len(batch["weights"])),
         }
+        if parts.carry is not None:
+            state = parts.carry(answers, batch)
         return Prepared(rows, totals, state, _metrics(answers, batch, rows["advantages"]))
 
     return prepare

@@ -5,8 +5,14 @@ from collections.abc import Mapping
 from objectives.objective import Objective
 from objectives.policy import advantages, clipping, token_weights
 from objectives.policy.aggregations import AGGREGATIONS, make_aggregation
-from objectives.policy.base import OLD, Parts, assemble, tempered
-from objectives.policy.entropy import redistributed, relative_entropy
+from objectives.policy.base import OLD, TEMPERATURES, Parts, assemble, tempered, tempered_by_token
+from objectives.policy.entropy import (
+    entropy_scale,
+    no_scale,
+    redistributed,
+    relative_entropy,
+    temperature_factors,
+)
 from objectives.policy.group_divergence import group_divergence
 from objectives.policy.kl import ESTIMATES
 from objectives.policy.ratios import RATIOS, make_ratio
@@ -14,7 +20,7 @@ from objectives.policy.surrogates import SURROGATES, make_surrogate
 from objectives.weighting.base import check_name, check_number
 from objectives.weighting.selection import check_share
 
-ADVANTAGES = ("group_normalised", "centred", "leave_one_out", "rewards")
+ADVANTAGES = ("group_normalised", "token_normalised", "centred", "leave_one_out", "rewards")
 CLIPS = ("constant", "position", "entropy")
 PLACES = ("loss", "reward")
 MEANS = ("all", "kept")
@@ -39,6 +45,7 @@ def policy(
     clip_power: float = 0.5,
     entropy_pivot: float = 0.8,
     redistribution: float = 0.0,
+    temperature_tau: float = 0.0,
     released: bool = False,
     tau_positive: float = 1.0,
     tau_negative: float = 1.05,
@@ -86,9 +93,10 @@ def policy(
     entropy need "behaviour_entropy" in batches, and "group_divergence" the array of its name.
 
     Args:
-      advantage: group_normalised | centred | leave_one_out | rewards.
+      advantage: group_normalised | token_normalised | centred | leave_one_out | rewards.
       ddof: of group_normalised: 1 divides squares by G - 1, 0 by G.
-      epsilon: of group_normalised: added to the standard deviation, at least 0.
+      epsilon: of group_normalised and token_normalised: added to the standard deviation, at least
+        0.
       baseline: of rewards: none | batch, the mean that is subtracted.
       keep_answers: answers of a group, those with the largest variance of A; 0 keeps all.
       ratio: token | sequence | sequence_token | cumulative | cumulative_mean | segment |
@@ -107,6 +115,8 @@ def policy(
       clip_power: of position: power of the place t in the answer.
       entropy_pivot: of entropy: quantile of log entropy that counts as neither low nor high.
       redistribution: of entropy: how much the entropy of a token scales A; 0 is off.
+      temperature_tau: of entropy: the temperature of a token is that of the rollouts times
+        1 + tau h, in [0, 1); 0 draws all tokens alike.
       released: of entropy: the sign of the released code of HAPO for low entropies; of
         group_divergence: the weights of the released code of TW-GRPO, which have a gradient.
       tau_positive, tau_negative: of sapo, above 0: slopes of the gate for A > 0 and others.
@@ -139,6 +149,10 @@ def policy(
         keys = ()
     if clip == "entropy" and "behaviour_entropy" not in keys:
         keys += ("behaviour_entropy",)
+    loss, carried = tempered(sampling_temperature), {}
+    if temperature_tau:
+        loss, carried = tempered_by_token(sampling_temperature), _temper(given)
+        keys += (TEMPERATURES,)
     return assemble(
         Parts(
             advantages=_advantages(given),
@@ -161,7 +175,8 @@ def policy(
             kl_coefficient=kl_coefficient,
             kl_in_reward=kl_in == "reward",
             entropy_coefficient=entropy_coefficient,
-            loss=tempered(sampling_temperature),
+            loss=loss,
+            **carried,
         )
     )
 
@@ -233,9 +248,17 @@ def _check_numbers(given: Mapping[str, float]) -> None:
     if given["clip"] == "entropy":
         check_number("clip_low", given["clip_low"], above=0)
         check_number("clip_high", given["clip_high"], above=0)
-    elif given["redistribution"]:
+    else:
+        for name in ("redistribution", "temperature_tau"):
+            if given[name]:
+                raise ValueError(f"{name}={given[name]} must be 0 but for clip='entropy'")
+    check_number("temperature_tau", given["temperature_tau"], least=0)
+    if given["temperature_tau"] >= 1:
+        raise ValueError(f"temperature_tau={given['temperature_tau']} must be below 1")
+    if given["temperature_tau"] and (given["kl_coefficient"] or given["old"] == "stored"):
         raise ValueError(
-            f"redistribution={given['redistribution']} must be 0 but for clip='entropy'"
+            f"temperature_tau={given['temperature_tau']} gives each token a temperature, which "
+            "neither a reference nor old='stored' has; valid: kl_coefficient=0 and another old"
         )
     if given["dual_clip"]:
         check_number("dual_clip", given["dual_clip"], least=1)
@@ -244,6 +267,7 @@ def _check_numbers(given: Mapping[str, float]) -> None:
 def _advantages(given: Mapping[str, object]) -> advantages.Advantages:
     made = {
         "group_normalised": lambda: advantages.group_normalised(given["ddof"], given["epsilon"]),
+        "token_normalised": lambda: advantages.token_normalised(given["ddof"], given["epsilon"]),
         "centred": advantages.centred,
         "leave_one_out": advantages.leave_one_out,
         "rewards": lambda: advantages.rewards_themselves(given["baseline"]),
@@ -270,9 +294,24 @@ def _clip(given: Mapping[str, object]):
 
     def redistribute(advantages_BT, ratio_BT, rows):
         strength, relative_BT = given["redistribution"], rows["relative_entropy"]
-        return redistributed(advantages_BT, ratio_BT, relative_BT, strength, low, high)
+        of_token = bounds(None, rows)
+        sizes = 1 - of_token.low, of_token.high - 1
+        return redistributed(advantages_BT, ratio_BT, relative_BT, strength, *sizes)
 
     return bounds, scales, redistribute if given["redistribution"] else None
+
+
+def _temper(given: Mapping[str, object]) -> dict[str, object]:
+    """What of `Parts` gives tokens temperatures by the entropies of the batch before."""
+
+    def carry(answers, batch):
+        entropy_BT = batch["behaviour_entropy"]
+        return entropy_scale(answers, entropy_BT, given["entropy_pivot"], given["released"])
+
+    def temper(scale, entropy_B):
+        return temperature_factors(scale, entropy_B, given["temperature_tau"])
+
+    return {"init": no_scale, "carry": carry, "temper": temper}
 
 
 def _weigh(given: Mapping[str, object]):

@@ -18,12 +18,28 @@ STEPS, TEMPERATURE, END, OTHERS = 7, 0.7, 5, (20, 21, 22)
 MASK = np.array([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
 
+def factor(entropy):
+    """Of the temperature of a token."""
+    return 0.3 + 0.4 * entropy
+
+
 @pytest.fixture(scope="module")
 def drawn():
     """(what was drawn, what `generate` draws, (temperature) -> log-probabilities [B, S, V]).
 
     The last are of a pass over prompts and answers, in float64 from the hidden states on.
     """
+    return draw()
+
+
+@pytest.fixture(scope="module")
+def tempered():
+    """As `drawn`, with a temperature for each token."""
+    found, _, log_probabilities = draw(temper=factor)
+    return found, log_probabilities
+
+
+def draw(**further):
     model = tiny.model(layers=1, logit_softcap=5.0)
     params = jax.tree.map(lambda x: 2 * x, tiny.params(model))
     prompts = jax.random.randint(jax.random.key(1), MASK.shape, 6, tiny.VOCAB)
@@ -33,7 +49,7 @@ def drawn():
     @jax.jit
     def everything(params):
         given = (model, params, prompts, jnp.asarray(MASK), jax.random.split(jax.random.key(2), 4))
-        found = decoding.draw(*given, **options, ends=(END, *OTHERS), group=2)
+        found = decoding.draw(*given, **options, ends=(END, *OTHERS), group=2, **further)
         text = jnp.concatenate([prompts, found.tokens_BS], axis=1)
         segments = jnp.pad(jnp.asarray(MASK), ((0, 0), (0, STEPS)), constant_values=1)
         inputs = Tokens(text, jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0), segments)
@@ -75,6 +91,47 @@ def test_log_probabilities_and_entropies_are_those_of_a_pass_over_the_text(drawn
         for values in found.measured:
             assert (np.asarray(values)[row, length:] == 0).all()
     assert min(off) > 1e-3  # negative control: the temperature matters
+
+
+def test_what_is_measured_at_a_temperature_of_the_token():
+    logits, token, ended = jnp.array([[1.0, 3.0, 0.5]]), jnp.array([0]), jnp.array([False])
+    plain, tempered = (measure(logits, token, ended, 2.0, 0, temper) for temper in (None, factor))
+    log_p = special.log_softmax(np.array([0.5, 1.5, 0.25]))
+    entropy = -np.exp(log_p) @ log_p
+    own = 2 * factor(entropy)
+    of_token = special.log_softmax(np.array([1.0, 3.0, 0.5]) / own)[0]
+    np.testing.assert_allclose(np.ravel(plain), [log_p[0], entropy, 0, 2], rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(tempered), [of_token, entropy, 0, own], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_token_can_have_a_temperature_of_its_own(tempered):
+    """Its log-probability is at that temperature, its entropy at the common one."""
+    found, log_probabilities = tempered
+    off = []
+    for row, length in enumerate(lengths(found)):
+        tokens = found.tokens_BS[row, :length]
+        measured = [np.asarray(x)[row, :length] for x in found.measured]
+        of_token, entropy, _, temperatures = measured
+        log_p = log_probabilities(TEMPERATURE)[row, :length]
+        expected = -np.sum(np.exp(log_p) * log_p, axis=-1)
+        np.testing.assert_allclose(entropy, expected, atol=1e-5)
+        np.testing.assert_allclose(temperatures, TEMPERATURE * factor(expected), rtol=1e-5)
+        for place, (token, temperature) in enumerate(zip(tokens, temperatures, strict=True)):
+            own = log_probabilities(temperature)[row, place, token]
+            assert of_token[place] == pytest.approx(own, abs=2e-5)
+            off.append(abs(log_p[place, token] - own))
+    assert max(off) > 0.1  # negative control: the common temperature
+
+
+def test_the_temperature_of_a_token_is_what_it_is_drawn_at():
+    """Rows of one distribution and two entropies: the cold one is drawn greedily."""
+    logits = jnp.tile(jnp.array([[1.0, 1.5, 1.2]]), (400, 1))
+    keys = jax.random.split(jax.random.key(0), 400)
+    cold, warm = (decoding.sample(keys, logits, temperature=jnp.full(400, t)) for t in (1e-3, 1.0))
+    assert set(cold.tolist()) == {1}
+    assert set(warm.tolist()) == {0, 1, 2}
+    np.testing.assert_array_equal(warm, decoding.sample(keys, logits, temperature=1.0))
 
 
 def test_the_divergence_of_a_group_is_that_of_its_members(drawn):

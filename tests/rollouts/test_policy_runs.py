@@ -50,6 +50,26 @@ def test_a_run_reports_what_it_draws_and_what_it_solves(tmp_path):
     assert text.count("  reward ") == 16
 
 
+@pytest.mark.slow
+def test_temperatures_by_entropy_are_those_that_training_computes_with(tmp_path):
+    """All ratios of a first step are 1; without the temperatures in the batch they are not."""
+    tau = {"objective__name": "hapo", "objective__hapo__temperature_tau": 0.9}
+    c = config(train__steps=4, **tau)
+    short_runs.train(c, tmp_path / "run")
+    for line in short_runs.lines(tmp_path / "run", "train"):
+        assert line["ratio_max"] == pytest.approx(1, abs=1e-4)
+        assert line["ratio_min"] == pytest.approx(1, abs=1e-4)
+        assert line["kl_behaviour_k3"] == pytest.approx(0, abs=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules["objectives.policy.policy"]
+        patch.setattr(module, "tempered_by_token", module.tempered)
+        short_runs.train(c, tmp_path / "constant")
+    lines = short_runs.lines(tmp_path / "constant", "train")
+    # The first rollout is drawn before any entropies are known.
+    assert lines[0]["ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert all(line["ratio_max"] > 1.01 for line in lines[1:])
+
+
 def final(c, workdir):
     data = experiment.load_data(c.data)
     built = experiment.build(c, data.tokenizer.vocab_size)
@@ -69,9 +89,12 @@ def same_end(c, *workdirs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("reuse", "dynamic", "stop"), [(3, 0, 1), (1, 1, 3), (4, 1, 3)])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, reuse, dynamic, stop):
-    c = config(rollouts__reuse=reuse, rollouts__dynamic=dynamic)
+@pytest.mark.parametrize(
+    ("reuse", "dynamic", "stop", "name"),
+    [(3, 0, 1, "grpo"), (1, 1, 3, "grpo"), (4, 1, 3, "grpo"), (2, 0, 3, "hapo")],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, reuse, dynamic, stop, name):
+    c = config(rollouts__reuse=reuse, rollouts__dynamic=dynamic, objective__name=name)
     short_runs.train(c, tmp_path / "whole")
     stopped, _ = short_runs.train(c, tmp_path / "cut", stop_after=stop)
     assert stop <= stopped.step < 6

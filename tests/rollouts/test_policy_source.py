@@ -8,7 +8,7 @@ import pytest
 import tiny_policy
 from tiny_policy import GROUP, TEMPERATURE, LengthJudge, Run, answers
 
-from lm.data.layout import BATCH, POLICY
+from lm.data.layout import BATCH, OPTIONAL, POLICY
 from lm.data.problems import problems
 from lm.errors import InputError
 from lm.planning.ahead import abstract_batch
@@ -65,7 +65,7 @@ def test_log_probabilities_are_those_of_the_training_pass(run, batches):
 def test_rows_hold_whole_groups_of_prompts_with_their_answers(run, source, batches):
     batch = batches[0]
     check_keys(source, run.built.objective)
-    assert batch.keys() == source.keys == (BATCH | POLICY).keys() - {"old_log_probability"}
+    assert batch.keys() == source.keys == (BATCH | POLICY).keys() - set(OPTIONAL)
     for name, dtype in {**BATCH, **POLICY}.items():
         if name in batch:
             assert batch[name].dtype == dtype
@@ -95,7 +95,9 @@ def test_rows_hold_whole_groups_of_prompts_with_their_answers(run, source, batch
     assert (batch["group_ids"][batch["segment_ids"] == 0] == -1).all()
     first = [batch["rewards"][row, places[0]] for row, places in found]
     given = [batch["advantages"][row, places[0]] for row, places in found]
-    expected = run.built.objective.advantages(np.float64(first), np.arange(16) // GROUP)
+    lengths = [len(places) for _, places in found]
+    groups = np.arange(16) // GROUP
+    expected = run.built.objective.advantages(np.float64(first), groups, lengths)
     np.testing.assert_allclose(given, expected, rtol=1e-6)
     assert np.abs(given).max() > 0.1
 

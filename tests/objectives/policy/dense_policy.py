@@ -150,7 +150,8 @@ def hapo(fixed, released=False):
         return 1 - low, 1 + high, 10.0
 
     def scale(i, r):
-        inside = (r > 0.9) & (r < 1.1)
+        lowest, highest, _ = bounds(i, len(r))
+        inside = (r > (1 + lowest) / 2) & (r < (1 + highest) / 2)
         return 1 + np.where((h[i] > 0) != inside, h[i], 0.0)
 
     return {"bounds": bounds, "scale": scale}

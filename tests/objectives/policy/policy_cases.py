@@ -48,6 +48,7 @@ RANGES = {
     "entropy": (0.1, 1.5),
     "behaviour_entropy": (0.1, 1.5),
     "group_divergence": (0.0, 1.0),
+    "temperatures": (0.5, 2.0),
     "value": (-1.0, 1.0),
     "targets": (0, 5),
 }

@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from objectives.policy import POLICY, aggregations, clipping, kl, ratios, surrogates, token_weights
 from objectives.policy import advantages as of_rewards
 from objectives.policy.answers import find_answers
-from objectives.policy.entropy import redistributed, relative_entropy
+from objectives.policy.entropy import (
+    entropy_scale,
+    no_scale,
+    redistributed,
+    relative_entropy,
+    temperature_factors,
+)
 from objectives.policy.policy import token_ids
 from objectives.policy.values import gae
 
@@ -51,13 +57,32 @@ def close(found, expected, **options):
 
 
 def test_advantages_of_a_group():
-    rewards, groups = np.array([1.0, 0, 0, 0]), np.zeros(4, int)
-    close(of_rewards.group_normalised()(rewards, groups), [1.5, -0.5, -0.5, -0.5])
-    close(of_rewards.group_normalised(ddof=0)(rewards, groups), [1.732048, *[-0.577349] * 3])
-    close(of_rewards.centred()(rewards, groups), [0.75, -0.25, -0.25, -0.25])
-    close(of_rewards.leave_one_out()(rewards, groups), [1, *[-1 / 3] * 3])
-    close(of_rewards.rewards_themselves()(rewards, groups), rewards)
-    close(of_rewards.rewards_themselves("batch")(rewards, groups), rewards - 0.25)
+    rewards = np.array([1.0, 0, 0, 0])
+    given = rewards, np.zeros(4, int), np.array([3, 1, 2, 5])
+    close(of_rewards.group_normalised()(*given), [1.5, -0.5, -0.5, -0.5])
+    close(of_rewards.group_normalised(ddof=0)(*given), [1.732048, *[-0.577349] * 3])
+    close(of_rewards.centred()(*given), [0.75, -0.25, -0.25, -0.25])
+    close(of_rewards.leave_one_out()(*given), [1, *[-1 / 3] * 3])
+    close(of_rewards.rewards_themselves()(*given), rewards)
+    close(of_rewards.rewards_themselves("batch")(*given), rewards - 0.25)
+
+
+def test_advantages_by_statistics_of_tokens():
+    """Against the tokens themselves; equal lengths give those of answers with squares over G."""
+    make, groups = of_rewards.token_normalised, np.zeros(4, int)
+    rewards, lengths = np.array([1.0, 0, 0.5, 0]), np.array([3, 1, 2, 5])
+    tokens = np.repeat(rewards, lengths)
+    close(make()(rewards, groups, lengths), (rewards - tokens.mean()) / tokens.std())
+    expected = of_rewards.group_normalised(ddof=0)(rewards, groups, lengths)
+    close(make()(rewards, groups, np.full(4, 7)), expected)
+    # One token against 99: 9.95 deviations.
+    rare = np.array([1.0, 0.0]), np.zeros(2, int), np.array([1, 99])
+    close(make()(*rare), of_rewards.group_normalised()(*rare))
+    close(make(largest=10.0)(*rare), [9.9499, -0.1005], atol=1e-3)
+    # Another group is not affected, and a failed answer has no tokens.
+    both = np.append(rare[0], [*rewards, np.nan]), np.repeat([0, 1], [2, 5])
+    found = make()(*both, np.append(rare[2], [*lengths, 50]))
+    close(found[2:6], make()(rewards, groups, lengths), atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,15 +92,19 @@ def test_groups_do_not_mix_and_failures_are_left_out(data):
     values = st.sampled_from([0.0, 0.1, 0.5, 1.0, math.nan])
     rewards = np.array(data.draw(st.lists(values, min_size=number, max_size=number)))
     groups = np.array(data.draw(st.lists(st.integers(3, 5), min_size=number, max_size=number)))
-    for make in (of_rewards.group_normalised, of_rewards.centred, of_rewards.leave_one_out):
-        found = make()(rewards, groups)
+    lengths = np.array(data.draw(st.lists(st.integers(1, 9), min_size=number, max_size=number)))
+    for name in ("group_normalised", "token_normalised", "centred", "leave_one_out"):
+        make = getattr(of_rewards, name)
+        found = make()(rewards, groups, lengths)
         assert found.dtype == np.float32
         assert np.isfinite(found).all()
         assert not found[np.isnan(rewards)].any()
         for group in np.unique(groups):
             own = (groups == group) & ~np.isnan(rewards)
-            close(found[own], make()(rewards[own], groups[own]), atol=0)
-            assert abs(found[own].sum()) < 1e-4
+            close(found[own], make()(rewards[own], groups[own], lengths[own]), atol=0)
+            sums = [abs(found[own].sum()), abs(found[own] @ lengths[own])]
+            # Over answers, or over tokens where those are what is averaged over.
+            assert (min(sums) if name == "token_normalised" else sums[0]) < 1e-4
             # Equal rewards: exactly nothing, where a mean of floats is off by rounding.
             if len(set(rewards[own])) <= 1:
                 assert not found[own].any()
@@ -84,8 +113,9 @@ def test_groups_do_not_mix_and_failures_are_left_out(data):
 def test_the_most_varied_answers_are_kept():
     rewards = np.array([0.0, 0.4, 0.5, 0.65, 1.0, 0.3, 0.7, math.nan])
     groups = np.array([0, 0, 0, 0, 0, 1, 1, 1])
-    all_of_them = of_rewards.centred()(rewards, groups)
-    found = of_rewards.most_varied(of_rewards.centred(), 3)(rewards, groups)
+    given = rewards, groups, np.ones(8)
+    all_of_them = of_rewards.centred()(*given)
+    found = of_rewards.most_varied(of_rewards.centred(), 3)(*given)
     best = max(
         itertools.combinations(range(5), 3), key=lambda chosen: np.var(all_of_them[[*chosen]])
     )
@@ -93,7 +123,7 @@ def test_the_most_varied_answers_are_kept():
     kept = found != 0
     close(found[kept], all_of_them[kept], atol=0)
     close(found[5:], all_of_them[5:], atol=0)
-    close(of_rewards.most_varied(of_rewards.centred(), 0)(rewards, groups), all_of_them, atol=0)
+    close(of_rewards.most_varied(of_rewards.centred(), 0)(*given), all_of_them, atol=0)
 
 
 RATIOS = {
@@ -158,6 +188,13 @@ def test_entropy_of_a_token_among_others():
     close(relative_entropy(answers, entropy), [-1, -0.462756, -0.231378, 0, 1])
     close(relative_entropy(answers, entropy, released=True), [1, 0.462756, 0.231378, 0, 1])
     assert not np.any(relative_entropy(answers, jnp.full(SHAPE, 0.7)))
+    scale = entropy_scale(answers, entropy)
+    factors = temperature_factors(scale, entropy[0, :5], 0.05)
+    close(factors, [0.95, 0.976862, 0.988431, 1, 1.05])
+    close(temperature_factors(scale, jnp.array([1e-9, 90.0]), 0.05), [0.95, 1.05])
+    close(temperature_factors(no_scale(), entropy[0, :5], 0.05), [1] * 5, atol=0)
+    code = entropy_scale(answers, entropy, released=True)
+    close(temperature_factors(code, entropy[0, :3], 0.05), [1.05, 1.023138, 1.011569])
     h, r = jnp.array([0.5, 0.5, -0.5, -0.5]), jnp.array([1.0, 1.3, 1.0, 1.3])
     close(redistributed(jnp.ones(4), r, h, 1.0, 0.2, 0.2), [1, 1.5, 0.5, 1])
     close(redistributed(jnp.ones(4), r, 0 * h, 1.0, 0.2, 0.2), [1, 1, 1, 1])
@@ -375,6 +412,12 @@ def test_goldens_are_those_of_trl(tmp_path):
         ({"ddof": 2}, "ddof=2 must be"),
         ({"k_low": 2.0, "k_high": 1.0}, "k_high=1.0 must be at least 2"),
         ({"kl_coefficient": -1.0}, "kl_coefficient=-1.0 must be at least 0"),
+        ({"temperature_tau": 0.1}, "temperature_tau=0.1 must be 0 but for clip='entropy'"),
+        ({"clip": "entropy", "temperature_tau": 1.0}, "temperature_tau=1.0 must be below 1"),
+        (
+            {"clip": "entropy", "temperature_tau": 0.1, "kl_coefficient": 0.1},
+            "temperature_tau=0.1 gives each token a temperature, which neither a reference",
+        ),
         ({"redistribution": 0.5}, "redistribution=0.5 must be 0 but for clip='entropy'"),
         ({"clip": "entropy", "clip_low": 0.0}, "clip_low=0.0 must be above 0"),
         ({"clip_power": math.nan}, "clip_power=nan must be a number"),
@@ -396,6 +439,11 @@ def test_declarations():
     assert "behaviour_entropy" in make(clip="entropy").batch_keys
     assert "group_divergence" in POLICY["tw_grpo"]().batch_keys
     assert "old_log_probability" in make(old="stored").batch_keys
+    tempered, plain = (POLICY["hapo"](temperature_tau=tau) for tau in (0.05, 0.0))
+    assert "temperatures" in set(tempered.batch_keys) & set(tempered.loss.batch_keys)
+    assert "temperatures" not in plain.batch_keys
+    assert plain.temper is None
+    assert plain.init() == ()
     assert "entropy" in make(entropy_coefficient=0.1).differentiated
     assert "entropy" not in make().differentiated
     assert POLICY["ppo"]().whole_batch
