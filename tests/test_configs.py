@@ -210,6 +210,43 @@ def run(folder, command, arguments):
     assert done.returncode == 0, done.stderr
 
 
+# What a line of kind `train` of every policy gradient has, and of some.
+REPORTED = {
+    "policy": "reward reward_std solved groups_without_signal response_length ended advantage "
+    "no_signal entropy clip_low clip_high ratio_max ratio_min kl_behaviour_k1 kl_behaviour_k3 "
+    "positive_high positive_low negative_high negative_low grad_norm weight_sum loss",
+    "ppo": "value_loss",
+}
+POLICIES = [Path(name).stem for name in METHODS if name.startswith("configs/policy/")]
+
+
+@pytest.mark.parametrize("name", tiny.mostly_slow(POLICIES, quick=("hapo",)))
+def test_a_policy_gradient_reports_what_it_does(name, tmp_path):
+    """Two steps of its config from a fresh model, with a reward that some answers get."""
+    config = shrink(load([f"--config=configs/policy/{name}.py"]))
+    config.initialise["from"] = ""
+    config.train.steps = 2
+    config.rollouts.rewards = "format"
+    config.rollouts.format.pattern = "(?s).*[a-z].*"
+    assert loop.train(config, str(tmp_path), lambda line: None).finished
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first, second = (line for line in lines if line["kind"] == "train")
+    wanted = f"{REPORTED['policy']} {REPORTED.get(name, '')}".split()
+    if config.rollouts.reuse > 1:
+        wanted.append("rollout_age")
+    for line in (first, second):
+        assert {key: line[key] for key in wanted if not math.isfinite(line[key])} == {}
+        assert line["skipped_steps"] == 0
+        assert 0 < line["reward"] < 1
+    assert first["grad_norm"] > 0
+    # A step of a toy is so long that narrow bounds clip all that comes after it.
+    assert second["grad_norm"] > 0 or second["clip_low"] + second["clip_high"] > 0
+    # Drawn with other weights than those that are trained, or after a step on what was drawn.
+    rounded = config.rollouts.bits < 16
+    assert (abs(first["kl_behaviour_k3"]) > 1e-4) == rounded
+    assert (abs(second["kl_behaviour_k3"]) > 1e-6) == (rounded or config.rollouts.reuse > 1)
+
+
 # One of each kind of commands: with a reference, two of them, scores, a teacher, faulty answers,
 # answers that are drawn.
 RUN = (
