@@ -1,12 +1,16 @@
 """Answers that are drawn with rounded weights, and what the trained model makes of them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_policy
 
 from lm.errors import InputError
+from lm.model.adapters import OUT, merge, merged_config, without
 from lm.model.trained import Trained
+from lm.model.transformer import make_model
+from lm.parallel.mesh import RULES
 from lm.rollouts.rounding import make_rounding
 from lm.training import experiment
 from lm.training.forward import make_prediction_statistics
@@ -45,6 +49,46 @@ def test_the_rounded_model_draws_and_the_trained_one_is_the_old_policy(run):
     )
     for other in (rounded[4.0], params):  # negative control
         assert np.abs(drawn - log_probabilities(run, other, batch)).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_adapters_are_drawn_with_as_they_are():
+    """The matrices below them are rounded, by the same grids as without adapters."""
+    c = tiny_policy.config(rollouts__bits=3.0, model__adapter_rank=2, **ICEPOP)
+    own = tiny_policy.Run(c)
+    params = own.state.trained.params
+    # B of a fresh adapter is 0.
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.3 if path[-1].key.endswith(OUT) else x, params
+    )
+    own.state = own.state._replace(trained=own.state.trained._replace(params=params))
+    batch = own.batch(own.source())
+
+    def rounded(params):
+        """Those of a run without adapters, on the grids of `rollouts.bits`."""
+        below = make_model(merged_config(own.built.model.config), RULES)
+        rounding = make_rounding(c, below)
+        return rounding.on_grid(Trained(params, rounding.first_scales(params)))
+
+    def joined(below, params):
+        """The adapters of the second on the matrices of the first."""
+        return {
+            name: joined(below[name], part) if isinstance(part, dict) else below.get(name, part)
+            for name, part in params.items()
+        }
+
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    merged = merge(own.built.model.config, params)
+    drawn = batch["behaviour_log_probability"]
+    as_they_are = joined(rounded(without(params)), params)
+    np.testing.assert_allclose(drawn, log_probabilities(own, as_they_are, batch), atol=1e-5)
+    np.testing.assert_allclose(
+        batch["old_log_probability"], log_probabilities(own, params, batch), atol=1e-5
+    )
+    # Negative controls: nothing rounded, no adapters, and adapters that are rounded along.
+    below = [joined(rounded(one), nothing) for one in (without(params), merged)]
+    for other in (params, *below):
+        assert np.abs(drawn - log_probabilities(own, other, batch)).max() > 1e-2
 
 
 def test_a_width_that_cannot_be_is_refused(run):
