@@ -26,7 +26,9 @@ from lm.training.logging import read_metrics
 
 _RUNS = flags.DEFINE_string("runs", "runs/policy", "Folder of the work directories.")
 _METHODS = flags.DEFINE_list(
-    "methods", ["grpo", "dapo", "gspo", "ctpo", "balanced"], "Names of configs/policy."
+    "methods",
+    ["grpo", "dapo", "gspo", "ctpo", "balanced"],
+    "Names of configs/policy, each perhaps with its argument, NAME:ARGUMENT.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of models, problems and samples.")
 
@@ -55,9 +57,15 @@ def main() -> None:
 
 def train(name: str, seed: str) -> Path:
     """The work directory of a run that has ended; a method begins with the sums of this seed."""
-    folder = Path(_RUNS.value) / f"{Path(name).name}_{seed}"
+    file, colon, argument = name.partition(":")
+    folder = Path(_RUNS.value) / f"{Path(name).name.replace(':', '_')}_{seed}"
     if not (folder / "curves.png").exists():
-        program = [sys.executable, "-m", "launch.train", f"--config=configs/{name}.py"]
+        program = [
+            sys.executable,
+            "-m",
+            "launch.train",
+            f"--config=configs/{file}.py{colon}{argument}",
+        ]
         arguments = [f"--config.train.seed={seed}", f"--workdir={folder}"]
         if name != "sums":
             begin = Path(_RUNS.value) / f"sums_{seed}"

@@ -1,18 +1,21 @@
-"""Samples text from a model and shows it as it comes, or talks with it.
+"""Samples text from a model and shows it as it comes, talks with it, or writes a corpus of samples.
 
 python -m launch.generate --model=runs/quickstart --prompt="def "
 python -m launch.generate --model=model.gguf --chat
+python -m launch.generate --model=model.gguf --count=1000 --samples=samples.jsonl --temperature=1
 """
 
 import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from launch import command, workdir
-from lm.errors import InputError
+from lm.errors import InputError, writing
 
 _PROMPT = flags.DEFINE_string("prompt", "", "Text to continue.")
 _TOKENS = flags.DEFINE_integer("tokens", 200, "Tokens to add at most.")
@@ -21,6 +24,10 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total; 1 is off.")
 _CHAT = flags.DEFINE_bool(
     "chat", False, "Answer --prompt, or else every line of standard input, by the chat template."
+)
+_COUNT = flags.DEFINE_integer("count", 1, "Texts to draw, into the file --samples.")
+_SAMPLES = flags.DEFINE_string(
+    "samples", None, "File of JSON lines with `text`; a command that was killed goes on with it."
 )
 _SYSTEM = flags.DEFINE_string("system", "", "What a chat begins with, as the system's message.")
 
@@ -35,6 +42,12 @@ def main() -> None:
         raise InputError(f"--top_k={_TOP_K.value} must be 0 or above")
     if not 0 < _TOP_P.value <= 1:
         raise InputError(f"--top_p={_TOP_P.value} must be above 0 and at most 1")
+    if _COUNT.value < 1:
+        raise InputError(f"--count={_COUNT.value} must be at least 1")
+    if (_COUNT.value > 1) != (_SAMPLES.value is not None):
+        raise InputError("--count above 1 and --samples=FILE.jsonl go together")
+    if _CHAT.value and _SAMPLES.value is not None:
+        raise InputError("--samples=FILE writes texts, not chats: leave out --chat")
     command.use_compilation_cache()
     import jax
 
@@ -49,6 +62,9 @@ def main() -> None:
         command.say(warning)
     with jax.set_mesh(loaded.run.mesh):
         trained, quantized = loaded.run.stored(loaded.state)
+        if _SAMPLES.value is not None:
+            _write_samples(loaded, trained, quantized)
+            return
     sampler = sampling.Sampler(
         loaded.run.model,
         loaded.tokenizer,
@@ -66,6 +82,32 @@ def main() -> None:
         else:
             pieces = sampler.stream(trained, prompt, seed, count)
             command.show(itertools.chain([prompt], pieces, ["\n"]))
+
+
+def _write_samples(loaded: workdir.Loaded, trained: Any, quantized: Any) -> None:
+    """Draws the texts that the file lacks; each is in the file before the next one is drawn."""
+    from lm.rollouts import texts
+
+    path, seed = Path(_SAMPLES.value), command.SEED.value or 0
+    options = {
+        "tokens": _TOKENS.value,
+        "temperature": _TEMPERATURE.value,
+        "top_k": _TOP_K.value,
+        "top_p": _TOP_P.value,
+    }
+    settings = {"model": command.chosen(), "seed": seed, "prompt": _PROMPT.value, **options}
+    with writing(f"--samples={path}"):
+        first, file = texts.written(path, settings), path.open("a")
+    model, loss = loaded.run.model, loaded.run.objective.loss
+    make = functools.partial(texts.make_draw_texts, model, loss, quantized, loaded.tokenizer)
+    drawn = make(_PROMPT.value, **options)(trained, seed, first)
+    with writing(f"--samples={path}"), file:
+        for number in range(first, _COUNT.value):
+            file.write(texts.line_of(next(drawn), number, settings))
+            if (number + 1) % texts.ROWS == 0:
+                file.flush()
+                command.say(f"{number + 1} of {_COUNT.value} texts")
+    command.say(f"{path}: {max(first, _COUNT.value)} texts, {first} of them there before")
 
 
 def _chat(answer: Callable[..., Iterator[str]]) -> None:

@@ -38,7 +38,7 @@ def start(name: str, reuse: int = 2) -> ConfigDict:
     config.objective.name = name
     config.rollouts.update(group=8, tokens=5, reuse=reuse)
     config.data.sequence_length = 66  # Six times a prompt of 7 tokens with an answer of 5.
-    config.train.steps = 1300
+    config.train.steps = 1800
     config.optimizer.update(name="muon", peak_learning_rate=1.5e-3, adam_learning_rate=2e-4)
     config.optimizer.update(schedule="wsd", decay_fraction=0.5, final_fraction=0.05)
     config.optimizer.update(warmup_steps=10, weight_decay=0.0)

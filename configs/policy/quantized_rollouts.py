@@ -2,7 +2,8 @@
 
 Before:  python -m launch.train --config=configs/sums.py --workdir=runs/sums
 Command: python -m launch.train --config=configs/policy/quantized_rollouts.py --workdir=runs/icepop3
-Against: the same with --config.objective.name=grpo, and configs/policy/icepop.py with 16 bits.
+Against: the same with configs/policy/quantized_rollouts.py:grpo, which corrects nothing, and
+         configs/policy/icepop.py, which draws with the weights that are trained.
 Cost:    that of configs/policy/grpo.py, and a pass for the old policy each rollout.
 
 Claim: IcePop weights each token by k = p of the trained weights / p of the rounded ones, and drops
@@ -20,9 +21,9 @@ from ml_collections import ConfigDict
 from configs.policy import grpo
 
 
-def get_config() -> ConfigDict:
-    """Returns the config."""
-    config = grpo.start("icepop")
+def get_config(method: str = "icepop") -> ConfigDict:
+    """Returns the config of a method of this folder, "icepop" or another."""
+    config = grpo.start(method or "icepop")
     config.objective.icepop.old = "stored"
     config.rollouts.bits = 3.0
     return config

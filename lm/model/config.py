@@ -318,6 +318,11 @@ class ModelConfig:
         return self.unroll or (self.layers if few else 1)
 
     @property
+    def unrolled_decoding(self) -> int:
+        """Layers in one turn of the loop over layers in decoding, U."""
+        return self.unroll or (self.layers if self.layers <= UNROLLED else 1)
+
+    @property
     def rotary_width(self) -> int:
         """Channels of a head that rotary positions turn, R."""
         return int(self.head_width * self.rope_share)

@@ -29,13 +29,18 @@ def init_cache(
       quantizer: that of the model's `LayerProducts`, where it has one.
     """
     c = model.config
-    shape = (c.layers, batch, c.kv_heads, length, c.head_width)
-    if quantizer is None:
-        stored = (jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
-    else:
-        stored = quantizer.empty(shape)
+    together = c.unrolled_decoding
+    shape = (batch, c.kv_heads, length, c.head_width)
+    if together < c.layers:  # An axis of size 1 would make XLA copy the arrays on CPU.
+        shape = (c.layers // together, *shape)
+
+    def empty():
+        if quantizer is None:
+            return jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)
+        return quantizer.empty(shape)
+
     segments_BS = jnp.zeros((batch, length), jnp.int32)
-    return KVCache(*stored[:2], segments_BS, jnp.zeros((), jnp.int32), *stored[2:])
+    return KVCache(tuple(empty() for _ in range(together)), segments_BS, jnp.zeros((), jnp.int32))
 
 
 def next_logits(

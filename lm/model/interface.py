@@ -1,6 +1,7 @@
 """What goes into a model and what comes out: the seam between Flax and everything else.
 
-B batch, T length, D width, V vocabulary, L layers, K key-value heads, S cache length, H head width.
+B batch, T length, D width, V vocabulary, L layers, K key-value heads, S cache length, H head width,
+U layers in one turn of the loop over layers in decoding, R = L / U turns.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,49 @@ from lm.model.products import plain_product
 class KVCache(NamedTuple):
     """What decoding remembers of S tokens: keys and values of every layer, and segments.
 
-    Quantized, keys and values are codes as `CacheQuantizer.store` makes them, and each value has a
-    scale; otherwise there are no scales.
+    Attributes:
+      layers: for each of the U layers of a turn its keys and values, [B, K, S, H] if there is one
+        turn, otherwise [R, B, K, S, H], where layer r U + u is entry r of the arrays at u.
+        Quantized, they are the arrays that `CacheQuantizer.store` makes: codes of keys, codes of
+        values, scales of values.
+      segment_ids_BS: of the tokens, int32.
+      length: tokens written so far, int32.
     """
 
-    keys_LBKSH: jax.Array
-    values_LBKSH: jax.Array
+    layers: tuple[tuple[jax.Array, ...], ...]
     segment_ids_BS: jax.Array
-    length: jax.Array  # tokens written so far
-    value_scales_LBKS1: Any = ()
+    length: jax.Array
+
+
+class LayerCache(NamedTuple):
+    """What one layer sees of a `KVCache`.
+
+    Attributes:
+      arrays: those of its place in a turn.
+      turn: its entry of them, r; None where there is one turn.
+      segment_ids_BS, length: of the cache; the tokens of this pass are in `segment_ids_BS` already.
+    """
+
+    arrays: tuple[jax.Array, ...]
+    turn: jax.Array
+    segment_ids_BS: jax.Array
+    length: jax.Array
+
+    def write(self, new: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """The arrays with those of this pass, each [B, K, T, H], behind what is written already."""
+        start = (0, 0, self.length, 0)
+        if self.turn is not None:
+            start, new = (self.turn, *start), [x[None] for x in new]
+        return tuple(
+            jax.lax.dynamic_update_slice(array, x, start)
+            for array, x in zip(self.arrays, new, strict=True)
+        )
+
+    def read(self, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """The layer's own part of the arrays, each [B, K, S, H]."""
+        if self.turn is None:
+            return arrays
+        return tuple(jax.lax.dynamic_index_in_dim(x, self.turn, keepdims=False) for x in arrays)
 
 
 class Tokens(NamedTuple):
@@ -110,7 +145,7 @@ class Model(NamedTuple):
       init: (key) -> parameters.
       axes: () -> a tree like the parameters, of PartitionSpecs that name each array's axes.
       apply: (parameters, Tokens, cache=None, products=PLAIN, taps=None) -> Outputs. `taps` maps a
-        name of `TAPS` to its argument.
+        name of `TAPS` to its argument; a pass with a cache has none.
       head: (parameters) -> output matrix [D, V].
       embed: (parameters, tokens, positions) -> input of the first layer [B, T, D].
       block: (parameters of one layer, x [B, T, D], positions, segment_ids, product=plain_product,

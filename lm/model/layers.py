@@ -128,17 +128,15 @@ class Attention(nn.Module):
     quantizer: CacheQuantizer | None = None
 
     @nn.compact
-    def __call__(self, x_BTD, place, segment_ids_BT, layer_cache, cache, blocks_BT):
+    def __call__(self, x_BTD, place, segment_ids_BT, blocks_BT, layer_cache):
         c = self.config
         query_BNTH, key_BKTH = _queries_and_keys(self, x_BTD, place.angles)
         value_BKTH = _heads(self, "value", x_BTD, c.kv_heads, "kv_heads")
 
         key_segments, offset = segment_ids_BT, 0
         if layer_cache is not None:
-            key_segments, offset = cache.segment_ids_BS, cache.length
-        key_BKTH, value_BKTH, layer_cache = self._remember(
-            key_BKTH, value_BKTH, layer_cache, offset
-        )
+            key_segments, offset = layer_cache.segment_ids_BS, layer_cache.length
+        key_BKTH, value_BKTH, arrays = self._remember(key_BKTH, value_BKTH, layer_cache)
         out_BNTH = attend(
             query_BNTH,
             key_BKTH,
@@ -155,10 +153,10 @@ class Attention(nn.Module):
         shape, axes = (c.heads * c.head_width, c.width), ("heads", "embed")
         out_BTM = jnp.swapaxes(out_BNTH, 1, 2).reshape(*x_BTD.shape[:2], shape[0])
         bias = c.attention_bias == "all"
-        return _linear(self, "output", out_BTM, shape, axes, _depth_scale(c), bias), layer_cache
+        return _linear(self, "output", out_BTM, shape, axes, _depth_scale(c), bias), arrays
 
-    def _remember(self, key_BKTH, value_BKTH, layer_cache, offset):
-        """The keys and values to attend to, and the cache with the new ones, if there is one."""
+    def _remember(self, key_BKTH, value_BKTH, layer_cache):
+        """The keys and values to attend to, and the cache's arrays with the new ones, if any."""
         quantizer, scale_K1H = self.quantizer, _key_scale(self)
         if layer_cache is None and quantizer is None:
             return key_BKTH, value_BKTH, None
@@ -167,11 +165,11 @@ class Attention(nn.Module):
         new = (key_BKTH, value_BKTH)
         if quantizer is not None:
             new = quantizer.store(key_BKTH, value_BKTH, scale_K1H)
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=offset, axis=2)
-        layer_cache = tuple(map(write, layer_cache, new))
-        if quantizer is None:
-            return *layer_cache, layer_cache
-        return *quantizer.read(layer_cache, scale_K1H, key_BKTH.dtype), layer_cache
+        arrays = layer_cache.write(new)
+        stored = layer_cache.read(arrays)
+        if quantizer is not None:
+            stored = quantizer.read(stored, scale_K1H, key_BKTH.dtype)
+        return *stored, arrays
 
 
 class AttentionShare(nn.Module):

@@ -21,6 +21,7 @@ from lm.model.interface import (
     PLAIN,
     CacheQuantizer,
     KVCache,
+    LayerCache,
     LayerProducts,
     Model,
     Outputs,
@@ -83,17 +84,21 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         if scales := _scales(products):
             variables["scales"] = {"layers": scales}
         quantized = Transformer(config, products.product, products.cache)
+        if cache is not None:
+            if taps:
+                raise ValueError(f"a pass with a cache has no taps: {', '.join(taps)}")
+            with scope():
+                return _apply_cached(quantized, variables, inputs, cache)
         with scope():
-            hidden_BTD, new_cache, input_BTD = quantized.apply(
+            hidden_BTD, input_BTD = quantized.apply(
                 variables,
                 inputs._replace(key=None),
-                cache,
                 keep_input="attention_to" in taps,
                 rngs=None if inputs.key is None else {"dropout": inputs.key},
             )
             passed = ForwardPass(config, products, variables, inputs, input_BTD, hidden_BTD)
             aux = {name: TAPS[name](passed, argument) for name, argument in taps.items()}
-        return Outputs(hidden_BTD, aux, new_cache)
+        return Outputs(hidden_BTD, aux, None)
 
     def method(function):
         def call(params, *arguments):
@@ -106,7 +111,7 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         with scope():
             places = make_places(config, positions)
             (x_BTD, _), _ = Block(config, product, cache).apply(
-                {"params": params}, (x, None), None, places.kind(layer), places, segment_ids, None
+                {"params": params}, (x, None), places.kind(layer), places, segment_ids
             )
         return x_BTD
 
@@ -120,6 +125,65 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         block=block,
         finish=method(Transformer.finish),
     )
+
+
+def _apply_cached(
+    module: "Transformer", variables: dict[str, Any], inputs: Tokens, cache: KVCache
+) -> Outputs:
+    """`Model.apply` of tokens that follow those of a cache.
+
+    The layers are a loop of R turns, U layers in each. It carries the cache and writes the new
+    tokens in place: a scan that takes the cache of a layer and gives it back, as it does with what
+    is differentiated, would copy all of it for every token.
+    """
+    c, together = module.config, len(cache.layers)
+    turns = c.layers // together
+    segments_BS = jax.lax.dynamic_update_slice_in_dim(
+        cache.segment_ids_BS, inputs.segment_ids, cache.length, axis=1
+    )
+    block = Block(c, module.product, module.quantizer)
+    places = make_places(c, inputs.positions)
+
+    def turn(number, carry):  # `number` is None where there is one turn.
+        (x_BTD, all_arrays), written = carry, []
+        for i, arrays in enumerate(all_arrays):
+            layer = i if number is None else number * together + i
+            at_layer = functools.partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
+            (x_BTD, _), arrays = block.apply(
+                jax.tree.map(at_layer, layers),
+                (x_BTD, None),
+                places.kind(layer),
+                places,
+                inputs.segment_ids,
+                layer_cache=LayerCache(arrays, number, segments_BS, cache.length),
+            )
+            written.append(arrays)
+        return x_BTD, tuple(written)
+
+    params = {"params": variables["params"]}
+    x_BTD = module.apply(params, inputs.tokens, inputs.positions, method="embed")
+    layers = {kind: tree["layers"] for kind, tree in variables.items()}
+    carry = (x_BTD, _checked(cache.layers, module.quantizer))
+    x_BTD, arrays = turn(None, carry) if turns == 1 else jax.lax.fori_loop(0, turns, turn, carry)
+    hidden_BTD = module.apply(params, x_BTD, method="finish")
+    return Outputs(
+        hidden_BTD, {}, KVCache(arrays, segments_BS, cache.length + inputs.tokens.shape[1])
+    )
+
+
+def _checked(layers: tuple[tuple[jax.Array, ...], ...], quantizer: CacheQuantizer | None):
+    """The arrays of a cache.
+
+    Raises:
+      InputError: floats for a quantized model, or codes for another one.
+    """
+    coded = len(layers[0]) > 2
+    if coded != (quantizer is not None):
+        raise InputError(
+            f"the cache holds {'codes' if coded else 'floats'} and the model reads "
+            f"{'floats' if coded else 'codes'}; make it by init_cache with the same quantizer"
+        )
+    return layers
 
 
 def _scales(products: LayerProducts) -> Any:
@@ -146,7 +210,8 @@ class Block(nn.Module):
     x + Norm(f(Norm x)). With `model.parallel_block` the MLP reads the x that the attention reads.
 
     What is carried from layer to layer is x, and the input of the layer before; None in place of
-    that input, an empty tree, carries nothing.
+    that input, an empty tree, carries nothing. What else is returned are the arrays of a
+    `LayerCache` with the keys and values of this pass; None without one.
     """
 
     config: ModelConfig
@@ -154,18 +219,17 @@ class Block(nn.Module):
     quantizer: CacheQuantizer | None = None
 
     @nn.compact
-    def __call__(self, carry, layer_cache, kind, places, segment_ids_BT, cache, blocks_BT=None):
+    def __call__(self, carry, kind, places, segment_ids_BT, blocks_BT=None, layer_cache=None):
         c = self.config
         x_BTD, input_BTD = carry
         if input_BTD is not None:
             input_BTD = x_BTD
-        y_BTD, layer_cache = Attention(c, self.product, self.quantizer, name="attention")(
+        y_BTD, arrays = Attention(c, self.product, self.quantizer, name="attention")(
             self.norm("attention_norm", x_BTD),
             places.of_layer(kind),
             segment_ids_BT,
-            layer_cache,
-            cache,
             blocks_BT,
+            layer_cache,
         )
         y_BTD = self.norm_after("attention_norm", y_BTD)
         if not c.parallel_block:
@@ -175,7 +239,7 @@ class Block(nn.Module):
         if c.parallel_block:
             x_BTD = x_BTD + y_BTD
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
-        return (x_BTD, input_BTD), layer_cache
+        return (x_BTD, input_BTD), arrays
 
     def norm(self, name, x_BTD):
         """The norm in front of a sub-block, where there is one."""
@@ -195,7 +259,7 @@ class Transformer(nn.Module):
 
     The variables are `params`: {embedding, positions, layers (stacked on a leading axis L),
     final_norm, head}, less what the interface or the head does not have, and the `scales` that
-    `product` is given. The decode cache is an argument and a result.
+    `product` is given.
     """
 
     config: ModelConfig
@@ -214,7 +278,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "scales": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, *4 * (nn.broadcast,)),
+            in_axes=(0, *3 * (nn.broadcast,)),
             length=c.layers,
             unroll=c.unrolled,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -223,29 +287,17 @@ class Transformer(nn.Module):
         if c.own_head:
             self.output = Head(c, name="head")
 
-    def __call__(self, inputs: Tokens, cache=None, keep_input=False):
-        """Hidden states, the cache, and with `keep_input` the input of the last block."""
+    def __call__(self, inputs: Tokens, keep_input=False):
+        """Hidden states, and with `keep_input` the input of the last block."""
         c = self.config
         tokens_BT, positions_BT, segment_ids_BT, blocks_BT, _ = inputs
         x_BTD = self.embed(tokens_BT, positions_BT)
-        layer_cache = None
-        if cache is not None:
-            segments_BS = jax.lax.dynamic_update_slice_in_dim(
-                cache.segment_ids_BS, segment_ids_BT, cache.length, axis=1
-            )
-            cache = cache._replace(segment_ids_BS=segments_BS)
-            layer_cache = _layer_caches(cache, self.quantizer)
         carry = (x_BTD, x_BTD if keep_input else None)
         places = make_places(c, positions_BT)
-        (x_BTD, input_BTD), layer_cache = self.layers(
-            carry, layer_cache, places.kind_L, places, segment_ids_BT, cache, blocks_BT
-        )
-        if cache is not None:
-            length = cache.length + tokens_BT.shape[1]
-            cache = KVCache(*layer_cache[:2], cache.segment_ids_BS, length, *layer_cache[2:])
+        (x_BTD, input_BTD), _ = self.layers(carry, places.kind_L, places, segment_ids_BT, blocks_BT)
         if self.is_initializing() and c.own_head:
             self.output()
-        return self.finish(x_BTD), cache, input_BTD
+        return self.finish(x_BTD), input_BTD
 
     def embed(self, tokens_BT, positions_BT):
         x_BTD = self.embedding(tokens_BT)
@@ -260,22 +312,6 @@ class Transformer(nn.Module):
         """The output matrix [D, V], in the compute dtype."""
         w_DV = self.output() if self.config.own_head else self.embedding.head()
         return w_DV.astype(self.config.dtype)
-
-
-def _layer_caches(cache: KVCache, quantizer: CacheQuantizer | None) -> tuple[jax.Array, ...]:
-    """The arrays of a cache that are stacked over layers.
-
-    Raises:
-      InputError: a cache of floats for a quantized model, or codes for another one.
-    """
-    scales = cache.value_scales_LBKS1
-    coded = not isinstance(scales, tuple)
-    if coded != (quantizer is not None):
-        raise InputError(
-            f"the cache holds {'codes' if coded else 'floats'} and the model reads "
-            f"{'floats' if coded else 'codes'}; make it by init_cache with the same quantizer"
-        )
-    return (cache.keys_LBKSH, cache.values_LBKSH, *((scales,) if coded else ()))
 
 
 class Head(nn.Module):

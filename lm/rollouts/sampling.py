@@ -59,6 +59,7 @@ def make_complete(
     tokens: int,
     temperature: float,
     ends: tuple[int, ...],
+    top_k: int = 0,
     top_p: float = 1.0,
 ) -> Callable[[Trained, Prompts, jax.Array], Completions]:
     """(trained, prompts, keys_B) -> completions; jit it.
@@ -70,7 +71,7 @@ def make_complete(
       tokens: S, of a completion at most.
       temperature: that logits are divided by; 0 takes the most likely token.
       ends: tokens that end a completion, the end of text first.
-      top_p: share of the probability that may be drawn from, see `decoding.sample`.
+      top_k, top_p: which tokens may be drawn, see `decoding.sample`.
     """
     view, on_grid, quantizer = _running(model, quantized)
     logits_of = predicted_logits(model, loss)
@@ -89,6 +90,7 @@ def make_complete(
             end_of_text=ends[0],
             other_ends=ends[1:],
             temperature=temperature,
+            top_k=top_k,
             top_p=top_p,
         )
         return Completions(tokens_BS, lengths_of(tokens_BS, ends))

@@ -19,6 +19,7 @@ import pytest
 import tiny
 
 from launch import generate
+from lm.data import corpora
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = [
@@ -110,6 +111,31 @@ def test_evaluate_gives_the_loss_of_the_run(trained):
     assert f"bits per byte: {last['bits_per_byte']:.4f}" in out
     out, _ = command("evaluate", f"--workdir={workdir}", "--split=train")
     assert f"loss: {last['loss']:.4f}" not in out
+
+
+@pytest.mark.slow
+def test_a_corpus_of_samples_goes_on_after_a_kill(trained, tmp_path):
+    """The file is the same as without one, is a corpus, and holds no samples of other options."""
+    workdir, *_ = trained
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    arguments = [f"--workdir={workdir}", "--prompt=alpha", "--tokens=9", "--count=20"]
+    command("generate", *arguments, f"--samples={whole}")
+    lines = whole.read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    assert len(texts) == 20
+    assert len(set(texts)) > 10
+    assert all(text.startswith("alpha") and len(text) > 5 for text in texts)
+    cut.write_text("\n".join(lines[:18]) + "\n" + lines[18][:30])
+    _, err = command("generate", *arguments, f"--samples={cut}")
+    assert f"{cut}: 20 texts, 18 of them there before" in err
+    assert cut.read_bytes() == whole.read_bytes()
+    other = command("generate", *arguments, f"--samples={cut}", "--seed=1", check=False)
+    _, err = other.communicate(timeout=300)
+    assert other.returncode == 2
+    assert f"error: {cut}:1 was not drawn by this command with these options" in err
+    assert cut.read_bytes() == whole.read_bytes()
+    (corpus,) = corpora.load(str(whole), "train", directory="", validation_fraction=0.3)
+    assert {corpus.documents[i].spans[0][0] for i in range(len(corpus.documents))} < set(texts)
 
 
 def test_generate_continues_the_prompt(trained):
@@ -327,6 +353,7 @@ def test_no_readable_checkpoint_is_an_error_and_not_a_new_start(trained, corpus,
             ),
             ("generate", ["--workdir=WORKDIR", "--top_p=0"], "--top_p=0"),
             ("generate", ["--workdir=WORKDIR", "--tokens=0"], "--tokens=0"),
+            ("generate", ["--workdir=WORKDIR", "--count=2"], "--samples=FILE.jsonl go together"),
         ],
         (2, 4, 12),
     ),

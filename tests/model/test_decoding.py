@@ -1,4 +1,6 @@
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,46 @@ def test_cached_equals_uncached(change):
         out, cache = step(params, tokens[:, chunk], positions[:, chunk], ones[:, chunk], cache)
         np.testing.assert_allclose(out, expected[:, chunk.stop - 1], atol=1e-5)
     assert cache.length == 10
+
+
+def test_a_token_is_written_to_the_cache_in_place():
+    """In the compiled loop over tokens nothing copies the keys and values of a layer.
+
+    The control is a loop that carries the layers stacked, as a scan over layers would.
+    """
+    model = tiny.model()
+    params = tiny.params(model)
+    ones = jnp.ones((3, 1), jnp.int32)
+
+    def stack(cache):
+        together = zip(*cache.layers, strict=True)
+        return cache._replace(layers=tuple(map(jnp.stack, together)))
+
+    def unstack(cache):
+        apart = zip(*map(jnp.unstack, cache.layers), strict=True)
+        return cache._replace(layers=tuple(apart))
+
+    def same(cache):
+        return cache
+
+    def copies(carried, used):
+        def step(_, cache):
+            return carried(decoding.next_logits(model, params, ones, ones, ones, used(cache))[1])
+
+        def run():
+            return jax.lax.fori_loop(0, 9, step, carried(decoding.init_cache(model, 3, 13)))
+
+        text = jax.jit(run).lower().compile().as_text()
+        (body,) = set(re.findall(r" while\(.*body=(%[\w.\-]+)", text))
+        lines = text.split(f"\n{body} ")[1].split("\n}")[0].splitlines()
+        size = decoding.init_cache(model, 3, 13).layers[0][0].size
+        moved = [line for line in lines if re.search(r" = f32.*(copy|concatenate|slice)", line)]
+        moved = [line for line in moved if "dynamic-update-slice" not in line]
+        shapes = [re.search(r" = f32\[([\d,]*)\]", line)[1] for line in moved]
+        return sum(math.prod(map(int, s.split(","))) >= size for s in shapes if s)
+
+    assert copies(same, same) == 0
+    assert copies(stack, unstack) > 0
 
 
 def with_cache_of(bits, model, params):
@@ -80,14 +122,13 @@ def test_a_cache_of_codes_gives_what_a_pass_over_the_whole_text_gives(bits, chan
         out, cache = step(params, tokens[:, chunk], positions[:, chunk], ones[:, chunk], cache)
         np.testing.assert_allclose(out, expected[:, chunk.stop - 1], atol=1e-5)
         assert np.abs(out - plain[:, chunk.stop - 1]).max() > 1e-3  # negative control
-    assert cache.keys_LBKSH.dtype == (jnp.int8 if bits == 8 else jnp.uint8)
+    code = jnp.int8 if bits == 8 else jnp.uint8
     floats = decoding.init_cache(model, 2, 10)
-    assert floats.keys_LBKSH.dtype == jnp.float32
-    assert jax.tree.leaves(floats.value_scales_LBKS1) == []
-    sizes = [
-        sum(x.nbytes for x in jax.tree.leaves((c.keys_LBKSH, c.values_LBKSH, c[-1])))
-        for c in (cache, floats)
-    ]
+    for keys, values, scales in cache.layers:
+        assert (keys.dtype, values.dtype, scales.dtype) == (code, code, jnp.float32)
+    for keys, values in floats.layers:
+        assert keys.dtype == values.dtype == jnp.float32
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(c.layers)) for c in (cache, floats)]
     # Of 64 bytes that a key and a value of 8 channels take, 16 or 8 and a scale of 4.
     assert sizes[0] / sizes[1] == ({8: 16, 4: 8}[bits] + 4) / 64
 
