@@ -267,6 +267,10 @@ BAD = {
     "tokens": ({"rollouts__tokens": 33}, "rollouts.tokens=33 leaves no room"),
     "prompt": ({"rollouts__longest_prompt": 28}, "do not fit into data.sequence_length=32"),
     "top_p": ({"rollouts__top_p": 0.0}, "rollouts.top_p=0.0 must be above 0"),
+    "soft-capped": (
+        {"objective__name": "hapo", "model__logit_softcap": 5.0},
+        "objective.name='hapo' draws tokens with temperatures of their own .*valid: 0 of either",
+    ),
     "groups taken apart": (
         {
             "objective__name": "tw_grpo",
