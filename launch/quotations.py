@@ -7,8 +7,8 @@ A source of a page holds them between `${` and `}`:
     codes/binary:+.4f                  its difference to the baseline, in a format of Python
     codes/binary - affine:+.4f         the difference of two variants
     codes/deviation of learned:.2f     the standard deviation over seeds of a variant
-    policy/grpo/solved                 a cell of a printed table
-    policy/dapo/to grpo|not resolved   the verdict on a cell of gains, with its interval
+    policy_methods/grpo/solved         a cell of a printed table
+    policy_methods/dapo/gained|better  the verdict on a cell of gains, with its interval
 
 The word behind `|` is what the sentence says; if the table says something else, it is refused.
 """

@@ -147,19 +147,18 @@ def _wrapped(text: str) -> str:
 
 
 def _commands(source: Source, tables: Tables) -> str:
-    shown = used(source, tables)
-    lines = [one.command() for one in shown if isinstance(one, Study)]
-    if lines:
-        lines.append(f"python -m launch.results --trace=docs/results/{source.name}.md")
-    seconds = sum(
-        row.tokens / row.tokens_per_second
-        for one in shown
-        if isinstance(one, Study)
-        for row in one.rows
-        if row.tokens_per_second > 0  # NaN where nothing was trained
-    )
-    took = f"\n\nThe training of these runs took {records.duration(seconds)} in all." * bool(lines)
-    return "\n".join(["```bash", *lines, "```"]) + took
+    """What trains the studies of a page, what traces it, and how long the training took."""
+    studies = [one for one in used(source, tables) if isinstance(one, Study)]
+    if not studies:
+        raise InputError(f"{source.path}: no study, so no ${{commands}}: write them down")
+    rows = [row for one in studies for row in one.rows]
+    # The speed is NaN where nothing was trained.
+    trained = [row.tokens / row.tokens_per_second for row in rows if row.tokens_per_second > 0]
+    lines = [one.command() for one in studies]
+    lines.append(f"python -m launch.results --trace=docs/results/{source.name}.md")
+    block = "\n".join(["```bash", *lines, "```"])
+    took = records.duration(sum(trained))
+    return f"{block}\n\nThe training of these {len(trained)} runs took {took} in all."
 
 
 def panels(source: Source, tables: Tables) -> list[Panel]:

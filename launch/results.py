@@ -20,6 +20,7 @@ or writes them to --output.
 """
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ def main() -> None:
     if _VARIANT.value is not None or command.SEED.value is not None:
         raise InputError("--variant and --seed need --trace=STUDY.jsonl.gz")
     if traced.suffix in (".md", ".svg"):
+        if command.WORKDIR.value:
+            raise InputError("--workdir needs --trace of a results.csv")
         trace_page(traced)
         return
     if _TRACE.value:
@@ -157,6 +160,7 @@ def trace_page(path: Path) -> None:
     """
     files = result_pages.build(_FOLDER)
     valid = {_FOLDER.parent / name: text for name, text in files.items()}
+    path = Path(os.path.relpath(path))
     if path not in valid:
         raise InputError(f"--trace={path}: no page of results; valid: {', '.join(map(str, valid))}")
     tables = result_tables.load(_FOLDER)

@@ -162,6 +162,37 @@ def test_the_shares_that_a_reading_names_are_those_of_the_runs(files):
     assert "({}% and {}% there, {}% and {}% at the shortest)".format(*shares) in text
 
 
+def test_the_sizes_that_a_page_names_are_those_of_the_runs(files):
+    text = " ".join(files["results/qat_fraction.md"].split())
+    found = []
+    for steps in (200, 800, 3200):
+        row = records.read_csv(FOLDER / f"qat_fraction_4_{steps}.csv")[0]
+        assert row.steps == steps
+        assert round(row.parameters / 1000) == 41
+        found.append(round(row.tokens / row.parameters))
+    assert "{}, {} and {} tokens a parameter (200, 800 and 3200 steps)".format(*found) in text
+    for name in ("codes", "after_training_2", "weighting_clean"):
+        row = records.read_csv(FOLDER / f"{name}.csv")[0]
+        page = files[f"results/{name.partition('_2')[0].partition('_clean')[0]}.md"]
+        parameters, tokens = row.parameters / 1e6, row.tokens / 1e6
+        assert f"{parameters:.1f} million parameters" in page
+        assert f"{tokens:.1f} million tokens" in page
+
+
+def test_what_the_page_of_policy_gradients_repeats_is_in_the_tables(tables):
+    text = (ROOT / "docs" / "policy.md").read_text().partition("## Measured")[2]
+    repeated = re.findall(r"(\d\.\d+) ± (\d\.\d+)", text.partition("\n## ")[0])
+    assert len(repeated) == 3
+    cells = {
+        tuple(f"{abs(float(x)):.2f}" for x in cell.split(" ± "))
+        for name in ("policy_grpo", "policy_methods")
+        for row in tables[name].rows
+        for cell in row[1:]
+        if "±" in cell
+    }
+    assert set(repeated) <= cells
+
+
 def test_a_printed_table_agrees_with_itself(tables):
     from intervals import interval
 
@@ -326,6 +357,17 @@ def test_the_question_of_the_documentation_makes_a_page(copied):
     page = result_pages.build(FOLDER)["results/mlp.md"]
     assert "not resolved (" in page
     assert "--config=configs/ablations/codes.py --workdir=runs/ablations/mlp" in page
+
+
+def test_commands_need_a_study(copied):
+    shutil.copy(ROOT / FOLDER / "policy_grpo.printed.csv", copied)
+    text = "# Q?\n\nIt is ${policy_grpo/mean/gained|better}.\n\n${plot policy_grpo/gained: x}\n\n"
+    path = copied / "questions" / "2_policy.md"
+    path.write_text(text + "${policy_grpo}\n")
+    assert "+0.411 to +0.787" in result_pages.build(FOLDER)["results/policy.svg"]
+    path.write_text(text + "${policy_grpo}\n\n${commands}\n")
+    with pytest.raises(InputError, match=r"2_policy\.md: no study"):
+        result_pages.build(FOLDER)
 
 
 def test_questions_are_in_the_order_of_their_numbers(copied):
