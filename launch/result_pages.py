@@ -282,7 +282,11 @@ def _front(found: Sequence[Source], tables: Tables, folder: str) -> str:
 
 
 def _without_runs(tables: Tables) -> str:
-    printed = [f"`{name}`" for name, one in tables.items() if isinstance(one, Printed)]
+    printed = [
+        f"`{name}`"
+        for name, one in tables.items()
+        if isinstance(one, Printed) and not one.runs.exists()
+    ]
     if not printed:
         return ""
     return (

@@ -1,9 +1,10 @@
 """The tables behind the pages of results: studies with their runs, and tables as printed.
 
 A study is a results.csv of launch.ablate, STUDY.csv, with the metrics of its runs beside it in
-STUDY.jsonl.gz. A printed table, NAME.printed.csv, is what a program of benchmarks/ has printed, of
-runs that are not kept. Its first column names the rows; a cell is a number, or a mean and half the
-width of its 95% interval, as "0.099 ± 0.059".
+STUDY.jsonl.gz. A printed table, NAME.printed.csv, is what a program of benchmarks/ has printed, see
+launch.benchmark_tables; where the runs have been kept, their metrics are in NAME.jsonl.gz. Its
+first column names the rows; a cell is a number, or a mean and half the width of its 95% interval,
+as "0.099 ± 0.059".
 """
 
 import csv
@@ -13,13 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import document, records, report
+from launch.benchmark_tables import PRINTED
 from launch.document import Paragraph, Table
 from launch.forest_plot import Effect
 from lm.errors import InputError
-from lm.studies import comparison, outcomes, power
+from lm.studies import comparison, outcomes, power, raw_runs
 from lm.studies.outcomes import Outcome, Row
-
-PRINTED = ".printed.csv"
 
 
 class Study(NamedTuple):
@@ -87,6 +87,11 @@ class Printed(NamedTuple):
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    @property
+    def runs(self) -> Path:
+        """The metrics of its runs, which may not have been kept."""
+        return self.path.with_name(self.path.name.removesuffix(PRINTED) + raw_runs.SUFFIX)
+
     def markdown(self) -> str:
         """The table."""
         return document.markdown([Table(self.head, self.rows)]).strip()
@@ -134,7 +139,7 @@ def load(folder: Path) -> Tables:
     found: Tables = {}
     for path in sorted(folder.glob("*.csv")):
         if path.name.endswith(PRINTED):
-            found[path.name.removesuffix(PRINTED)] = _read_printed(path)
+            found[path.name.removesuffix(PRINTED)] = read_printed(path)
         else:
             found[path.stem] = _read_study(path)
     return found
@@ -147,7 +152,14 @@ def _read_study(path: Path) -> Study:
     return Study(path, rows, outcomes.outcomes(rows))
 
 
-def _read_printed(path: Path) -> Printed:
+def read_printed(path: Path) -> Printed:
+    """The printed table of a file.
+
+    Raises:
+      InputError: there is no such file, or it is not a table.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.reader(file))
     if len(lines) < 2 or len({len(line) for line in lines}) != 1:

@@ -28,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import command, records, result_pages, result_tables
+from launch import benchmark_tables, command, records, result_pages, result_tables
 from launch.result_tables import Printed, Study
 from lm import strict_json
 from lm.errors import InputError
@@ -188,13 +188,43 @@ def trace_page(path: Path) -> None:
 def _trace_table(table: Study | Printed) -> list[str]:
     """Compares a table with its runs, and prints what was compared; returns what differs."""
     if isinstance(table, Printed):
-        print(f"{table.path}: as it was printed; without runs, so that it is compared with nothing")
-        return []
+        wrong = trace_printed(table) if table.runs.exists() else []
+        if not table.runs.exists():
+            print(f"{table.path}: as printed; its runs are not kept: compared with nothing")
+        elif not wrong:
+            print(f"{table.path}: as made from the runs of {table.runs}")
+        return wrong
     source = table.path.with_suffix(raw_runs.SUFFIX)
     wrong = trace(table.path, source)
     if not wrong:
         print(_agreement(table.path, len(table.rows), source))
     return wrong
+
+
+def trace_printed(table: Printed) -> list[str]:
+    """Makes a printed table again from the metrics of its runs.
+
+    Returns:
+      One line for every row that differs.
+
+    Raises:
+      InputError: there are no runs, or no function of launch.benchmark_tables has its name.
+    """
+    if not table.runs.exists():
+        raise InputError(f"{table.path} is as it was printed: there are no runs to compare it with")
+    name = table.path.name.removesuffix(result_tables.PRINTED)
+    make = benchmark_tables.TABLES.get(name)
+    if make is None:
+        valid = ", ".join(benchmark_tables.TABLES)
+        raise InputError(f"{table.path}: no table of launch.benchmark_tables; valid: {valid}")
+    made, ours = make(raw_runs.read(table.runs)), [list(row) for row in (table.head, *table.rows)]
+    if len(made) != len(ours):
+        return [f"{table.path}: {len(ours)} rows, not the {len(made)} of {table.runs}"]
+    return [
+        f"{table.path}: the runs give {', '.join(theirs)}, not {', '.join(row)}"
+        for row, theirs in zip(ours, made, strict=True)
+        if row != theirs
+    ]
 
 
 def _agreement(path: Path, count: int, source: Path) -> str:
@@ -204,7 +234,12 @@ def _agreement(path: Path, count: int, source: Path) -> str:
 def _compare(path: Path) -> None:
     """Prints what `trace` finds; exits with code 1 if it finds a difference."""
     if path.name.endswith(result_tables.PRINTED):
-        raise InputError(f"{path} is a table as it was printed: there are no runs to compare with")
+        table = result_tables.read_printed(path)
+        if wrong := trace_printed(table):
+            print("\n".join(wrong))
+            sys.exit(1)
+        print(f"{path}: as made from the runs of {table.runs}")
+        return
     if command.WORKDIR.value:
         source = Path(command.WORKDIR.value)
     elif path.name == "results.csv":  # in the work directory of its ablation
