@@ -161,10 +161,9 @@ def _last(lines: Lines, kind: str, step: int | None = None) -> Mapping[str, Any]
 
 
 def _drawn(lines: Lines) -> float:
-    trained = [one for one in lines if one["kind"] == "train"]
-    return sum(
-        one["sampling_seconds"] * one.get("sampled_tokens_per_second", 0.0) for one in trained
-    )
+    """Tokens of the answers; none in a line that has no time of drawing."""
+    keys = ("sampling_seconds", "sampled_tokens_per_second")
+    return sum(math.prod(one.get(key, 0.0) for key in keys) for one in lines)
 
 
 def _minus(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

@@ -60,7 +60,7 @@ def test_methods_are_compared_seed_by_seed():
     for name, solved in (("grpo", ours), ("dapo", theirs)):
         for seed in range(3):
             lines = [train(5, 0.1, 30.0), train(10, solved[seed] / 2, 70.0)]
-            lines.append({"step": 11, "kind": "train", "solved": 0.25, "sampling_seconds": 9.0})
+            lines.append({"step": 11, "kind": "train", "solved": 0.25})
             runs[name, seed] = [*lines, validation(11, solved=solved[seed])]
     head, first, *rows = benchmark_tables.policy_methods(runs)
     assert head == ["method", "solved", "gained", "to grpo", "solved, drawn", "drawn tokens"]
