@@ -1,16 +1,18 @@
 r"""Preference objectives on a pretrained model: held-out pairs, with intervals over seeds.
 
 python benchmarks/preference.py --source=SOURCE --pairs=pairs.jsonl --runs=runs/preference \
-    [--objectives=dpo,tgdpo,sparse_po] [--seeds=0,1,2]
+    [--objectives=dpo,tgdpo,sparse_po] [--seeds=0,1,2] [--collect=docs/results]
 
 Adapters of rank 8 are trained for 100 steps of two pairs; what is compared with is the model below
 them, and a third of the pairs is held out. benchmarks/spelling_pairs.py makes pairs. Every run is a
 command of launch.train with a folder of its own, and one that has ended is not run again. `tgdpo`
 takes the rewards of tokens from the run of `dpo` with the same seed.
 
-Prints a table: mean over the seeds and 95% interval (Student's t) of the last validation, on all
-held-out pairs. `reference_kl` is KL(reference || model) a token of the answers, measured for every
-run in the same way. Before training every margin is a tie, so that the accuracy is 0.5.
+Prints the table `preference` of launch.benchmark_tables: mean over the seeds and 95% interval
+(Student's t) of the last validation, on all held-out pairs. KL(base, model) a token of the answers
+is measured after training, for every run in the same way. --collect writes the table to a folder,
+with the metrics of all runs beside it, from which `python -m launch.results --trace` makes it
+again.
 """
 
 import subprocess
@@ -19,9 +21,8 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from intervals import interval
 
-from launch import command, workdir
+from launch import benchmark_tables, command, workdir
 from lm.evaluation import perplexity
 from lm.training import experiment, make_objective
 from lm.training.logging import read_metrics
@@ -32,6 +33,7 @@ _PAIRS = flags.DEFINE_string("pairs", None, "JSON lines of pairs.", required=Tru
 _RUNS = flags.DEFINE_string("runs", "runs/preference", "Folder of the work directories.")
 _OBJECTIVES = flags.DEFINE_list("objectives", ["dpo", "tgdpo", "sparse_po"], "What is compared.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the order of data and adapters.")
+_COLLECT = flags.DEFINE_string("collect", None, "Folder to write the table and its runs to.")
 
 STEPS = 100
 KEYS = {
@@ -53,17 +55,22 @@ OWN = {
         "objective.sparse_po.mask": "activations",
     },
 }
-METRICS = ("accuracy", "margin", "log_probability_chosen", "log_probability_rejected")
 
 
 def main() -> None:
     """Trains what is missing, and prints the table."""
     command.use_compilation_cache()
-    rows = []
+    runs = {}
     for name in _OBJECTIVES.value:
-        found = [held_out(train(name, seed)) for seed in _SEEDS.value]
-        rows.append([name, *(interval([one[metric] for one in found]) for metric in found[0])])
-    print("\n".join(command.table(["objective", *METRICS, "reference_kl"], rows)))
+        for seed in _SEEDS.value:
+            folder = train(name, seed)
+            measured = {"step": STEPS, "kind": "measured", "reference_kl": divergence(folder)}
+            runs[name, int(seed)] = [*read_metrics(folder), measured]
+    head, *rows = benchmark_tables.preference(runs)
+    print("\n".join(command.table(head, rows)))
+    if _COLLECT.value:
+        written = benchmark_tables.collect("preference", runs, Path(_COLLECT.value))
+        print(f"written: {written}")
 
 
 def train(name: str, seed: str) -> Path:
@@ -88,9 +95,8 @@ def last_validation(folder: Path) -> dict[str, float] | None:
     return next((one for one in lines if one["step"] == STEPS and one["whole"]), None)
 
 
-def held_out(folder: Path) -> dict[str, float]:
-    """The metrics of a run at its end, and its divergence from the model below the adapters."""
-    line = last_validation(folder)
+def divergence(folder: Path) -> float:
+    """KL(base, model), nats a token of the held-out answers; the base is below the adapters."""
     loaded = workdir.load(str(folder))
     config = loaded.config.copy_and_resolve_references()
     config.objective.name = "sparse_po"
@@ -108,8 +114,7 @@ def held_out(folder: Path) -> dict[str, float]:
             run.mesh,
             terms=TermEvaluation(run, {}, {})(state),
         )
-    kl = {"reference_kl": measured.terms["reference_kl"]}
-    return {name: line[name] for name in METRICS} | kl
+    return measured.terms["reference_kl"]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from launch import methods
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = {"README.md": README} | {p.name: p.read_text() for p in (ROOT / "docs").glob("*.md")}
+DOCS = ROOT / "docs"
+FOUND = [*DOCS.glob("*.md"), *DOCS.glob("results/*.md")]
+PAGES = {"README.md": README} | {str(p.relative_to(DOCS)): p.read_text() for p in FOUND}
 PATCHES = re.findall(r"```diff\n(.*?)```\s*```bash\n(.*?)```", PAGES["extend.md"], flags=re.DOTALL)
 SMALL = (
     "--config.model.layers=1 --config.model.width=32 --config.model.mlp_width=32 "
@@ -135,8 +137,8 @@ def test_every_command_has_flags_config_files_and_keys_that_exist():
 
 def test_every_link_leads_somewhere():
     for page, text in PAGES.items():
-        folder = ROOT if page == "README.md" else ROOT / "docs"
-        for link in re.findall(r"\]\(([^)#]+)\)", text):
+        folder = ROOT if page == "README.md" else (DOCS / page).parent
+        for link in re.findall(r"\]\(([^)#]+)[)#]", text):
             if "://" not in link:
                 assert (folder / link).exists(), f"{page}: {link}"
 

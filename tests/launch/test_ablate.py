@@ -439,20 +439,6 @@ def test_a_cell_with_a_bar_stays_one_cell():
     assert text.splitlines()[-1] == "| a\\|b | 1 |"
 
 
-def test_the_document_of_results_is_built_from_its_files(tmp_path):
-    records.write_csv(tmp_path / "codes.csv", rows(LOSSES))
-    (tmp_path / "1_codes.md").write_text("## Codes\n\nThe claim.\n\n${codes}\n\nOur reading.\n")
-    text = results.build(tmp_path)
-    assert text.startswith("# Results")
-    assert "python -m launch.ablate --config=f.py --workdir=runs/ablations/codes" in text
-    assert "| b | 2.1000 ± 0.0608 |" in text
-    assert "- b: better" in text
-    assert text.index("The claim.") < text.index("| b |") < text.index("Our reading.")
-    (tmp_path / "2_more.md").write_text("${nothing}")
-    with pytest.raises(InputError, match=r"2_more\.md: there is no .*nothing\.csv"):
-        results.build(tmp_path)
-
-
 def test_a_number_that_is_not_that_of_its_run_is_found(reported):
     folder, *_ = reported
     path = folder / "results.csv"
@@ -522,17 +508,3 @@ def test_a_file_of_runs_that_cannot_be_read_is_refused(tmp_path, content, option
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         raw_runs.select(path, **options)
-
-
-def test_the_committed_document_is_that_of_the_committed_files(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    folder = Path("docs/results")
-    assert Path("docs/results.md").read_text() == results.build(folder)
-    tables = sorted(folder.glob("*.csv"))
-    assert len(tables) > 10
-    for table in tables:
-        file = table.with_suffix(".jsonl.gz")
-        assert results.trace(table, file) == []
-        texts = (raw_runs.encode(raw_runs.read(file)), file.read_bytes())
-        assert len(set(map(gzip.decompress, texts))) == 1
-    assert not list(folder.glob("*/"))

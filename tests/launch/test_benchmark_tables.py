@@ -1,0 +1,116 @@
+"""The tables of benchmarks are made from the metrics of runs, and traced to them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from launch import benchmark_tables, result_tables, results
+from launch.benchmark_tables import interval
+from lm.errors import InputError
+
+ROOT = Path(__file__).parent.parent.parent
+SOLVED = {
+    "sums": (0.422, 0.234, 0.314),
+    400: (0.702, 0.422, 0.688),
+    800: (0.864, 0.688, 0.848),
+    1300: (0.936, 0.894, 0.936),
+}
+
+
+def validation(step, **values):
+    return {"step": step, "kind": "validation", **values}
+
+
+def train(step, solved, seconds=2.0, rate=500.0):
+    drawing = {"sampling_seconds": seconds, "sampled_tokens_per_second": rate}
+    return {"step": step, "kind": "train", "solved": solved, **drawing}
+
+
+@pytest.fixture
+def grpo():
+    """Runs with the shares of docs/results/policy_grpo.printed.csv."""
+    runs = {("sums", seed): [validation(110, solved=SOLVED["sums"][seed])] for seed in range(3)}
+    for seed in range(3):
+        lines = [validation(step, solved=SOLVED[step][seed]) for step in (400, 800, 1300)]
+        # Other evaluations and training lines are between them.
+        runs["grpo", seed] = [validation(100, solved=0.5), train(100, 0.1), *lines]
+    return runs
+
+
+def test_an_interval_is_that_of_student():
+    values = [1.0, 2.5, 4.0]
+    half = stats.t.ppf(0.975, 2) * stats.sem(values)
+    assert interval(values) == f"2.5000 ± {half:.4f}"
+    assert interval(values, "+.2f") == f"+2.50 ± {half:.2f}"
+    assert interval([0.5, 0.5]) == "0.5000 ± 0.0000"
+    assert interval([0.5]) == "0.5000"
+
+
+def test_the_table_of_grpo_is_the_one_of_the_page(grpo):
+    head, *rows = benchmark_tables.policy_grpo(grpo)
+    table = result_tables.read_printed(ROOT / "docs/results/policy_grpo.printed.csv")
+    assert (head, rows) == (list(table.head), [list(row) for row in table.rows])
+
+
+def test_methods_are_compared_seed_by_seed():
+    before, ours, theirs = np.array([[0.3, 0.2, 0.4], [0.5, 0.3, 0.7], [0.6, 0.5, 0.7]])
+    runs = {("sums", seed): [validation(1, solved=before[seed])] for seed in range(3)}
+    for name, solved in (("grpo", ours), ("dapo", theirs)):
+        for seed in range(3):
+            lines = [train(5, 0.1, 30.0), train(10, solved[seed] / 2, 70.0)]
+            lines.append({"step": 11, "kind": "train", "solved": 0.25})
+            runs[name, seed] = [*lines, validation(11, solved=solved[seed])]
+    head, first, *rows = benchmark_tables.policy_methods(runs)
+    assert head == ["method", "solved", "gained", "to grpo", "solved, drawn", "drawn tokens"]
+    assert first == ["before", interval(before, ".3f"), "", "", "", ""]
+    right, tokens = "0.250 ± 0.000", "50"
+    for row, name, solved in zip(rows, ("grpo", "dapo"), (ours, theirs), strict=True):
+        against = "" if name == "grpo" else interval(theirs - ours, "+.3f")
+        gained = interval(solved - before, "+.3f")
+        assert row == [name, interval(solved, ".3f"), gained, against, right, tokens]
+
+
+def test_preferences_are_read_from_the_last_validation():
+    metrics = ("accuracy", "margin", "log_probability_chosen", "log_probability_rejected")
+    found = np.random.default_rng(0).uniform(size=(3, 5))
+    runs = {
+        ("dpo", seed): [
+            validation(0, **dict.fromkeys(metrics, 0.0)),
+            validation(100, **dict(zip(metrics, values, strict=False))),
+            {"step": 100, "kind": "measured", "reference_kl": values[4]},
+        ]
+        for seed, values in enumerate(found)
+    }
+    head, row = benchmark_tables.preference(runs)
+    table = result_tables.read_printed(ROOT / "docs/results/preference.printed.csv")
+    assert head == list(table.head)
+    columns = [interval(column) for column in found.T]
+    assert row == ["dpo", columns[0], interval(found[:, 0] - 0.5, "+.4f"), *columns[1:]]
+
+
+def test_a_collected_table_is_traced_to_its_runs(grpo, tmp_path):
+    path = benchmark_tables.collect("policy_grpo", grpo, tmp_path)
+    assert path.read_text() == (ROOT / "docs/results" / path.name).read_text()
+    table = result_tables.read_printed(path)
+    assert results.trace_printed(table) == []
+    path.write_text(path.read_text().replace("0.894", "0.895"))
+    (line,) = results.trace_printed(result_tables.read_printed(path))
+    assert "the runs give 1, 0.234, 0.422, 0.688, 0.894, +0.660, not 1, 0.234" in line
+    path.write_text(path.read_text() + "3,0,0,0,0,0\n")
+    (line,) = results.trace_printed(result_tables.read_printed(path))
+    assert line.endswith(f"6 rows, not the 5 of {table.runs}")
+
+
+def test_a_table_without_runs_or_of_another_name_is_refused(grpo, tmp_path):
+    path = benchmark_tables.collect("policy_grpo", grpo, tmp_path)
+    table = result_tables.read_printed(path)
+    other = table._replace(path=path.rename(tmp_path / "other.printed.csv"))
+    with pytest.raises(InputError, match="there are no runs to compare it with"):
+        results.trace_printed(other)
+    table.runs.rename(other.runs)
+    with pytest.raises(InputError, match="valid: policy_grpo, policy_methods, preference"):
+        results.trace_printed(other)
+    with pytest.raises(InputError, match=r"nothing\.printed\.csv: no such file"):
+        result_tables.read_printed(tmp_path / "nothing.printed.csv")
