@@ -8,8 +8,8 @@ of configs/policy goes on from it: the same problems, samples and steps for all 
 is a command of launch.train with a folder of its own, and one that has ended is not run again.
 Further arguments are those of launch.train, for the runs of the methods.
 
-Prints a table of launch.benchmark_tables: policy_methods compares the methods at the end,
-policy_grpo shows the way of the first one. --collect writes it to a folder, with the metrics of all
+Prints a table of launch.benchmark_tables: policy_methods, or by another name policy_quantized,
+compares the methods at the end, policy_grpo shows the way of the first one. --collect writes it to a folder, with the metrics of all
 runs beside it, from which `python -m launch.results --trace` makes it again.
 """
 
@@ -30,7 +30,10 @@ _METHODS = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of models, problems and samples.")
 _TABLE = flags.DEFINE_enum(
-    "table", "policy_methods", ["policy_methods", "policy_grpo"], "Which table is made."
+    "table",
+    "policy_methods",
+    [name for name in benchmark_tables.TABLES if name.startswith("policy")],
+    "Which table is made.",
 )
 _COLLECT = flags.DEFINE_string("collect", None, "Folder to write the table and its runs to.")
 

@@ -36,7 +36,7 @@ def interval(values: Sequence[float], form: str = ".4f") -> str:
     return f"{found.mean:{form}} ± {0.0 if math.isnan(half) else half:{form.lstrip('+')}}"
 
 
-def policy_grpo(runs: Runs, steps: Sequence[int] = (400, 800, 1300)) -> Rows:
+def policy_grpo(runs: Runs, steps: Sequence[int] = (600, 1200, 1800)) -> Rows:
     """Share of held-out sums that are solved during a run of GRPO, by seed.
 
     Args:
@@ -128,6 +128,7 @@ def preference(runs: Runs) -> Rows:
 TABLES: dict[str, Callable[[Runs], Rows]] = {
     "policy_grpo": policy_grpo,
     "policy_methods": policy_methods,
+    "policy_quantized": policy_methods,
     "preference": preference,
 }
 
