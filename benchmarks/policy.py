@@ -9,8 +9,9 @@ is a command of launch.train with a folder of its own, and one that has ended is
 Further arguments are those of launch.train, for the runs of the methods.
 
 Prints a table of launch.benchmark_tables: policy_methods, or by another name policy_quantized,
-compares the methods at the end, policy_grpo shows the way of the first one. --collect writes it to a folder, with the metrics of all
-runs beside it, from which `python -m launch.results --trace` makes it again.
+compares the methods at the end, policy_grpo shows the way of the first one. --collect writes it to
+a folder, with the metrics of all runs beside it, from which `python -m launch.results --trace`
+makes it again.
 """
 
 import subprocess
