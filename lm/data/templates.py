@@ -56,11 +56,12 @@ class ChatTemplate:
     """A compiled template; see `make_template`.
 
     Attributes:
+      source: what it was made from.
       markers: texts that open and close turns even where they are no special tokens.
     """
 
     def __init__(self, source: str, special: Mapping[str, str], markers: Sequence[str] = ()):
-        self.markers = tuple(markers)
+        self.source, self.markers = source, tuple(markers)
         self._special = dict(special)
         self._environment = Sandbox(
             trim_blocks=True,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from lm.data.templates import Message
 from lm.data.tokenizers import Tokenizer
 from lm.errors import InputError, shown
 from lm.evaluation.tasks.evaluate import total
@@ -53,6 +54,11 @@ class Backend:
             trained, quantized = run.stored(state)
             self._machine = Programs(run, quantized, self.encoder).machine(trained)
 
+    @property
+    def template(self) -> str:
+        """The source of the chat template, for lm_eval's record."""
+        return self.encoder.tokenizer.chat.source
+
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log p in nats, and whether it would be written."""
         texts = [self.encoder.pair(*pair) for pair in pairs]
@@ -75,6 +81,16 @@ class Backend:
         rows = [self._asked(context, options) for context, options in asked]
         with jax.set_mesh(self._mesh):
             return self._machine.write(rows)
+
+    def chat(self, history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """The text of a chat by the model's template; from now on contexts are such texts.
+
+        Raises:
+          InputError: the template cannot render the messages.
+        """
+        self.encoder.read_chats()
+        messages = [Message(one["role"], one["content"]) for one in history]
+        return self.encoder.tokenizer.chat.render(messages, add_generation_prompt)
 
     def _asked(self, context: str, options: Mapping[str, Any]) -> Asked:
         if options.get("do_sample") or float(options.get("temperature") or 0):
@@ -130,6 +146,7 @@ def register(load: Callable[[str, int | None], Any]) -> type:
         ):
             super().__init__()
             found = load(str(model), step)
+            self._name = str(model).replace("/", "__")
             parts = found.run, found.tokenizer, found.state, found.step
             self._backend = Backend(*parts, beginning, max_length)
 
@@ -145,6 +162,16 @@ def register(load: Callable[[str, int | None], Any]) -> type:
 
         def generate_until(self, requests, disable_tqdm=False):
             return self._kept(self._backend.generate_until, "generate_until", requests)
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            return self._backend.chat(chat_history, add_generation_prompt)
+
+        def chat_template(self, chat_template=False):
+            return self._backend.template if chat_template else None
+
+        @property
+        def tokenizer_name(self):
+            return self._name
 
         def _kept(self, function, name, requests):
             found = function([request.args for request in requests])

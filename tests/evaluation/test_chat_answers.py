@@ -1,6 +1,7 @@
 """Answers in a chat: their prompt, where they end, and how they are streamed."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 from hypothesis import given
@@ -11,6 +12,7 @@ from lm.data.chats import Message, end_of_turn
 from lm.data.layout import encode_prompt
 from lm.data.tokenizers import Subwords
 from lm.evaluation.sampling import Sampler, until
+from lm.evaluation.tasks.encoding import Encoder
 from lm.model.interface import Outputs
 from lm.model.trained import Trained
 
@@ -36,6 +38,21 @@ def test_the_prompt_of_an_answer_is_the_chat_and_what_opens_the_answer(tokenizer
     text = tokenizer.decode(ids[-10:]).replace(" ", "")
     assert text == "assistant\n"
     assert end_of_turn(tokenizer.chat, tokenizer.special_tokens) == "<|im_end|>"
+
+
+def test_what_a_template_has_written_is_read_with_its_special_tokens(tokenizer):
+    """As `encode_prompt` encodes a chat; in plain text the same names are text."""
+    encoder = Encoder(tokenizer, opens=True, length=100, vocabulary=tokenizer.vocab_size)
+    messages = [Message("user", "Hi")]
+    text = tokenizer.chat.render(messages, add_generation_prompt=True)
+    start = tokenizer.special_id("<|im_start|>")
+    assert start not in encoder.prompt(text)
+    encoder.read_chats()
+    np.testing.assert_array_equal(encoder.prompt(text), encode_prompt(messages, tokenizer))
+    both = encoder.pair(text, "Hello")
+    # The line break that ends the context belongs to the continuation.
+    assert both.scored == len("\nHello")
+    assert encoder.prompt("Hi")[0] == tokenizer.beginning_of_text
 
 
 def test_an_answer_ends_with_its_turn(tokenizer):

@@ -5,6 +5,7 @@ context alone ends; spaces at the end of the context belong to the continuation.
 lm_eval 0.4.13 (`TemplateLM._encode_pair`).
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,11 +31,23 @@ class Encoder:
         training of this repository; otherwise it stands only where there is nothing else.
       length: tokens that the model reads at most.
       vocabulary: rows of its table.
+
+    Attributes:
+      special: names that become special tokens where a text has them. None do, unless a chat
+        template has written the texts: see `read_chats`.
     """
 
     def __init__(self, tokenizer: Tokenizer, opens: bool, length: int, vocabulary: int):
         self.tokenizer, self.length = tokenizer, length
         self._opens, self._vocabulary = opens, vocabulary
+        self.special: frozenset[str] = frozenset()
+
+    def read_chats(self) -> None:
+        """From now on texts come from a chat template: special tokens are read by their names.
+
+        A text that begins with one is not opened by the beginning of text.
+        """
+        self.special = frozenset(self.tokenizer.special_tokens)
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text alone.
@@ -42,7 +55,15 @@ class Encoder:
         Raises:
           InputError: the tokenizer gives an id that the model has no row for.
         """
-        ids, _ = self.tokenizer.encode(text)
+        pieces = [text]
+        if self.special:
+            names = sorted(self.special, key=len, reverse=True)
+            pieces = re.split(f"({'|'.join(map(re.escape, names))})", text)
+        parts = [
+            [self.tokenizer.special_id(piece)] if i % 2 else self.tokenizer.encode(piece)[0]
+            for i, piece in enumerate(pieces)
+        ]
+        ids = np.concatenate(parts).astype(np.int32)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._vocabulary:
             raise InputError(
                 f"the tokenizer gives ids from {ids.min()} to {ids.max()} for {shown(text)}; the "
@@ -109,9 +130,13 @@ class Encoder:
             end = next_end
 
     def _opened(self, ids: np.ndarray, scored: int = 0) -> np.ndarray:
-        if self._opens or len(ids) == scored:
+        special = self.special and ids[:1].tolist() in self._special_ids()
+        if (self._opens and not special) or len(ids) == scored:
             ids = np.concatenate([[self.tokenizer.beginning_of_text], ids])
         return ids.astype(np.int32)
+
+    def _special_ids(self) -> list[list[int]]:
+        return [[self.tokenizer.special_id(name)] for name in self.special]
 
 
 def adds_beginning(tokenizer: Tokenizer) -> bool:

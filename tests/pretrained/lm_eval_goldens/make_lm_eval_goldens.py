@@ -3,7 +3,8 @@
     pip install lm_eval==0.4.13 torch transformers
     python tests/pretrained/lm_eval_goldens/make_lm_eval_goldens.py
 
-With a folder of launch.export, smollm2.json: what it gives on configs/tasks with that model.
+With a folder of launch.export, smollm2.json and smollm2_chat.json: what it gives on configs/tasks
+with that model, and on the first items of them as chats.
 
     python -m launch.export --model=SmolLM2-135M-Instruct.Q4_1.gguf --format=huggingface --output=F
     python tests/pretrained/lm_eval_goldens/make_lm_eval_goldens.py F
@@ -63,12 +64,17 @@ def plain(value):
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def answers(model, tasks):
+def answers(model, tasks, **options):
     """Results and items of lm_eval on all tasks of a folder."""
     names = sorted(path.stem for path in Path(tasks).glob("*.yaml"))
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     found = simple_evaluate(
-        model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True
+        model,
+        tasks=names,
+        task_manager=manager,
+        bootstrap_iters=0,
+        log_samples=True,
+        **options,
     )
     kept = {}
     for name in names:
@@ -84,17 +90,23 @@ def answers(model, tasks):
     return plain(kept)
 
 
+def write(name, found):
+    """Writes a file beside this one."""
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main():
-    """Writes goldens.json or smollm2.json beside this file."""
+    """Writes goldens.json, or the two of SmolLM2."""
     if len(sys.argv) > 1:
         folder = str(Path(sys.argv[1]).absolute())
         os.chdir(FOLDER.parent.parent.parent)
         model = HFLM(pretrained=folder, dtype="float32", batch_size=16, device="cpu")
-        name, found = "smollm2", answers(model, "configs/tasks")
+        write("smollm2", answers(model, "configs/tasks"))
+        chats = answers(model, "configs/tasks", apply_chat_template=True, limit=8)
+        write("smollm2_chat", chats)
     else:
         os.chdir(FOLDER / "tasks")
-        name, found = "goldens", answers(tiny_model(), ".")
-    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        write("goldens", answers(tiny_model(), "."))
 
 
 if __name__ == "__main__":
