@@ -40,7 +40,7 @@ OTHERS = [f"configs/{name}.py" for name in ("base", "quickstart", "answers", "su
 ]
 SCALE = [f"configs/scale/{size}.py" for size in ("125m", "350m", "1b3", "7b", "70b")]
 # Of the configs -> of their toys.
-STEPS = {110: 2, 200: 2, 600: 3, 620: 4, 1300: 3}
+STEPS = {110: 2, 200: 2, 600: 3, 620: 4, 1800: 3}
 # A run whose references are where the config looks for them has these commands before it.
 MAKERS = re.compile(r"--(?:workdir|output)=(\S+)")
 

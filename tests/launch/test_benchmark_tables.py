@@ -13,9 +13,9 @@ from lm.errors import InputError
 ROOT = Path(__file__).parent.parent.parent
 SOLVED = {
     "sums": (0.422, 0.234, 0.314),
-    400: (0.702, 0.422, 0.688),
-    800: (0.864, 0.688, 0.848),
-    1300: (0.936, 0.894, 0.936),
+    600: (0.806, 0.552, 0.794),
+    1200: (0.9, 0.822, 0.918),
+    1800: (0.966, 0.948, 0.976),
 }
 
 
@@ -33,7 +33,7 @@ def grpo():
     """Runs with the shares of docs/results/policy_grpo.printed.csv."""
     runs = {("sums", seed): [validation(110, solved=SOLVED["sums"][seed])] for seed in range(3)}
     for seed in range(3):
-        lines = [validation(step, solved=SOLVED[step][seed]) for step in (400, 800, 1300)]
+        lines = [validation(step, solved=SOLVED[step][seed]) for step in (600, 1200, 1800)]
         # Other evaluations and training lines are between them.
         runs["grpo", seed] = [validation(100, solved=0.5), train(100, 0.1), *lines]
     return runs
@@ -95,9 +95,9 @@ def test_a_collected_table_is_traced_to_its_runs(grpo, tmp_path):
     assert path.read_text() == (ROOT / "docs/results" / path.name).read_text()
     table = result_tables.read_printed(path)
     assert results.trace_printed(table) == []
-    path.write_text(path.read_text().replace("0.894", "0.895"))
+    path.write_text(path.read_text().replace("0.948", "0.949"))
     (line,) = results.trace_printed(result_tables.read_printed(path))
-    assert "the runs give 1, 0.234, 0.422, 0.688, 0.894, +0.660, not 1, 0.234" in line
+    assert "the runs give 1, 0.234, 0.552, 0.822, 0.948, +0.714, not 1, 0.234" in line
     path.write_text(path.read_text() + "3,0,0,0,0,0\n")
     (line,) = results.trace_printed(result_tables.read_printed(path))
     assert line.endswith(f"6 rows, not the 5 of {table.runs}")
@@ -110,7 +110,7 @@ def test_a_table_without_runs_or_of_another_name_is_refused(grpo, tmp_path):
     with pytest.raises(InputError, match="there are no runs to compare it with"):
         results.trace_printed(other)
     table.runs.rename(other.runs)
-    with pytest.raises(InputError, match="valid: policy_grpo, policy_methods, preference"):
+    with pytest.raises(InputError, match="valid: policy_grpo, policy_methods, policy_quantized"):
         results.trace_printed(other)
     with pytest.raises(InputError, match=r"nothing\.printed\.csv: no such file"):
         result_tables.read_printed(tmp_path / "nothing.printed.csv")

@@ -199,7 +199,7 @@ def test_a_printed_table_agrees_with_itself(tables):
         assert table.cell("mean", column).lstrip("+") == f"{np.mean(of_seeds):.3f} ± {half:.3f}"
     for seed in "012":
         last, before, gained = (
-            float(table.cell(seed, c)) for c in ("1,300 steps", "before", "gained")
+            float(table.cell(seed, c)) for c in ("1,800 steps", "before", "gained")
         )
         assert math.isclose(last - before, gained, abs_tol=1e-9)
     table = tables["preference"]
@@ -360,7 +360,7 @@ def test_commands_need_a_study(copied):
     text = "# Q?\n\nIt is ${policy_grpo/mean/gained|better}.\n\n${plot policy_grpo/gained: x}\n\n"
     path = copied / "questions" / "2_policy.md"
     path.write_text(text + "${policy_grpo}\n")
-    assert "+0.411 to +0.787" in result_pages.build(FOLDER)["results/policy.svg"]
+    assert "+0.424 to +0.856" in result_pages.build(FOLDER)["results/policy.svg"]
     path.write_text(text + "${policy_grpo}\n\n${commands}\n")
     with pytest.raises(InputError, match=r"2_policy\.md: no study"):
         result_pages.build(FOLDER)
