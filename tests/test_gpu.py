@@ -109,15 +109,18 @@ def test_counts_of_pytest(workers):
     lines = [f"[gw0] [ 50%] PASSED {name} ", f"[gw1] [100%] FAILED {other} "]
     if not workers:
         lines = [f"{name} PASSED    [ 50%]", f"{other} FAILED    [100%]"]
-    out = "\n".join([*lines, f"FAILED {other} - assert 1 == 2", "1 failed, 1 passed"])
-    found = gpu_tests.ended(out, whole=True)
+    end = [f"FAILED {other} - assert 1 == 2", "== 1 failed, 1 passed in 63.21s (0:01:03) =="]
+    out = "\n".join([*lines, *end])
+    found = gpu_tests.ended(out)
     assert (found["passed"], found["failed"]) == (1, 1)
     assert found["by_file"] == {
         "tests/a/test_x.py": {"passed": 1},
         "tests/test_y.py": {"failed": 1},
     }
     assert found["failures"] == [f"FAILED {other} - assert 1 == 2"]
-    assert "error" in gpu_tests.ended(out, whole=False)
+    assert "error" not in found
+    # A process that is stopped, or ends in the middle of a test.
+    assert "error" in gpu_tests.ended("\n".join(lines))
 
 
 def report(mfu, toy=False):
