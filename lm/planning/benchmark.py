@@ -4,6 +4,7 @@ B rows, T tokens, M = B T, D width, N heads, H head width, L layers, V vocabular
 S bytes of one number.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from lm.data.layout import BATCH, POLICY
 from lm.data.pairs import KEYS
@@ -58,8 +60,8 @@ VARIANTS = {
 }
 
 
-def train_step(name: str, run: experiment.Experiment) -> Item:
-    """The train step of a run, on one random batch, with its optimizer.
+def inputs(run: experiment.Experiment) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """The jitted train step of a run, its first state and one random batch.
 
     With quantization it is the step of the quantized phase. Stored references are random, too.
     """
@@ -73,6 +75,16 @@ def train_step(name: str, run: experiment.Experiment) -> Item:
     for reference in run.references():
         if c.objective.references[reference] == _STORED:
             batch[reference] = jax.random.uniform(jax.random.key(1), batch["weights"].shape)
+    return step, state, batch
+
+
+def train_step(name: str, run: experiment.Experiment, made: Any = None) -> Item:
+    """The train step of a run, on one random batch, with its optimizer.
+
+    `made` is what `inputs` returned, where the step has been compiled already.
+    """
+    c = run.config
+    step, state, batch = made or inputs(run)
 
     def once():
         nonlocal state
@@ -299,13 +311,18 @@ def weightings(run: experiment.Experiment) -> list[Item]:
     return items
 
 
+def variant(config: ConfigDict, name: str) -> ConfigDict:
+    """The config with the change of `VARIANTS` of that name, and with what is equal in all."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({**_ALIKE, **VARIANTS[name]})
+    return config
+
+
 def variants(run: experiment.Experiment) -> list[Item]:
     """The train step with one thing changed, for every entry of `VARIANTS`."""
     items = []
-    for name, keys in VARIANTS.items():
-        config = run.config.copy_and_resolve_references()
-        config.update_from_flattened_dict({**_ALIKE, **keys})
-        changed = experiment.build(config, run.model.config.vocab_size)
+    for name in VARIANTS:
+        changed = experiment.build(variant(run.config, name), run.model.config.vocab_size)
         items.append(train_step(f"variant {name}", changed))
     return items
 
@@ -371,6 +388,5 @@ def _normal(dtype: str, *shapes: tuple[int, ...]) -> list[jax.Array]:
     return [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
 
 
-def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    compiled = jax.jit(function)
-    return lambda: compiled(*arguments)
+def _bound(function: Callable[..., Any], *arguments: Any) -> functools.partial:
+    return functools.partial(jax.jit(function), *arguments)

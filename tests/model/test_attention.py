@@ -5,6 +5,7 @@ import pytest
 import tiny
 
 from lm.model import attention
+from lm.model.platform import platform
 from objectives.losses.block_distillation import block_ids
 
 
@@ -47,6 +48,30 @@ def test_implementations_agree_and_so_do_their_gradients():
     jaxs = jax.grad(total, argnums=(1, 2, 3))("xla", q, k, v)
     for a, b in zip(ours, jaxs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [128, 70])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_cudnn_equals_einsum_and_so_do_its_gradients(length, kv_heads):
+    if platform() != "gpu":
+        pytest.skip("cuDNN is for GPUs")
+    q, k, v, segments = arrays(kv_heads=kv_heads, length=length, width=64, dtype=jnp.bfloat16)
+
+    def total(implementation, seen, q, k, v):
+        out = attention.attend(q, k, v, seen, seen, implementation=implementation)
+        return jnp.sum(out.astype(jnp.float32) * jnp.cos(out.astype(jnp.float32)))
+
+    def gradients(implementation, seen):
+        found = jax.jit(jax.grad(total, (2, 3, 4)), static_argnums=0)(implementation, seen, q, k, v)
+        return [np.asarray(x, np.float32) for x in found]
+
+    ours = gradients("einsum", segments)
+    cudnn, blind = gradients("cudnn", segments), gradients("cudnn", jnp.zeros_like(segments))
+    out = attention.attend(q, k, v, segments, segments, implementation="cudnn")
+    np.testing.assert_allclose(np.asarray(out, np.float32), reference(q, k, v, segments), atol=0.03)
+    for a, b, c in zip(ours, cudnn, blind, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.05 * np.abs(a).max())
+        assert np.abs(a - c).max() > 0.2 * np.abs(a).max()
 
 
 def test_without_segments_the_result_differs():
