@@ -125,9 +125,8 @@ def _attend_sharded(query_BNTH, key_BKTH, value_BKTH, segments_BT, interpret):
     )
 
     def local(kernel, query_BNLH, key_BKLH, value_BKLH, segments_BL):
-        gather = functools.partial(jax.lax.all_gather, axis_name=axis, tiled=True)
-        key_BKTH, value_BKTH = gather(key_BKLH, axis=2), gather(value_BKLH, axis=2)
-        segments_BT = gather(segments_BL, axis=1)
+        key_BKTH, value_BKTH = _gather(key_BKLH, axis), _gather(value_BKLH, axis)
+        segments_BT = jax.lax.all_gather(segments_BL, axis, axis=1, tiled=True)
         if not exchanges:
             return _run(kernel, query_BNLH, key_BKTH, value_BKTH, segments_BL, segments_BT)
         query_BNLH = _exchange(query_BNLH, axis, 2)
@@ -149,6 +148,24 @@ def query_order(length: int, shards: int) -> np.ndarray:
         order = order.reshape(shards, 2, -1).copy()
         order[:, 1] = order[::-1, 1].copy()
     return order.reshape(-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x_BKLH, axis):
+    """[B, K, T, H] of all devices along a mesh axis; in the backward pass a reduce-scatter."""
+    return jax.lax.all_gather(x_BKLH, axis, axis=2, tiled=True)
+
+
+def _scatter(axis, _, gradient_BKTH):
+    # XLA for TPUs makes an all-reduce, which receives twice as much, of a reduce-scatter along any
+    # dimension but the outermost.
+    b, k, t, h = gradient_BKTH.shape
+    shards = jax.lax.axis_size(axis)
+    gradient_SBKLH = jnp.moveaxis(gradient_BKTH.reshape(b, k, shards, t // shards, h), 2, 0)
+    return (jax.lax.psum_scatter(gradient_SBKLH, axis, scatter_dimension=0),)
+
+
+_gather.defvjp(lambda x_BKLH, axis: (_gather(x_BKLH, axis), None), _scatter)
 
 
 def _exchange(x, axis, dimension):
