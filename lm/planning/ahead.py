@@ -18,6 +18,7 @@ from lm.data.layout import BATCH, POLICY
 from lm.data.pairs import KEYS
 from lm.data.scores import Field
 from lm.errors import InputError
+from lm.model import splash
 from lm.parallel.mesh import batch_sharding
 from lm.planning.flops import PEAK_FLOPS
 from lm.planning.hlo import Collective, Program, read_program
@@ -266,7 +267,7 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
 
 
 def kernel_flops(run: experiment.Experiment, kernels: int) -> float:
-    """FLOPs of the attention kernels of a step on one device, T T / 2 pairs of tokens a row.
+    """FLOPs of the attention kernels of a step on the busiest device; a row has T T / 2 pairs.
 
     A forward kernel multiplies twice. The two kernels of a backward pass multiply three times (for
     the queries) and four times (keys and values), for both compute the probabilities again: of
@@ -278,7 +279,9 @@ def kernel_flops(run: experiment.Experiment, kernels: int) -> float:
     times = c.model.layers * c.train.accumulation
     rows = c.train.batch_size / c.train.accumulation / (run.mesh.size / run.mesh.shape["tensor"])
     heads = c.model.width / run.mesh.shape["tensor"]
-    return (3 * times + 2 * kernels) * rows * c.data.sequence_length**2 * heads
+    length = c.data.sequence_length
+    uneven = splash.imbalance(length, run.mesh.shape["sequence"])
+    return (3 * times + 2 * kernels) * rows * length**2 * heads * uneven
 
 
 def estimate(

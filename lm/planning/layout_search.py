@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.errors import InputError
+from lm.model import splash
 from lm.planning.ahead import Compilation, Topology
 from lm.planning.plan import count_bytes
 from lm.training import experiment
@@ -139,18 +140,37 @@ def rough_seconds(
     """A step by formulas alone: FLOPs at the peak, recomputed ones included, and bytes received.
 
     Of the latter: parameters are gathered over fsdp and their gradients scattered, for each
-    micro-batch; gradients are summed over data; each layer sums the residual stream over tensor
-    twice forward, twice backward and, with remat, twice more. To rank, not to believe.
+    micro-batch; gradients are summed over data and sequence; each layer sums the residual stream
+    over tensor twice forward, twice backward and, with remat, twice more, and `sequence_bytes`
+    are those of attention. To rank, not to believe.
     """
     c, mesh = run.config, run.mesh.shape
     tokens = c.train.batch_size * c.data.sequence_length
     flops = run.flops_per_token() * tokens / run.mesh.size * _REMAT[remat]
     share = parameters / mesh["tensor"]
     received = accumulation * _GATHERED_BYTES * share * (1 - 1 / mesh["fsdp"])
-    received += 2 * 4 * share / mesh["fsdp"] * (1 - 1 / mesh["data"])
+    received += 2 * 4 * share / mesh["fsdp"] * (1 - 1 / (mesh["data"] * mesh["sequence"]))
+    received += sequence_bytes(run, remat)
     sums = 4 + 2 * (remat != "none")
     received += 2 * sums * accumulation * _kept(run, accumulation) * (1 - 1 / mesh["tensor"])
     return flops / topology.peak_flops + received / topology.interconnect
+
+
+def sequence_bytes(run: experiment.Experiment, remat: str) -> float:
+    """Bytes that a device receives over sequence in a step, for the attention of all layers.
+
+    Of S devices along the length each gathers the keys and values of its rows, (S - 1) / S of them,
+    in every forward pass, of which remat makes two, and scatters their gradients once. Queries and
+    outputs are exchanged by halves where `lm.model.splash` balances, forward and backward.
+    """
+    c, mesh, model = run.config, run.mesh.shape, run.model.config
+    shards, length = mesh["sequence"], c.data.sequence_length
+    passes = 1 + (remat != "none")
+    tokens = c.train.batch_size * length * mesh["tensor"] / run.mesh.size
+    gathered = 2 * model.kv_heads * (shards - 1) * (passes + 1)
+    exchanged = 2 * model.heads * splash.balanced(length, shards) / 2 * (passes + 1)
+    width = model.head_width / mesh["tensor"]
+    return model.layers * tokens * (gathered + exchanged) * width * _itemsize(c)
 
 
 def least_bytes(run: experiment.Experiment, accumulation: int) -> int:

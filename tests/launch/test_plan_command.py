@@ -99,6 +99,26 @@ def test_the_train_step_compiles_for_a_tpu_that_is_not_here():
 
 
 @pytest.mark.slow
+def test_the_length_over_tpus_gathers_keys_and_values_and_scatters_their_gradients():
+    pytest.importorskip("libtpu")
+    model = {"width": 256, "heads": 4, "kv_heads": 2, "dtype": "bfloat16", "remat": "full"}
+    changes = [f"--config.model.{key}={value}" for key, value in model.items()]
+    changes += ["--config.data.sequence_length=2048", "--config.train.batch_size=2"]
+    out, _ = command("plan", *SLICE, *changes, "--config.mesh.fsdp=1", "--config.mesh.sequence=4")
+    compiled = json.loads(out)["compiled"]
+    over = {kind: by_axes.get("sequence") for kind, by_axes in compiled["collectives"].items()}
+    # bfloat16 of 2 rows: keys and values, 2 heads of 64. Forward and again in the backward pass;
+    # segments, and parameters' own collectives, are less than a tenth of them.
+    keys_and_values = LAYERS * 2 * 2048 * 2 * (2 * 64) * 2
+    assert 1 < over["all-gather"]["bytes"] / (2 * keys_and_values) < 1.1
+    assert over["reduce-scatter"]["bytes"] == keys_and_values
+    # A half of the queries and of the outputs of a device, three times each.
+    exchanged = LAYERS * 2 * (2048 / 4 / 2) * (4 * 64) * 2
+    assert 1 <= over["collective-permute"]["bytes"] / (6 * exchanged) < 1.1
+    assert compiled["estimate"]["kernel_seconds"] > 0
+
+
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_a_tpu_says_so():
     pytest.importorskip("libtpu")
     large = ["--config.train.batch_size=65536", "--config.data.sequence_length=1024"]

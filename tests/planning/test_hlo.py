@@ -173,6 +173,16 @@ def test_flops_of_kernels_are_those_of_causal_attention():
     np.testing.assert_allclose(ahead.kernel_flops(run, 3 * 4), 3 * 11 * pair)
 
 
+def test_flops_of_kernels_are_those_of_the_busiest_device():
+    def flops(length, sequence):
+        sizes = {"mesh__fsdp": 4 // sequence, "mesh__sequence": sequence}
+        c = tiny.config(train__batch_size=8, data__sequence_length=length, **sizes)
+        return ahead.kernel_flops(experiment.build(c, tiny.VOCAB, 4), 6)
+
+    assert flops(512, 2) == flops(512, 1)  # halves of 128 queries are exchanged
+    assert flops(512, 4) == flops(512, 1) * 7 / 4  # halves of 64 are not
+
+
 def test_bytes_between_slices_are_those_that_the_devices_of_a_slice_share_out():
     line = "  %r = f32[100]{0} all-reduce(%x), replica_groups=GROUPS, to_apply=%add"
     text = f"ENTRY %main (x: f32[100]) -> f32[100] {{\n{line}\n}}\n"

@@ -5,6 +5,7 @@ import tiny
 
 from lm.errors import InputError
 from lm.planning import ahead, layout_search
+from lm.training import experiment
 
 CHIP = ahead.Topology("v5e:2x4", 8, [], 2**34, peak_flops=1e12, interconnect=1e9, network=1e8)
 
@@ -61,6 +62,23 @@ def test_the_cheapest_by_formula_comes_first(candidates):
     assert first["mesh.tensor"] == 1
     seconds = [one.rough_seconds for one in candidates]
     assert seconds == sorted(seconds)
+
+
+def test_the_length_over_devices_costs_the_bytes_of_keys_values_and_halves_of_queries():
+    def received(remat="none", sequence=4, length=1024):
+        c = config(
+            data__sequence_length=length, mesh__sequence=sequence, mesh__tensor=2, model__heads=4
+        )
+        return layout_search.sequence_bytes(experiment.build(c, tiny.VOCAB, 8), remat)
+
+    # Two layers of 32 rows of 1,024 tokens; a device has two of the four heads of width 8, one of
+    # the two for keys, in float32: 3/4 of its keys and values, forward and backward.
+    tokens = 2 * 32 * 1024 * 8 * 4
+    exchanged = 2 * 2 * tokens / 4 / 2  # queries and outputs, half of a quarter, in two heads
+    assert received() == 2 * (2 * 3 / 4 * tokens + exchanged)
+    assert received("full") == received() * 3 / 2  # once more forward
+    assert received(length=512) == received() / 2 - exchanged  # halves of 64 queries are no tiles
+    assert received(sequence=1) == 0
 
 
 def test_what_fits_is_given_fastest_first_and_all_are_reported(candidates):
