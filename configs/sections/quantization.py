@@ -54,8 +54,8 @@ QUANTIZATION = {
     "begin_with": (
         "weights",
         "weights (with the quantizer's first scales of them) | search (with the scales of least "
-        "error) | gptq | rsq (codes and scales of these methods, from such scales; weights in the "
-        "cells of their codes): what the quantized phase begins with",
+        "error) | gptq | rsq (weights and scales of these methods, from such scales): what the "
+        "quantized phase begins with",
     ),
     "gptq_batches": (8, "at the switch, calibration of GPTQ, to compare or begin with; 0 is off"),
 }

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from lm.compression import cache, phases
 from lm.compression.cache import of_parameters
-from lm.compression.cells import into_cells
 from lm.compression.phases import has_grids
 from lm.errors import InputError
 from lm.evaluation import perplexity
@@ -112,20 +111,16 @@ def losses_after_training(loop: "Loop", results: dict[str, Any]) -> dict[str, fl
 
 
 def with_result(state: Any, result: Any) -> Any:
-    """A state of the quantized phase with the codes and the scales of `result`, a `PostTrained`.
+    """A state of the quantized phase with the weights and the scales of `result`, a `PostTrained`.
 
-    Weights lie in the cells of their codes, see `into_cells`; on the values of the codes where the
-    scale is read from the weights and would change with them. The moving average, where there is
-    one, begins anew with both.
+    The moving average, where there is one, begins anew with both.
     """
 
-    def weights(keys, old, scale):
-        coded = result.coded.get(path_of(keys))
-        if coded is None:
-            return old
-        learned = scale.scale if isinstance(scale, MixedScale) else scale
-        new = into_cells(old, coded) if jax.tree.leaves(learned) else coded.decode()
-        return jax.device_put(new, old.sharding)
+    decoded = {path: coded.decode() for path, coded in result.coded.items()}
+
+    def weights(keys, old):
+        new = decoded.get(path_of(keys))
+        return old if new is None else jax.device_put(new, old.sharding)
 
     def replaced(trained):
         def scale(keys, weights, old):
@@ -140,7 +135,7 @@ def with_result(state: Any, result: Any) -> Any:
         of_weights = of_parameters(trained.scales)
         scales = jax.tree_util.tree_map_with_path(scale, trained.params, of_weights)
         scales = {**trained.scales, **scales}
-        params = jax.tree_util.tree_map_with_path(weights, trained.params, of_weights)
+        params = jax.tree_util.tree_map_with_path(weights, trained.params)
         return trained._replace(params=params, scales=scales)
 
     ema = replaced(state.ema) if jax.tree.leaves(state.ema) else state.ema
