@@ -1,10 +1,12 @@
 """A part of the test suite on the device."""
 
+import contextlib
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,20 +59,20 @@ def run(given: Given, platform: str, files: Sequence[str], workers: int) -> dict
     else:
         # An option of the repository's that belongs to pytest-xdist.
         ask += ["-o", "addopts=-q -m 'not slow'"]
-    try:
-        done = subprocess.run(
-            ask,
-            cwd=_ROOT,
-            env={**os.environ, "NIBBLE_TEST_PLATFORM": platform},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=max(1.0, given.deadline - time.monotonic() - 2),
-            check=False,
-        )
-        out = done.stdout
-    except subprocess.TimeoutExpired as error:
-        out = error.stdout or b""
-    return ended(out.decode(errors="replace"))
+    # A file, since workers that are still compiling would keep a pipe open.
+    with tempfile.TemporaryFile() as out:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                ask,
+                cwd=_ROOT,
+                env={**os.environ, "NIBBLE_TEST_PLATFORM": platform},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                timeout=max(1.0, given.deadline - time.monotonic() - 2),
+                check=False,
+            )
+        out.seek(0)
+        return ended(out.read().decode(errors="replace"))
 
 
 def ended(out: str) -> dict[str, object]:
