@@ -13,9 +13,8 @@ import importlib.metadata
 import re
 import runpy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from launch import command
@@ -24,15 +23,6 @@ from lm import strict_json
 from lm.errors import InputError
 
 FOLDER = Path(__file__).parent.parent / "configs" / "scale"
-# 7b with rows of so many tokens: kind of TPU, slice, tokens, rows and mesh.
-LONG = [
-    ("v5e", "v5e:16x16", 32_768, {"batch": 32, "fsdp": 32, "sequence": 8}),
-    ("v5e", "v5e:16x16", 131_072, {"batch": 4, "fsdp": 4, "tensor": 4, "sequence": 16}),
-    ("v5p", "v5p:4x4x4", 32_768, {"batch": 8, "fsdp": 8, "sequence": 8}),
-    ("v5p", "v5p:4x4x4", 131_072, {"batch": 4, "fsdp": 4, "sequence": 16}),
-]
-HEAD_LONG = ["on", "tokens a row", "mesh", "a chip", "of it", "fits", "MFU", "CPU to compile"]
-HEAD_MOVED = ["on", "tokens a row", "gathered", "scattered", "exchanged", "all", "by formula"]
 HEAD = ["size", "on", "mesh", "micro-batches", "a chip", "of it", "fits", "MFU", "CPU to compile"]
 
 # 80 GB of HBM3 (the maker's data sheet of the SXM5 board), and how many of them.
@@ -40,26 +30,16 @@ _H100_MEMORY, _H100_COUNT = 80e9, 8
 
 
 class Row(NamedTuple):
-    """A size on some hardware.
-
-    Attributes:
-      size: the file.
-      hardware: the argument of its config.
-      topology: a slice of TPUs, or "".
-      changes: key of the config -> value.
-    """
+    """A size on some hardware: the file, the argument of its config, and a topology or ""."""
 
     size: str
     hardware: str
     topology: str
-    changes: Mapping[str, int] = MappingProxyType({})
 
     @property
     def config(self) -> Any:
         """The config of this row."""
-        config = command.load_config(FOLDER / f"{self.size}.py", self.hardware)
-        config.update_from_flattened_dict(dict(self.changes))
-        return config
+        return command.load_config(FOLDER / f"{self.size}.py", self.hardware)
 
 
 def rows() -> list[Row]:
@@ -76,18 +56,8 @@ def rows() -> list[Row]:
     return found
 
 
-def long_rows() -> list[Row]:
-    """The rows of `LONG`."""
-    found = []
-    for kind, topology, length, sizes in LONG:
-        changes = {f"mesh.{axis}": n for axis, n in sizes.items() if axis != "batch"}
-        changes |= {"data.sequence_length": length, "train.batch_size": sizes["batch"]}
-        found.append(Row("7b", kind, topology, changes | {"train.accumulation": 1}))
-    return found
-
-
 def main() -> None:
-    """Fills the tables."""
+    """Fills the table."""
     if not command.OUTPUT.value:
         raise InputError("--output=FILE.md is missing, for example --output=docs/scale.md")
     output = Path(command.OUTPUT.value)
@@ -96,7 +66,7 @@ def main() -> None:
 
     ahead.require_libtpu()
     known = load(output.with_suffix(".json"))
-    for row in [*pending(known, rows()), *pending(known, long_rows())]:
+    for row in pending(known):
         command.say(f"{row.size} on {row.topology or row.hardware}")
         known[name(row)] = examine(row)
         command.write_text(output.with_suffix(".json"), strict_json.dumps(known, indent=1) + "\n")
@@ -111,16 +81,15 @@ def load(path: Path) -> dict[str, Any]:
 
 def name(row: Row) -> str:
     """Of a row, in the file."""
-    length = row.changes.get("data.sequence_length")
-    return f"{row.size} {row.hardware}" + (f" {length}" if length else "")
+    return f"{row.size} {row.hardware}"
 
 
-def pending(known: dict[str, Any], among: list[Row]) -> Iterator[Row]:
-    """Of some rows those of which nothing is known, or of another config or other packages.
+def pending(known: dict[str, Any]) -> Iterator[Row]:
+    """Rows of which nothing is known, or of another config or other packages.
 
     Those of the formula first, then one of each size, the smallest first.
     """
-    missing = [row for row in among if known.get(name(row), {}).get("of") != identity(row)]
+    missing = [row for row in rows() if known.get(name(row), {}).get("of") != identity(row)]
     hardware = list(dict.fromkeys(row.hardware for row in missing))
     missing.sort(key=lambda row: (row.topology != "", hardware.index(row.hardware)))
     yield from missing
@@ -157,40 +126,20 @@ def examine(row: Row) -> dict[str, Any]:
     before = time.process_time()
     compiled = plan.as_dict(ahead.compile_step(run, topology))
     spent = time.process_time() - before
-    record |= {"bytes": None, "compiled": compiled, "cpu_seconds": spent}
-    if row.changes:
-        record["sequence_bytes"] = layout_search.sequence_bytes(run, config.model.remat)
-    return record
+    return record | {"bytes": None, "compiled": compiled, "cpu_seconds": spent}
 
 
 def page(known: dict[str, Any]) -> str:
     """docs/scale.md, of all rows and what is known of them."""
-    table = _table(HEAD, [_cells(row, known.get(name(row))) for row in rows()])
+    cells = [_cells(row, known.get(name(row))) for row in rows()]
+    lines = [_line(HEAD), _line(["---"] + ["---:"] * (len(HEAD) - 1)), *map(_line, cells)]
     compiled = [known[name(row)] for row in rows() if "compiled" in known.get(name(row), {})]
     seconds = sum(one["cpu_seconds"] for one in compiled)
     versions = sorted(
         {" and ".join(f"{p} {one['of'][p]}" for p in ("jax", "libtpu")) for one in compiled}
     )
     total = f"{len(compiled)} rows in {seconds / 60:.0f} minutes of one core's time with "
-    return _TEXT.format(
-        table=table,
-        total=total + ", ".join(versions),
-        long=_table(HEAD_LONG, [_long_cells(row, known.get(name(row))) for row in long_rows()]),
-        moved=_table(HEAD_MOVED, [_moved_cells(row, known.get(name(row))) for row in long_rows()]),
-        command=long_command(long_rows()[1]),
-    )
-
-
-def long_command(row: Row) -> str:
-    """What compiles one row of the long ones."""
-    flags = [f"--config.{key}={value}" for key, value in row.changes.items()]
-    lines = [
-        f"python -m launch.plan --config=configs/scale/{row.size}.py:{row.hardware} "
-        f"--topology={row.topology}",
-        " ".join(flags[:-3]),
-        " ".join(flags[-3:]),
-    ]
-    return " \\\n  ".join(lines)
+    return _TEXT.format(table="\n".join(lines), total=total + ", ".join(versions))
 
 
 _TEXT = """# What fits where
@@ -216,60 +165,12 @@ On H100s nothing was compiled. The bytes are a formula's lower bound: train stat
 float32, and the input of every layer for one micro-batch. What is above the memory cannot fit; what
 is below may.
 
-## Long rows
-
-7b with rows of 32,768 and 131,072 tokens, the length over devices by `mesh.sequence`:
-
-{long}
-
-```bash
-{command}
-```
-
-Attention is the kernel of `lm/model/splash.py`. Each device has its part of the queries, and keys
-and values of its rows whole: they are gathered over the sequence axis, in the forward pass and
-again in the backward one (`model.remat=full`), and their gradients are scattered. Of what a chip
-receives in a step over that axis, the gradients of parameters are not below:
-
-{moved}
-
-"by formula" is `lm.planning.layout_search.sequence_bytes`. The mask is causal, so the last of S
-contiguous parts has (2 S - 1) / S times the mean work: 1.88 times with 8, 1.94 with 16. Devices i
-and S - 1 - i therefore exchange the second half of their queries, and of the outputs, after which
-all have the same. With as many heads for keys as for queries that is 1 / (2 (S - 1)) of what keys
-and values cost. XLA for TPUs makes a reduce-scatter only along the outermost dimension, of any
-other an all-reduce that receives twice as much; gradients are transposed for that.
-
-Keys and values are not passed around a ring: a chip would receive the same bytes, and what it would
-save is memory, (S - 1) / S of the keys and values of one layer and their gradients: 3.8 GiB of the
-7b's at 131,072 tokens, at most. Fewer heads for keys, or `mesh.tensor`, divide that.
+Rows of 32,768 and 131,072 tokens, with the length over chips, are in [long rows](long.md).
 """
-
-
-def _table(head: list[str], cells: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *cells]
-    return "\n".join(map(_line, lines))
 
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _long_cells(row: Row, record: dict[str, Any] | None) -> list[str]:
-    cells = _cells(row, record)
-    return [cells[1], f"{row.changes['data.sequence_length']:,}", cells[2], *cells[4:]]
-
-
-def _moved_cells(row: Row, record: dict[str, Any] | None) -> list[str]:
-    start = [row.topology, f"{row.changes['data.sequence_length']:,}"]
-    found = record and record["compiled"]["collectives"]
-    if not found:
-        return [*start, "", "", "", "", ""]
-    kinds = ("all-gather", "reduce-scatter", "collective-permute")
-    moved = [found.get(kind, {}).get("sequence", {}).get("received", 0) for kind in kinds]
-    return start + [
-        f"{size / 2**30:.1f} GiB" for size in (*moved, sum(moved), record["sequence_bytes"])
-    ]
 
 
 def _cells(row: Row, record: dict[str, Any] | None) -> list[str]:
