@@ -22,7 +22,7 @@ Rows = dict[str, Callable[[], dict[str, Any]]]
 
 
 class Given(NamedTuple):
-    """What a section is told.
+    """What a section gets to know: sizes, limits of the device and its time.
 
     Attributes:
       toy: sizes for CPU.

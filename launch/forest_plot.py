@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 _WIDTH, _LEFT, _RIGHT = 820, 216, 496  # of the file; where the axis begins and ends
 _ROW, _HEAD, _FOOT = 22, 30, 30  # heights: a row, the title of a panel, its axis
-_FAR = 8.0  # an interval that reaches so many times further than the median is cut off
+_FAR = 8.0  # intervals that reach further than this times the median are cut off
 
 _STYLE = """
 .g{fill:#fdfdfc;stroke:#c9ced3}.l{stroke:#e3e6e9}.z{stroke:#66707a}

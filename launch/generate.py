@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _write_samples(loaded: workdir.Loaded, trained: Any, quantized: Any) -> None:
-    """Draws the texts that the file lacks; each is in the file before the next one is drawn."""
+    """Draws the texts that the file lacks, and writes them as they come."""
     from lm.rollouts import texts
 
     path, seed = Path(_SAMPLES.value), command.SEED.value or 0
@@ -95,7 +95,8 @@ def _write_samples(loaded: workdir.Loaded, trained: Any, quantized: Any) -> None
         "top_k": _TOP_K.value,
         "top_p": _TOP_P.value,
     }
-    settings = {"model": command.chosen(), "seed": seed, "prompt": _PROMPT.value, **options}
+    settings = {"model": command.chosen(), "step": loaded.step, "seed": seed}
+    settings |= {"prompt": _PROMPT.value, **options}
     with writing(f"--samples={path}"):
         first, file = texts.written(path, settings), path.open("a")
     model, loss = loaded.run.model, loaded.run.objective.loss

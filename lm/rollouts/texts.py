@@ -88,7 +88,8 @@ def make_draw_texts(
 def written(path: Path, settings: Mapping[str, Any]) -> int:
     """How many texts the file holds that were drawn with these settings; 0 where there is none.
 
-    A last line that was cut off is taken away.
+    A last line that was cut off is taken away, but not from a file without a whole line, which may
+    be of something else.
 
     Raises:
       InputError: a file of something else, or drawn with other settings.
@@ -98,9 +99,10 @@ def written(path: Path, settings: Mapping[str, Any]) -> int:
     count = end = 0
     with path.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n"):
+            whole = line.endswith(b"\n")
+            if count and not whole:
                 break
-            if _settings(line) != (count, dict(settings)):
+            if not whole or _settings(line) != (count, dict(settings)):
                 raise InputError(
                     f"{path}:{count + 1} was not drawn by this command with these options; valid: "
                     "a new file, or the options of the one that began it"

@@ -1,8 +1,8 @@
 """Advantages of answers from their rewards, in NumPy: they are formed before the batch is.
 
 N answers. All functions map (rewards float64 [N], numbers of the groups int [N], drawn tokens int
-[N]) to float32 [N]. A group is the answers to one prompt. An answer whose reward is NaN has failed:
-it is left out of means and deviations, and its advantage is 0.
+[N]) to float32 [N]. A group is the answers to one prompt. A reward of NaN marks an answer that
+failed: it is left out of means and deviations, and its advantage is 0.
 """
 
 from collections.abc import Callable

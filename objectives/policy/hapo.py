@@ -15,7 +15,7 @@ def hapo(
     released: bool = False,
     sampling_temperature: float = 1.0,
 ) -> Objective:
-    """GRPO whose temperature, advantages and bounds depend on how uncertain a token was: HAPO.
+    """GRPO with temperature, advantages and bounds by the entropy of each token: HAPO.
 
     "From Uniform to Heterogeneous", released code: starriver030515/HAPO. With h in [-1, 1] the
     relative log entropy of the sampler (`objectives.policy.entropy.entropy_scale`):

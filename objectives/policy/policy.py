@@ -115,8 +115,8 @@ def policy(
       clip_power: of position: power of the place t in the answer.
       entropy_pivot: of entropy: quantile of log entropy that counts as neither low nor high.
       redistribution: of entropy: how much the entropy of a token scales A; 0 is off.
-      temperature_tau: of entropy: the temperature of a token is that of the rollouts times
-        1 + tau h, in [0, 1); 0 draws all tokens alike.
+      temperature_tau: of entropy: tau in [0, 1). A token is drawn at rollouts.temperature times
+        1 + tau h, h its entropy on a scale from -1 to 1; 0 is off.
       released: of entropy: the sign of the released code of HAPO for low entropies; of
         group_divergence: the weights of the released code of TW-GRPO, which have a gradient.
       tau_positive, tau_negative: of sapo, above 0: slopes of the gate for A > 0 and others.

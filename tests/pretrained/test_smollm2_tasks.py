@@ -35,7 +35,7 @@ def backend():
 @pytest.fixture(params=(PLAIN, CHATS))
 def goldens(request, backend, monkeypatch):
     """What is expected; the model reads chats where they are."""
-    monkeypatch.setattr(backend.encoder, "special", frozenset())
+    monkeypatch.setattr(backend.encoder, "special", {})
     if request.param == CHATS:
         asked = GOLDENS[PLAIN]["additions"]["items"][0]["arguments"][0][0]
         context = GOLDENS[CHATS]["additions"]["items"][0]["arguments"][0][0]
@@ -66,7 +66,7 @@ def test_every_written_answer_is_that_of_lm_evals_own_hf(goldens, backend):
 
 def test_without_its_template_a_chat_is_another_text(backend, monkeypatch):
     """The control: names of special tokens in plain text stay text."""
-    monkeypatch.setattr(backend.encoder, "special", frozenset())
+    monkeypatch.setattr(backend.encoder, "special", {})
     item = GOLDENS[CHATS]["additions"]["items"][0]
     (found, _), *_ = backend.loglikelihood([tuple(item["arguments"][0])])
     assert abs(found - item["responses"][0][0][0]) > 0.05

@@ -33,21 +33,22 @@ class Encoder:
       vocabulary: rows of its table.
 
     Attributes:
-      special: names that become special tokens where a text has them. None do, unless a chat
-        template has written the texts: see `read_chats`.
+      special: name -> id of the special tokens that are read where a text has their names. There
+        are none, unless a chat template has written the texts: see `read_chats`.
     """
 
     def __init__(self, tokenizer: Tokenizer, opens: bool, length: int, vocabulary: int):
         self.tokenizer, self.length = tokenizer, length
         self._opens, self._vocabulary = opens, vocabulary
-        self.special: frozenset[str] = frozenset()
+        self.special: dict[str, int] = {}
 
     def read_chats(self) -> None:
         """From now on texts come from a chat template: special tokens are read by their names.
 
         A text that begins with one is not opened by the beginning of text.
         """
-        self.special = frozenset(self.tokenizer.special_tokens)
+        names = sorted(self.tokenizer.special_tokens, key=len, reverse=True)
+        self.special = {name: self.tokenizer.special_id(name) for name in names}
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text alone.
@@ -57,10 +58,9 @@ class Encoder:
         """
         pieces = [text]
         if self.special:
-            names = sorted(self.special, key=len, reverse=True)
-            pieces = re.split(f"({'|'.join(map(re.escape, names))})", text)
+            pieces = re.split(f"({'|'.join(map(re.escape, self.special))})", text)
         parts = [
-            [self.tokenizer.special_id(piece)] if i % 2 else self.tokenizer.encode(piece)[0]
+            [self.special[piece]] if i % 2 else self.tokenizer.encode(piece)[0]
             for i, piece in enumerate(pieces)
         ]
         ids = np.concatenate(parts).astype(np.int32)
@@ -130,13 +130,10 @@ class Encoder:
             end = next_end
 
     def _opened(self, ids: np.ndarray, scored: int = 0) -> np.ndarray:
-        special = self.special and ids[:1].tolist() in self._special_ids()
+        special = len(ids) > 0 and ids[0] in self.special.values()
         if (self._opens and not special) or len(ids) == scored:
             ids = np.concatenate([[self.tokenizer.beginning_of_text], ids])
         return ids.astype(np.int32)
-
-    def _special_ids(self) -> list[list[int]]:
-        return [[self.tokenizer.special_id(name)] for name in self.special]
 
 
 def adds_beginning(tokenizer: Tokenizer) -> bool:
