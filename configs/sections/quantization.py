@@ -42,6 +42,7 @@ QUANTIZATION = {
         "steps of learned scales are the learning rate times the scale, not the learning rate "
         "alone",
     ),
+    "scale_rate": (1.0, "steps of learned scales are multiplied by this"),
     "adapt_every": (
         0,
         "steps of the quantized phase between plans of widths, the first at its start; 0 is off",

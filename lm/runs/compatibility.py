@@ -67,6 +67,7 @@ ADDED = {
     "objective.name": "weighted",
     "optimizer.extended_from": (),
     "train.wandb_group": "",
+    "quantization.scale_rate": 1.0,
     # With models from outside.
     "initialise.from": "",
     "initialise.family": "",

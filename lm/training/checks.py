@@ -161,6 +161,7 @@ _MINIMA = {
     "evaluation.ngram_order": 0,
     "evaluation.problems": 0,
     "quantization.gptq_batches": 0,
+    "quantization.scale_rate": 0,
     "quantization.adapt_batches": 1,
     "quantization.adapt_bytes": 0,
     "quantization.adapt_every": 0,

@@ -24,7 +24,8 @@ def make_optimizer(
 
     Clipping by global norm, then AdamW, Lion or Muon (Muon for matrices, AdamW for the rest), with
     decoupled weight decay on all parameters of the model but vectors (norm scales and biases). With
-    quantization.relative_scale_steps the step of a quantizer's scale is multiplied by the scale.
+    quantization.relative_scale_steps the step of a quantizer's scale is multiplied by the scale,
+    and always by quantization.scale_rate.
     Moments and updates are float32, whatever the dtype of the parameters.
 
     Args:
@@ -82,8 +83,9 @@ def make_optimizer(
         transforms["loss"] = rule(**rates, weight_decay=0.0)
     clip = _clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     optimizer = optax.chain(clip, optax.partition(transforms, groups))
-    if config.quantization.relative_scale_steps:
-        optimizer = _relative_scales(optimizer)
+    relative, rate = config.quantization.relative_scale_steps, config.quantization.scale_rate
+    if relative or rate != 1:
+        optimizer = _scale_steps(optimizer, relative, rate)
     return _in_float32(optimizer), schedule
 
 
@@ -119,16 +121,23 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def _relative_scales(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Multiplies the update u of a quantizer's scale by the scale: u * |scale|.
+def _scale_steps(
+    optimizer: optax.GradientTransformation, relative: bool, rate: float
+) -> optax.GradientTransformation:
+    """Multiplies the update u of a quantizer's scale: u * rate * |scale|, or u * rate.
 
     The steps of Adam and Lion do not depend on the size of a gradient, and so not on the gradient
-    factor of LSQ: they are the learning rate, which may be more than a tenth of a scale.
+    factor of LSQ: they are the learning rate, which may be more than a tenth of a scale. Relative
+    steps at the rates of weights are small, 2e-5 of a scale, so that scales may need another rate.
     """
 
     def update(grads, state, trained):
         updates, state = optimizer.update(grads, state, trained)
-        scales = jax.tree.map(lambda u, scale: u * abs(scale), updates.scales, trained.scales)
+        scales = jax.tree.map(
+            lambda u, scale: u * rate * (abs(scale) if relative else 1.0),
+            updates.scales,
+            trained.scales,
+        )
         return updates._replace(scales=scales), state
 
     return optax.GradientTransformation(optimizer.init, update)

@@ -147,17 +147,25 @@ def test_refuses(overrides, names):
 
 @pytest.mark.parametrize("name", tiny.mostly_slow(["adamw", "lion", "muon"], ("muon",)))
 def test_the_step_of_a_scale_is_a_share_of_it(name):
-    """Whatever the scale and its gradient are; of a weight, and with the key off, it is not."""
+    """Whatever its gradient is, times scale_rate; with relative_scale_steps off it is not.
+
+    The steps of weights do not depend on either key.
+    """
     params, grads = params_and_grads()
     scales = {"head": {"kernel": jnp.asarray([[0.01, 0.04, 2.0]])}}
     slopes = {"head": {"kernel": jnp.asarray([[3.0, -1e-3, 5.0]])}}
     trained, g = Trained(params, scales), Trained(grads, slopes)
-    shares = {}
-    for relative in (True, False):
+    shares, of_weights = {}, []
+    for relative, rate in ((True, 1.0), (False, 1.0), (True, 50.0), (False, 50.0)):
         c = tiny.config(optimizer__name=name, optimizer__warmup_steps=0, optimizer__clip_norm=0.0)
-        c.quantization.relative_scale_steps = relative
+        c.quantization.update(relative_scale_steps=relative, scale_rate=rate)
         tx, _ = make_optimizer(c, Phases(10, 10), trained)
         updates, _ = jax.jit(tx.update)(g, tx.init(trained), trained)
-        shares[relative] = updates.scales["head"]["kernel"] / scales["head"]["kernel"]
-    np.testing.assert_allclose(shares[True], [[-2e-3, 2e-3, -2e-3]], rtol=1e-4)
-    assert abs(shares[False]).max() > 10 * 2e-3
+        shares[relative, rate] = updates.scales["head"]["kernel"] / scales["head"]["kernel"]
+        of_weights.append(jax.tree.leaves(updates.params))
+    np.testing.assert_allclose(shares[True, 1.0], [[-2e-3, 2e-3, -2e-3]], rtol=1e-4)
+    assert abs(shares[False, 1.0]).max() > 10 * 2e-3
+    for relative in (True, False):
+        np.testing.assert_allclose(shares[relative, 50.0], 50 * shares[relative, 1.0], rtol=1e-6)
+    for leaves in of_weights[1:]:
+        jax.tree.map(np.testing.assert_array_equal, leaves, of_weights[0])
