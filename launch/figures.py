@@ -1,4 +1,4 @@
-"""The plots of reports, as SVG that uses the text colour of the page, light or dark."""
+"""Curves of reports and fits of laws, as SVG in the text colour of the page, light or dark."""
 
 import io
 import math
@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from lm.studies.outcomes import Outcome
-
 # Placeholders; `_svg` replaces them by the colours of the page.
 _INK, _LINE = "#123456", "#654321"
 # Okabe and Ito's palette without black and yellow: colour-blind readers can tell them apart, and
@@ -18,30 +16,6 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 _STYLES = ("-", "--", ":", "-.")
 
 Curves = Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]
-
-
-def differences(outcomes: Sequence[Outcome], seeds: Mapping[str, Sequence[float]]) -> str:
-    """Plots differences to the baseline with their intervals, as SVG.
-
-    Args:
-      outcomes: of all variants; those without a comparison are left out.
-      seeds: variant -> the difference of each seed, bits per byte.
-    """
-    shown = [o for o in outcomes if o.comparison and o.comparison.seeds]
-    figure, axes = _figure(0.42 * len(shown) + 0.9)
-    for y, outcome in enumerate(shown):
-        c = outcome.comparison
-        colour = {"better": "#009e73", "worse": "#d55e00"}.get(c.verdict, "#8c8c8c")
-        if math.isfinite(c.low):
-            axes.plot([c.low, c.high], [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-        axes.plot(c.difference, y, "o", color=colour, markersize=7)
-        values = seeds[outcome.variant]
-        axes.plot(values, [y - 0.28] * len(values), "|", color=_INK, markersize=6)
-    axes.axvline(0, color=_INK, linewidth=1)
-    axes.set_yticks(range(len(shown)), [o.variant for o in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.7)
-    axes.set_xlabel("bits per byte minus the baseline's; left is better")
-    return _svg(figure, "differences")
 
 
 def curves(found: Curves, xlabel: str, ylabel: str, name: str, variants: Sequence[str]) -> str:

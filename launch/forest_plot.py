@@ -1,7 +1,8 @@
 """A forest plot as an SVG file: differences with their intervals, one row each, a zero line.
 
 The file needs no script, font or style from outside, and equal rows give equal bytes. It has a
-ground of its own, light or dark as the reader's system asks, so that it can be read on any page.
+ground of its own, light or dark as the reader's system asks, so that it can be read on any page,
+from a file or as an element of the page.
 """
 
 import html
@@ -9,19 +10,24 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lm.studies import power
+from lm.studies.outcomes import Outcome
+
 _WIDTH, _LEFT, _RIGHT = 820, 216, 496  # of the file; where the axis begins and ends
 _ROW, _HEAD, _FOOT = 22, 30, 30  # heights: a row, the title of a panel, its axis
 _FAR = 8.0  # intervals that reach further than this times the median are cut off
 
+# Every selector is below the class of the plot: the style of an element is that of its whole page.
 _STYLE = """
-.g{fill:#fdfdfc;stroke:#c9ced3}.l{stroke:#e3e6e9}.z{stroke:#66707a}
-text{font:12.5px Helvetica,Arial,"Liberation Sans",sans-serif;fill:#1b1f23}
-.h{font-weight:bold}.e{text-anchor:end}.m{text-anchor:middle}.q{fill:#5c656e}
-.b{stroke:#00704f;fill:#00704f}.w{stroke:#b04a00;fill:#b04a00}.n{stroke:#66707a;fill:#66707a}
-text.b,text.w,text.n{stroke:none}.t{stroke-width:1.3}.k{stroke-width:5}
-@media(prefers-color-scheme:dark){.g{fill:#14171a;stroke:#4a525a}.l{stroke:#2b3137}
-.z{stroke:#939ca5}text{fill:#e8eaec}.q{fill:#a3acb5}.b{stroke:#35c79a;fill:#35c79a}
-.w{stroke:#ff9a57;fill:#ff9a57}.n{stroke:#939ca5;fill:#939ca5}}
+.f .g{fill:#fdfdfc;stroke:#c9ced3}.f .l{stroke:#e3e6e9}.f .z{stroke:#66707a}
+.f text{font:12.5px Helvetica,Arial,"Liberation Sans",sans-serif;fill:#1b1f23}
+.f .h{font-weight:bold}.f .e{text-anchor:end}.f .m{text-anchor:middle}.f .q{fill:#5c656e}
+.f .b{stroke:#00704f;fill:#00704f}.f .w{stroke:#b04a00;fill:#b04a00}
+.f .n{stroke:#66707a;fill:#66707a}.f .s{stroke:#1b1f23}
+.f text.b,.f text.w,.f text.n{stroke:none}.f .t{stroke-width:1.3}.f .k{stroke-width:5}
+@media(prefers-color-scheme:dark){.f .g{fill:#14171a;stroke:#4a525a}.f .l{stroke:#2b3137}
+.f .z{stroke:#939ca5}.f text{fill:#e8eaec}.f .q{fill:#a3acb5}.f .b{stroke:#35c79a;fill:#35c79a}
+.f .w{stroke:#ff9a57;fill:#ff9a57}.f .n{stroke:#939ca5;fill:#939ca5}.f .s{stroke:#e8eaec}}
 """.replace("\n", "")
 
 
@@ -38,6 +44,7 @@ class Effect(NamedTuple):
       verdict: "better", "worse" or "not resolved", by the corrected interval.
       digits: behind the point.
       unit: of the numbers; "" for a share.
+      seeds: the difference of each seed, drawn as ticks; () draws none.
     """
 
     label: str
@@ -49,6 +56,7 @@ class Effect(NamedTuple):
     verdict: str
     digits: int = 4
     unit: str = "bits/byte"
+    seeds: tuple[float, ...] = ()
 
     def number(self) -> str:
         """The difference with its sign."""
@@ -59,6 +67,17 @@ class Effect(NamedTuple):
         if not math.isfinite(self.low):
             return "unbounded"
         return f"{self.low:+.{self.digits}f} to {self.high:+.{self.digits}f}"
+
+
+def effect(outcome: Outcome, seeds: Sequence[float] = ()) -> Effect:
+    """The row of a variant that was compared, `outcome.comparison`, with the ticks of `seeds`."""
+    c = outcome.comparison
+    low, high = c.low, c.high
+    if c.seeds > 1:
+        half = power.critical(c.seeds, 1, outcome.row.confidence) * c.standard_error
+        low, high = c.difference - half, c.difference + half
+    ends = (c.low, c.high, low, high)
+    return Effect(outcome.variant, c.difference, *ends, c.verdict, seeds=tuple(seeds))
 
 
 class Panel(NamedTuple):
@@ -77,7 +96,8 @@ def svg(panels: Sequence[Panel], title: str, description: str) -> str:
     """The file: panels below each other, each with an axis of its own that holds 0.
 
     The thick line of a row is the interval of its comparison alone, the thin one is corrected for
-    all of its panel. Rows that reach much further than the others end in an arrow.
+    all of its panel; a tick above it is a seed. Rows that reach much further than the others end in
+    an arrow.
 
     Args:
       panels: at least one.
@@ -90,9 +110,12 @@ def svg(panels: Sequence[Panel], title: str, description: str) -> str:
         y += _HEAD + _ROW * len(panel.effects) + _FOOT
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" width="{_WIDTH}" '
-        f'height="{y}" role="img" aria-labelledby="t d">'
+        f'height="{y}" class="f" role="img" aria-labelledby="forest-title forest-text">'
     )
-    names = f'<title id="t">{_text(title)}</title><desc id="d">{_text(description)}</desc>'
+    names = (
+        f'<title id="forest-title">{_text(title)}</title>'
+        f'<desc id="forest-text">{_text(description)}</desc>'
+    )
     ground = f'<rect class="g" x=".5" y=".5" width="{_WIDTH - 1}" height="{y - 1}" rx="6"/>'
     return "\n".join([head, names, f"<style>{_STYLE}</style>", ground, *parts, "</svg>\n"])
 
@@ -131,6 +154,9 @@ def _row(effect: Effect, y: float, at, low: float, high: float) -> list[str]:
         found.append(f'<path class="{kind}" d="M{_RIGHT + 5} {y}l-7 -4v8z"/>')
     if low <= effect.difference <= high:
         found.append(f'<circle class="{kind}" cx="{at(effect.difference):.1f}" cy="{y}" r="4.5"/>')
+    for value in effect.seeds:
+        if low <= value <= high:
+            found.append(f'<path class="s" d="M{at(value):.1f} {y - 10}v5"/>')
     numbers = f"{effect.number()}  ({effect.interval()})"
     found.append(f'<text x="{_RIGHT + 14}" y="{y + 4}">{_text(numbers)}</text>')
     found.append(
@@ -147,7 +173,8 @@ def _reach(effects: Sequence[Effect]) -> tuple[float, float]:
     kept = [one for one in effects if sizes[one] <= limit]
     ends = [0.0]
     for one in kept:
-        ends += [one.difference, *(x for x in (one.low, one.high) if math.isfinite(x))]
+        ends += [*one.seeds, one.difference]
+        ends += [x for x in (one.low, one.high) if math.isfinite(x)]
     low, high = min(ends), max(ends)
     margin = 0.05 * (high - low or 1.0)
     return low - margin, high + margin

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch import command, document, early_stopping, figures, records
+from launch import command, document, early_stopping, figures, forest_plot, records
 from launch.document import Figure, Heading, Items, Paragraph, Table
 from lm.studies import ablation, outcomes, sequential
 from lm.studies.ablation import Ablation, Planned
@@ -59,7 +59,7 @@ def write(
         Paragraph(_what(asked, name)),
         *[Paragraph(f"Without a result, and not in here: {', '.join(missing)}.")] * bool(missing),
         Items(summary),
-        *([Figure(*_difference_figure(rows, found))] if _has_pairs(found) else []),
+        *([_difference_figure(rows, found)] if _has_pairs(found) else []),
         table(found),
         Paragraph(how_to_read(found)),
         Heading("Cost"),
@@ -179,21 +179,23 @@ def _has_pairs(found: Sequence[Outcome]) -> bool:
     return any(one.comparison and one.comparison.seeds for one in found)
 
 
-def _difference_figure(rows: Sequence[Row], found: Sequence[Outcome]) -> tuple[str, str]:
+def _difference_figure(rows: Sequence[Row], found: Sequence[Outcome]) -> Figure:
     scores = {(row.variant, row.seed): row.bits_per_byte for row in rows}
-    by_seed = {
-        one.variant: [
-            scores[one.variant, seed] - scores[one.row.baseline, seed]
-            for (variant, seed) in scores
-            if variant == one.variant and (one.row.baseline, seed) in scores
-        ]
-        for one in found
-    }
-    return (
-        figures.differences(found, by_seed),
-        "Differences to the baseline: the mean, its interval, and each seed as a tick. Grey is not "
-        "resolved.",
+    effects = []
+    for one in found:
+        if one.comparison and one.comparison.seeds:
+            seeds = [
+                score - scores[one.row.baseline, seed]
+                for (variant, seed), score in scores.items()
+                if variant == one.variant and (one.row.baseline, seed) in scores
+            ]
+            effects.append(forest_plot.effect(one, seeds))
+    told = (
+        "Differences to the baseline, left is better: the mean, the interval of the comparison "
+        "alone (thick) and corrected for all comparisons (thin), and each seed as a tick."
     )
+    panel = forest_plot.Panel("bits per byte minus the baseline's", effects)
+    return Figure(forest_plot.svg([panel], "Differences to the baseline", told), told)
 
 
 def _curve_figures(runs: Sequence[Run], asked: Ablation) -> list[Figure]:

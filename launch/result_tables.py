@@ -16,7 +16,7 @@ from typing import NamedTuple
 from launch import document, records, report
 from launch.benchmark_tables import PRINTED
 from launch.document import Paragraph, Table
-from launch.forest_plot import Effect
+from launch.forest_plot import Effect, effect
 from lm.errors import InputError
 from lm.studies import comparison, outcomes, power, raw_runs
 from lm.studies.outcomes import Outcome, Row
@@ -43,7 +43,7 @@ class Study(NamedTuple):
     def effects(self) -> list[Effect]:
         """The compared variants."""
         found = [one for one in self.outcomes if one.comparison and one.comparison.seeds]
-        return [_effect(one) for one in found]
+        return [effect(one) for one in found]
 
     def markdown(self) -> str:
         """What was trained, and the table."""
@@ -165,15 +165,6 @@ def read_printed(path: Path) -> Printed:
     if len(lines) < 2 or len({len(line) for line in lines}) != 1:
         raise InputError(f"{path}: not a table: rows of one length below a head")
     return Printed(path, lines[0], lines[1:])
-
-
-def _effect(one: Outcome) -> Effect:
-    c = one.comparison
-    low, high = c.low, c.high
-    if c.seeds > 1:
-        half = power.critical(c.seeds, 1, one.row.confidence) * c.standard_error
-        low, high = c.difference - half, c.difference + half
-    return Effect(one.variant, c.difference, c.low, c.high, low, high, c.verdict)
 
 
 def _printed_effect(name: str, cell: str, wider: float) -> Effect:

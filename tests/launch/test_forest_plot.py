@@ -52,6 +52,25 @@ def test_points_and_intervals_are_where_the_axis_says():
         assert lines[kind] == pytest.approx(expected, abs=0.2)
 
 
+def test_seeds_are_ticks_at_their_differences():
+    root = drawn([effect("a", 0.2, 0.1)._replace(seeds=(0.15, 0.25)), effect("b", 0.1, 0.1)])
+    ticks = [p.get("d") for p in root.findall(SPACE + "path") if p.get("class") == "s"]
+    circle = float(root.findall(SPACE + "circle")[0].get("cx"))
+    left, right = (float(re.match(r"M(\S+) ", tick)[1]) for tick in ticks)
+    assert left < circle < right
+    assert (left + right) / 2 == pytest.approx(circle, abs=0.2)
+
+
+def test_the_style_reaches_nothing_else_on_a_page():
+    text = forest_plot.svg([Panel("a title", [effect("a", 0.2, 0.1)])], "question", "told")
+    style = re.search("<style>(.*)</style>", text, re.DOTALL)[1]
+    style = re.sub(r"@media[^{]*\{(.*)\}", r"\1", style, flags=re.DOTALL)
+    selectors = re.findall(r"([^{}]+)\{", style)
+    assert len(selectors) > 15
+    assert all(one.startswith(".f ") for part in selectors for one in part.strip().split(","))
+    assert 'class="f"' in text
+
+
 def test_what_lies_far_outside_ends_in_an_arrow():
     root = drawn([effect("a", 0.01, 0.02), effect("b", 0.02, 0.02), effect("far", 5.0, 1.0)])
     arrows = [p for p in root.findall(SPACE + "path") if p.get("d").endswith("z")]
