@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Callable
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -34,6 +33,8 @@ def join(c: ConfigDict) -> None:
     Raises:
       InputError: the flags do not go together, or there are other than `c.processes` processes.
     """
+    import jax
+
     _check(c)
     if _COORDINATOR.value:
         _connect(
@@ -60,6 +61,8 @@ def run(main: Callable[[], None]) -> None:
     A collective that fails says so in Python. One that hangs is ended by the heartbeats, by JAX
     itself, after `distributed.heartbeat_seconds`.
     """
+    import jax
+
     try:
         main()
     except StorageError as error:
@@ -75,6 +78,8 @@ def run(main: Callable[[], None]) -> None:
 
 def _connect(c: ConfigDict, **options) -> None:
     """jax.distributed.initialize, with one line where JAX would abort with a stack trace."""
+    import jax
+
     late = (
         f"not all processes came within distributed.join_seconds={c.join_seconds}. Are all of "
         "them started, with the same coordinator, and can they reach it?"

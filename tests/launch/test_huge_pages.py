@@ -1,5 +1,6 @@
 """Only the commands that train restart themselves for huge pages."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,3 +25,9 @@ def test_a_command_restarts_only_when_asked(asked, monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     command.run(lambda: None, huge_pages=asked)
     assert calls == (["restart", "run"] if asked else ["run"])
+
+
+def test_jax_is_not_imported_twice():
+    """The process that only restarts itself needs no JAX, and --help needs none either."""
+    code = "import sys, launch.benchmark, launch.train; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
