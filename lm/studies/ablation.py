@@ -34,8 +34,11 @@ QUANTIZE = (
     "outer_bits",
     "scale_search",
     "rotate",
+    "calibration_batches",
+    "damping",
+    "act_order",
+    "true_sequential",
 )
-QUANTIZE += ("calibration_batches", "damping", "act_order", "true_sequential")
 
 _PLACE = re.compile(r"\{([^{}]*)\}")  # {variant}: its work directory
 # The folder of the runs that measure tokens per second.

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import tiny
+from absl import flags
 
 from configs import ablation as form
+from launch import quantize_options
 from lm.errors import InputError
 from lm.planning.flops import parameters_by_group
 from lm.studies import ablation, ablation_runs, outcomes
@@ -329,3 +331,8 @@ def test_intervals_are_wider_with_more_comparisons():
     many = outcomes.outcomes(rows(pair | {name: pair["b"] for name in "cdef"}))
     assert many[1].comparison.high > one.comparison.high
     assert many[1].comparison.difference == one.comparison.difference
+
+
+def test_the_keys_of_a_quantized_variant_are_flags_of_launch_quantize():
+    own = flags.FLAGS.flags_by_module_dict()[quantize_options.__name__]
+    assert set(ablation.QUANTIZE) <= {flag.name for flag in own}
