@@ -60,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main() -> int:
-    """Returns 1 where a section or a test failed, else 0."""
+    """Returns 1 where a section, a row or a test failed, else 0."""
     started = time.monotonic()
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, help="Folder of wheels for what is missing.")
@@ -110,9 +110,27 @@ def _measure(
         (arguments.output / "gpu.json").write_text(strict_json.dumps(record, indent=1) + "\n")
         (arguments.output / "gpu.txt").write_text(text)
     print(text, end="")
-    failed = [x for x in sections.values() if x["error"]]
+    failed = failures(sections)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def failures(sections: dict[str, Any]) -> list[str]:
+    """What has failed, one line each: sections that ended early, rows with an error, and tests.
+
+    Rows for which no time was left have not failed, except for the tests.
+    """
+    found = []
+    for name, section in sections.items():
+        found += [f"section {name}"] * bool(section["error"])
+        found += [
+            f"{name}, {row}" for row, figures in section["rows"].items() if "error" in figures
+        ]
     tests = sections["tests"]["rows"].get("files", {})
-    return int(bool(failed or tests.get("error") or tests.get("failed", 1)))
+    if "error" not in tests and tests.get("failed", 1):
+        found.append("tests, files: tests failed" if "failed" in tests else "tests: none were run")
+    return found
 
 
 def seconds_for(name: str, left: float) -> float:

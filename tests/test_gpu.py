@@ -1,5 +1,6 @@
 """benchmarks/gpu.py: its time, what it installs, what it writes; and all of it on CPU, as a toy."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -101,6 +102,45 @@ def test_a_section_that_hangs_or_crashes_is_stopped_and_said(tmp_path, monkeypat
     assert hung["rows"] == {"one": {"seconds": 1}}
     assert hung["seconds"] < 30
     assert gpu.run("fp8", 30.0, [], tmp_path, environment)["error"] == "exit code 1: broken\n"
+
+
+PASSED = {"seconds": 1.0, "error": None, "rows": {"files": {"passed": 3, "failed": 0}}}
+
+
+def section(error=None, **rows):
+    return {"seconds": 1.0, "error": error, "rows": rows}
+
+
+FAILURES = {
+    "nothing": ({}, {"tests": PASSED}, []),
+    "left out": ({"a": {"left_out": "no time"}}, {"tests": PASSED}, []),
+    "a row": ({"a": {"error": "out of memory"}, "b": {}}, {"tests": PASSED}, ["loss, a"]),
+    "a test": ({}, {"tests": section(files={"failed": 1})}, ["tests, files: tests failed"]),
+    "pytest": ({}, {"tests": section(files={"failed": 0, "error": "x"})}, ["tests, files"]),
+    "no tests": ({}, {"tests": section()}, ["tests: none were run"]),
+    "a section": ({}, {"tests": PASSED, "fp8": section("hung")}, ["section fp8"]),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failed_section_row_or_test_is_exit_code_1_with_the_whole_report(
+    name, tmp_path, monkeypatch, capsys
+):
+    rows, others, expected = FAILURES[name]
+    sections = {"loss": section(**rows)} | others
+    monkeypatch.setattr(gpu, "BUDGETS", dict.fromkeys(sections, 1))
+    monkeypatch.setattr(gpu, "run", lambda name, *rest: sections[name])
+    record = {"date": "", "commit": "", "toy": True, "python": "", "packages": {}}
+    record |= {"installed": [], "sections": {}}
+    arguments = argparse.Namespace(toy=True, output=tmp_path)
+    code = gpu._measure(record, arguments, tmp_path, {}, time.monotonic() + 9)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("failed: ")] == [
+        f"failed: {line}" for line in expected
+    ]
+    assert code == bool(expected)
+    written = strict_json.loads((tmp_path / "gpu.json").read_text())
+    assert written["sections"] == sections
 
 
 @pytest.mark.parametrize("workers", [False, True])
