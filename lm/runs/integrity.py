@@ -1,6 +1,7 @@
 """Whether the files of a checkpoint are those that were written."""
 
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ _THREADS = 8
 
 
 class _Digest(NamedTuple):
-    """Length in bytes, and the CRC-32 of the content; None in a bucket."""
+    """Length in bytes, and the CRC-32 of the content; None where it is not looked at."""
 
     length: int
     checksum: int | None
@@ -39,13 +40,17 @@ def write_record(folder: epath.Path) -> None:
     (folder / RECORD).write_text(strict_json.dumps(record, indent=0) + "\n")
 
 
-def damage(folder: epath.Path, part: int = 0, parts: int = 1) -> str | None:
+def damage(
+    folder: epath.Path, part: int = 0, parts: int = 1, unread: Sequence[str] = ()
+) -> str | None:
     """The first thing that is wrong with the files of a checkpoint, or "" where nothing is.
 
     Args:
       folder: of the checkpoint.
       part: of the files, looks only at this one of `parts` parts, counted from 0.
       parts: how many there are.
+      unread: folders under it of which nothing will be restored: of their files the lengths are
+        compared, and the contents are not read.
 
     Returns:
       One line; None when the checkpoint has no record, as those of older versions.
@@ -59,6 +64,9 @@ def damage(folder: epath.Path, part: int = 0, parts: int = 1) -> str | None:
         expected = {name: _Digest(*pair) for name, pair in sorted(record.items())}
     except (ValueError, TypeError, AttributeError):
         return f"{RECORD} is damaged"
+    for name, digest in expected.items():
+        if name.split("/")[0] in unread:
+            expected[name] = digest._replace(checksum=None)
     mine = list(expected.items())[part::parts]
     with ThreadPoolExecutor(_THREADS) as pool:
         problems = pool.map(lambda item: _compare(folder, *item), mine)
