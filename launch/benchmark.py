@@ -29,7 +29,6 @@ _SHAPES = flags.DEFINE_list(
 _PIECES = flags.DEFINE_list("pieces", None, "Pieces to time; all by default, none if empty.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timings of each item.")
 _START_UP = flags.DEFINE_bool("start_up", True, "Time launch.train to its first step, too.")
-_PROFILE = flags.DEFINE_string("profile", None, "Folder for a profiler's trace of each item.")
 _COMPARE = flags.DEFINE_string("compare", None, "A.json B.json: what changed from A to B.")
 
 _ROOT = Path(__file__).parent.parent
@@ -82,12 +81,12 @@ def _measure() -> dict[str, Any]:
         command.say(f"timing {len(everything)} items, {_REPEATS.value} times each")
         seconds = timing.measure(everything, _REPEATS.value)
         limits = timing.limits(reference, seconds)
-        if _PROFILE.value:
-            with jax.profiler.trace(_PROFILE.value):
+        if command.PROFILE.value:
+            with jax.profiler.trace(command.PROFILE.value):
                 for item in items:
                     with jax.profiler.TraceAnnotation(item.name):
                         jax.block_until_ready(item.run())
-    return {
+    record = {
         "machine": {
             "date": datetime.date.today().isoformat(),
             "commit": _commit(),
@@ -104,6 +103,10 @@ def _measure() -> dict[str, Any]:
         },
         "start_up": started,
     }
+    if command.PROFILE.value:  # for launch.plan --profile
+        path = Path(command.PROFILE.value) / "machine.json"
+        command.write_text(path, strict_json.dumps(record["machine"]) + "\n")
+    return record
 
 
 def _config(name: str) -> ConfigDict:

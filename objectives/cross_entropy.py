@@ -63,6 +63,7 @@ class TokenStatistics(NamedTuple):
         return self.nll if self.other_loss is None else self.other_loss
 
 
+@jax.named_scope("token_statistics")
 def token_statistics(
     hidden: jax.Array,
     head: jax.Array,

@@ -23,6 +23,7 @@ _BLOCK = 64
 _MAX_BLOCKS = 8
 
 
+@jax.named_scope("attend")
 def attend(
     query_BNTH: jax.Array,
     key_BKSH: jax.Array,

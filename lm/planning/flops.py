@@ -45,19 +45,32 @@ def flops_per_token(
     Attention's two products take 12 T M a layer, not halved for causality, as is the custom (arXiv
     2204.02311, appendix B). Recomputation does not count.
     """
+    return sum(flops_by_part(model, shapes, sequence_length, trainable).values())
+
+
+def flops_by_part(
+    model: ModelConfig,
+    shapes: Any,
+    sequence_length: int,
+    trainable: Callable[[str], bool] = lambda path: True,
+) -> dict[str, int]:
+    """The FLOPs of `flops_per_token` by part.
+
+    They are "attention" (its two products, between its projections), "loss" (the head's product)
+    and "matrix products" (all others).
+    """
     by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     kinds = {path: parameter_kind(path) for path in by_path}
-    matrices = sum(
-        (6 if trainable(path) else 4) * math.prod(leaf.shape)
-        for path, leaf in by_path.items()
-        if kinds[path] != "vector" and not is_table(path)
-    )
-    head = 0
+    found = {"matrix products": 0, "attention": 0, "loss": 0}
+    for path, leaf in by_path.items():
+        if kinds[path] != "vector" and not is_table(path):
+            part = "loss" if kinds[path] == "head" else "matrix products"
+            found[part] += (6 if trainable(path) else 4) * math.prod(leaf.shape)
     if not model.own_head:
         trained = any(kind == "embedding" and trainable(path) for path, kind in kinds.items())
-        head = (6 if trained else 4) * model.vocab_size * model.width
-    attention = 12 * model.layers * sequence_length * model.heads * model.head_width
-    return matrices + head + attention
+        found["loss"] += (6 if trained else 4) * model.vocab_size * model.width
+    found["attention"] = 12 * model.layers * sequence_length * model.heads * model.head_width
+    return found
 
 
 def peak_flops(configured: float) -> float | None:

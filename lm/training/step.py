@@ -80,8 +80,9 @@ def make_train_step(
         if c.spike_factor:
             calm = norm <= c.spike_factor * state.norm_mean
             good &= calm | (counted < _NORM_WARMUP)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, live)
-        trained = join(optax.apply_updates(live, updates), held)
+        with jax.named_scope("optimizer"):  # as lm/planning/profile.py looks for it
+            updates, optimizer_state = optimizer.update(grads, state.optimizer, live)
+            trained = join(optax.apply_updates(live, updates), held)
         ema = next_average(state.ema, trained, c.ema_decay) if c.ema_decay else ()
         # 1 - memory^n corrects for the start at 0 in the first steps.
         memory = jnp.minimum(_NORM_MEMORY, counted / (counted + 1.0))
