@@ -64,8 +64,8 @@ SEED = flags.DEFINE_integer(
 PROFILE = flags.DEFINE_string(
     "profile",
     None,
-    "Folder of a profiler's trace. launch.benchmark: written there, of each item. launch.plan: read, "
-    "its times beside the estimate of --config; --name chooses one of several steps.",
+    "Folder of a profiler's trace. launch.benchmark: written, of each item. launch.plan: read, its "
+    "times beside the estimate of --config; --name chooses one of several steps.",
 )
 CORPUS = flags.DEFINE_string("corpus", "", "Text to use instead, in the form of data.corpus.")
 

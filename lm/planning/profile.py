@@ -34,9 +34,9 @@ OTHER = "everything else"
 # that fits counts. A fusion that the trace gives no place in the program is `OTHER`.
 _KINDS = {
     "collectives": r"all-reduce|all-gather|reduce-scatter|all-to-all|collective|nccl",
-    "attention": r"/attend\b|\(attend\)|fmha|flash|sdpa|splash",
+    "attention": r"\battend\b|fmha|flash|sdpa|splash",
     "loss": r"token_statistics|cross_entropy",
-    "optimizer": r"/optimizer\b|\(optimizer\)",
+    "optimizer": r"\boptimizer\b",
     "matrix products": r"\bdot|dot_general|gemm|nvjet|cutlass|cublas|matmul|convolution|einsum",
 }
 KINDS = (*_KINDS, OTHER)
