@@ -166,10 +166,10 @@ def _profile(run: Any, topology: Any) -> None:
         record["rows"] = [{**row._asdict(), "ratio": row.ratio} for row in rows]
         print(strict_json.dumps(plan.as_dict(record)))
     else:
-        print("\n".join(_profile_lines(measured, limits, rows)))
+        print("\n".join(_profile_lines(measured, limits, rows, run.mesh.size)))
 
 
-def _profile_lines(measured: Any, limits: Any, rows: Any) -> list[str]:
+def _profile_lines(measured: Any, limits: Any, rows: Any, devices: int) -> list[str]:
     named = sum(measured.seconds.values())
     cells = []
     for i, row in enumerate(rows):
@@ -182,6 +182,8 @@ def _profile_lines(measured: Any, limits: Any, rows: Any) -> list[str]:
         f"peak and bandwidth: {limits.source}",
         *command.table(head, cells),
     ]
+    if measured.devices != devices:
+        lines.append(f"the estimate is of one of {devices} devices, see --devices")
     if limits.flops is None:
         lines.append("no peak is known to estimate by: set --config.train.peak_flops")
     off = [row for row in rows[1:] if row.ratio]

@@ -1,5 +1,6 @@
 """The plan as a user asks for it, in processes of its own."""
 
+import gzip
 import json
 
 import pytest
@@ -54,6 +55,8 @@ BAD = {
     "both": ([*TINY, "--devices=4", "--topology=v5e:2x2"], "give one"),
     "mesh": ([*TINY, "--devices=4", "--config.mesh.fsdp=3"], "does not match 4 devices"),
     "search": ([*TINY, "--search"], "--search needs --topology"),
+    "profile": ([*TINY, "--profile=/nowhere"], "--profile=/nowhere: no plugins/profile/"),
+    "profile, search": ([*TINY, "--profile=x", "--search", "--topology=v5e:2x2"], "ask one"),
     "slices": ([*TINY, "--slices=2"], "--slices needs --topology"),
     "unsharded": (
         [*TINY, "--devices=4", "--config.mesh.data=1", "--config.mesh.tensor=4"],
@@ -73,6 +76,34 @@ def test_bad_input_is_one_line_and_exit_code_2(name):
     assert err.startswith("error: ")
     assert expected in err
     assert out == ""
+
+
+@pytest.mark.slow
+def test_a_trace_is_read_beside_the_estimate(tmp_path):
+    folder = tmp_path / "plugins" / "profile" / "1"
+    folder.mkdir(parents=True)
+    names = {1: "XLA Modules", 2: "XLA Ops"}
+    events = [{"ph": "M", "pid": 3, "name": "process_name", "args": {"name": "/device:TPU:0"}}]
+    for tid, name in names.items():
+        events.append({"ph": "M", "pid": 3, "tid": tid, "name": "thread_name"})
+        events[-1]["args"] = {"name": name}
+    for tid, name, length in ((1, "jit_train_step(1)", 4000), (2, "convolution.1", 1000)):
+        events.append({"ph": "X", "pid": 3, "tid": tid, "name": name, "ts": 0, "dur": length})
+    with gzip.open(folder / "host.trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": events}, file)
+    options = [*TINY, f"--profile={tmp_path}", "--devices=1", "--config.train.peak_flops=1e9"]
+    out, _ = command("plan", *options, "--json")
+    record = json.loads(out)
+    rows = {row["name"]: row for row in record["rows"]}
+    assert record["measured"]["steps"] == 1
+    assert rows["step"]["measured"] == pytest.approx(4e-3)
+    assert rows["matrix products"]["measured"] == pytest.approx(1e-3)
+    ratio = rows["matrix products"]["measured"] / rows["matrix products"]["estimate"]
+    assert rows["matrix products"]["ratio"] == pytest.approx(ratio)
+    out, _ = command("plan", *options)
+    assert out.startswith("1 steps on 1 device; peak and bandwidth: train.peak_flops\n")
+    assert "off by most: matrix products, " in out
+    assert "the trace names no operation as of: " in out
 
 
 SLICE = [*TINY, "--topology=v5e:2x2", "--json", "--config.mesh.fsdp=2", "--config.mesh.data=1"]
