@@ -175,7 +175,8 @@ def _profile_lines(measured: Any, limits: Any, rows: Any, devices: int) -> list[
     for i, row in enumerate(rows):
         shares = ["" if not i or not row.measured else f"{row.measured / named:.1%}"]
         shown = ["" if x is None else f"{1e3 * x:.3g}" for x in (row.measured, row.estimate)]
-        cells.append([row.name, shown[0], *shares, shown[1], f"{row.ratio:.3g}" * bool(row.ratio)])
+        ratio = f"{row.ratio:.3g}" if row.ratio else ""
+        cells.append([row.name, shown[0], *shares, shown[1], ratio])
     head = ["", "ms measured", "of operations", "ms estimated", "measured / estimated"]
     lines = [
         f"{measured.steps} steps on {measured.devices} device{'s' * (measured.devices > 1)}; "
