@@ -26,6 +26,7 @@ def script(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_parameters_alone_are_a_third_of_the_bytes_that_are_read(tmp_path):
     config = get_config("tiny")
     config.model.update(layers=1, width=64, heads=2, kv_heads=2, mlp_width=128)
