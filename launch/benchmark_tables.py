@@ -125,7 +125,45 @@ def preference(runs: Runs) -> Rows:
     return rows
 
 
+def finetuning(runs: Runs) -> Rows:
+    """Weightings in fine-tuning, by method, compared seed by seed with the first one.
+
+    Columns: loss on the held-out answers, bits per byte; that of the first method minus it; share
+    of the tokens of these answers that the model ranks first; the same minus that of the first
+    method; loss on general text, bits per byte; the same minus that of the model begun with; and
+    how much less that is than for the first method.
+
+    Args:
+      runs: of "before", what is begun with, and of the methods in the order of the rows; each with
+        a line of kind "measured".
+    """
+    names = list(dict.fromkeys(name for name, _ in runs))
+    seeds = _seeds(runs, "before")
+
+    def values(name: str, key: str) -> list[float]:
+        return [_last(runs[name, seed], "measured")[key] for seed in seeds]
+
+    keys = ("answers", "right", "general")
+    before, ours = ({key: values(name, key) for key in keys} for name in names[:2])
+    head = ["method", "answers", "better by", "ranked first", "more first"]
+    rows = [[*head, "general text", "forgotten", "forgotten less", "seeds"]]
+    for name in names:
+        answers, right, general = (values(name, key) for key in keys)
+        gains = [
+            interval(_minus(ours["answers"], answers), "+.4f"),
+            interval(_minus(right, ours["right"]), "+.4f"),
+            interval(_minus(ours["general"], general), "+.4f"),
+        ]
+        better, more, less = gains if name in names[2:] else ("", "", "")
+        lost = "" if name == "before" else interval(_minus(general, before["general"]), "+.4f")
+        shown = [interval(answers), better, interval(right), more, interval(general), lost, less]
+        rows.append([name, *shown, str(len(seeds))])
+    return rows
+
+
 TABLES: dict[str, Callable[[Runs], Rows]] = {
+    "finetuning_clean": finetuning,
+    "finetuning_corrupted": finetuning,
     "policy_grpo": policy_grpo,
     "policy_methods": policy_methods,
     "policy_quantized": policy_methods,

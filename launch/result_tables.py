@@ -109,7 +109,9 @@ class Printed(NamedTuple):
         return found[self.head.index(column)]
 
     def effects(self, column: str) -> list[Effect]:
-        """The rows with an interval in a column of gains, of three seeds: above 0 is better.
+        """The rows with an interval in a column of gains: above 0 is better.
+
+        The intervals are those of the seeds in the column "seeds", of three without it.
 
         Raises:
           InputError: there is no such column, or none with an interval in it.
@@ -118,14 +120,15 @@ class Printed(NamedTuple):
         found = {name: cell for name, cell in cells.items() if "±" in cell}
         if not found:
             raise InputError(f"{self.path}: there is no interval in {column!r}")
-        wider = power.critical(SEEDS, len(found)) / power.critical(SEEDS, 1)
         try:
+            seeds = int(self.cell(next(iter(found)), "seeds")) if "seeds" in self.head else SEEDS
+            wider = power.critical(seeds, len(found)) / power.critical(seeds, 1)
             return [_printed_effect(name, cell, wider) for name, cell in found.items()]
         except ValueError as error:
             raise InputError(f"{self.path}: column {column!r}: {error}") from None
 
 
-SEEDS = 3  # of every printed table
+SEEDS = 3  # of a printed table without a column of them
 
 Tables = dict[str, Study | Printed]
 

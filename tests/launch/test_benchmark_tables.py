@@ -8,6 +8,7 @@ from scipy import stats
 
 from launch import benchmark_tables, result_tables, results
 from launch.benchmark_tables import interval
+from launch.result_tables import Printed
 from lm.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -90,6 +91,57 @@ def test_preferences_are_read_from_the_last_validation():
     assert row == ["dpo", columns[0], interval(found[:, 0] - 0.5, "+.4f"), *columns[1:]]
 
 
+def tuned():
+    """Runs of two methods with five seeds, and their measures [seeds, method, measure]."""
+    found = np.random.default_rng(0).uniform(size=(5, 3, 3))
+    runs = {
+        (name, seed): [
+            validation(3, loss=0.0),
+            {"step": 3, "kind": "measured", **dict(zip(KEYS, found[seed, i], strict=True))},
+        ]
+        for seed in range(5)
+        for i, name in enumerate(("before", "cross_entropy", "dft"))
+    }
+    return runs, found
+
+
+KEYS = ("answers", "right", "general")
+
+
+def test_fine_tuning_is_compared_with_the_first_method_and_with_before():
+    runs, found = tuned()
+    _, before, ours, theirs = benchmark_tables.finetuning(runs)
+    cells = [[interval(found[:, i, j]) for j in range(3)] for i in range(3)]
+    lost = [interval(found[:, i, 2] - found[:, 0, 2], "+.4f") for i in range(3)]
+    better, more, less = (
+        interval(sign * (found[:, 2, j] - found[:, 1, j]), "+.4f")
+        for j, sign in enumerate((-1, 1, -1))
+    )
+    answers, right, general = cells[0]
+    assert before == ["before", answers, "", right, "", general, "", "", "5"]
+    answers, right, general = cells[1]
+    assert ours == ["cross_entropy", answers, "", right, "", general, lost[1], "", "5"]
+    answers, right, general = cells[2]
+    assert theirs == ["dft", answers, better, right, more, general, lost[2], less, "5"]
+
+
+def test_intervals_are_widened_for_the_seeds_that_a_table_names(tmp_path):
+    head, *rows = benchmark_tables.finetuning(tuned()[0])
+    for name in ("glow", "rho1"):
+        rows.append([name, *rows[-1][1:]])
+    wider = stats.t.ppf(1 - 0.025 / 3, 4) / stats.t.ppf(0.975, 4)
+    (effect, *others) = Printed(tmp_path / "a", head, rows).effects("better by")
+    half = float(rows[-1][2].split("±")[1])
+    assert effect.high - effect.difference == pytest.approx(wider * half)
+    assert len(others) == 2
+    # Without the column it is a table of three seeds.
+    wider = stats.t.ppf(1 - 0.025 / 3, 2) / stats.t.ppf(0.975, 2)
+    (effect, *_) = Printed(tmp_path / "a", head[:-1], [row[:-1] for row in rows]).effects(
+        "better by"
+    )
+    assert effect.high - effect.difference == pytest.approx(wider * half)
+
+
 def test_a_collected_table_is_traced_to_its_runs(grpo, tmp_path):
     path = benchmark_tables.collect("policy_grpo", grpo, tmp_path)
     assert path.read_text() == (ROOT / "docs/results" / path.name).read_text()
@@ -110,7 +162,7 @@ def test_a_table_without_runs_or_of_another_name_is_refused(grpo, tmp_path):
     with pytest.raises(InputError, match="there are no runs to compare it with"):
         results.trace_printed(other)
     table.runs.rename(other.runs)
-    with pytest.raises(InputError, match="valid: policy_grpo, policy_methods, policy_quantized"):
+    with pytest.raises(InputError, match=f"valid: {', '.join(benchmark_tables.TABLES)}"):
         results.trace_printed(other)
     with pytest.raises(InputError, match=r"nothing\.printed\.csv: no such file"):
         result_tables.read_printed(tmp_path / "nothing.printed.csv")
