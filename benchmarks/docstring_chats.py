@@ -16,6 +16,7 @@ they are made of the same sources.
 
 import argparse
 import ast
+import json
 import random
 import re
 import sysconfig
@@ -27,6 +28,7 @@ from typing import Any
 from launch import command
 from lm import strict_json
 from lm.data.hashing import held_out
+from lm.data.templates import CHATML_MARKERS
 
 HELD_OUT, REFERENCE = 0.2, 0.2  # of all chats, and of those that are left
 MOST_PROMPT, MOST_ANSWER = 300, 200  # characters
@@ -160,6 +162,16 @@ def corrupt(chats: Sequence[Chat], share: float, seed: int) -> list[Chat]:
         question = chats[one]["messages"][0]["content"]
         found[one] = messages(question, answer_of(chats[other]))
     return found
+
+
+def with_markers(definition: str) -> str:
+    """A tokenizer.json in which the texts around a turn of a chat are special tokens, too."""
+    found = json.loads(definition)
+    like = found["added_tokens"][0]
+    size = len({*found["model"]["vocab"], *(token["content"] for token in found["added_tokens"])})
+    for number, token in enumerate(CHATML_MARKERS, size):
+        found["added_tokens"].append(like | {"id": number, "content": token})
+    return strict_json.dumps(found)
 
 
 def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -36,7 +36,6 @@ from benchmarks import docstring_chats
 from launch import benchmark_tables, command
 from lm import strict_json
 from lm.data import corpora, tokenizers
-from lm.data.templates import CHATML_MARKERS
 from lm.training.logging import read_metrics
 
 _RUNS = flags.DEFINE_string("runs", "runs/finetuning", "Folder of the work directories.")
@@ -126,17 +125,8 @@ def prepare(folder: Path) -> None:
     if not command.MODEL.value and not (folder / "tokenizer.json").exists():
         texts = (held_out_text("train"),)
         trained = tokenizers.load("bpe", VOCABULARY, texts, directory=str(folder))
-        command.write_text(folder / "tokenizer.json", with_markers(trained.definition))
-
-
-def with_markers(definition: str) -> str:
-    """A tokenizer.json in which the texts around a turn of a chat are special tokens."""
-    found = json.loads(definition)
-    for token in CHATML_MARKERS:
-        size = len(found["model"]["vocab"]) + len(found["added_tokens"]) - 1
-        like = found["added_tokens"][0]
-        found["added_tokens"].append(like | {"id": size, "content": token})
-    return strict_json.dumps(found)
+        definition = docstring_chats.with_markers(trained.definition)
+        command.write_text(folder / "tokenizer.json", definition)
 
 
 def held_out_text(split: str = "validation") -> corpora.Corpus:

@@ -2,10 +2,13 @@
 
 import ast
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import docstring_chats
+from lm.data import corpora, tokenizers
+from lm.data.templates import CHATML_MARKERS
 
 SOURCE = b'''"""A module \xc3\xa9."""
 # A page ends here: \x0c and goes on.
@@ -128,3 +131,15 @@ def test_corrupted_chats_have_the_answers_of_each_other(root):
     assert found == docstring_chats.corrupt(chats, 0.3, seed=1)
     assert found != docstring_chats.corrupt(chats, 0.3, seed=2)
     assert docstring_chats.corrupt(chats, 0.0, seed=1) == chats
+
+
+def test_the_markers_of_turns_are_special_tokens(tmp_path):
+    texts = (corpora.read(str(Path(docstring_chats.__file__))),)
+    plain = tokenizers.load("bpe", 260, texts, directory=str(tmp_path))
+    marked = tokenizers.Subwords(docstring_chats.with_markers(plain.definition), "tokenizer.json")
+    assert marked.special_tokens == {"<|endoftext|>", *CHATML_MARKERS}
+    assert [marked.special_id(token) for token in CHATML_MARKERS] == [260, 261]
+    assert (marked.vocab_size, marked.end_of_text) == (262, plain.end_of_text)
+    text = f"{CHATML_MARKERS[0]} is text here"
+    assert marked.decode(marked.encode(text)[0]) == text
+    assert max(marked.encode(text)[0]) < 260
