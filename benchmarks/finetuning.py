@@ -24,6 +24,7 @@ sources. Prints a table of launch.benchmark_tables; --collect writes it to a fol
 metrics of all runs beside it, from which `python -m launch.results --trace` makes it again.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -200,7 +201,7 @@ def measure(place: Path) -> dict[str, Any]:
 
     loaded = workdir.load_any(str(place))
     with jax.set_mesh(loaded.run.mesh):
-        answers = evaluate(loaded, corpora.read(str(data() / "held_out.jsonl")))
+        answers = evaluate(loaded, corpora.read(str(data() / "held_out.jsonl")), ranked_first)
         general = evaluate(loaded, held_out_text())
     jax.clear_caches()
     return {
@@ -213,36 +214,48 @@ def measure(place: Path) -> dict[str, Any]:
     }
 
 
-def evaluate(loaded: Any, corpus: corpora.Corpus) -> Any:
-    """The evaluation of a model on all of a corpus, in rows of the same length for all models."""
-    import jax
-    import jax.numpy as jnp
+def evaluate(loaded: Any, corpus: corpora.Corpus, terms: Any = None) -> Any:
+    """The evaluation of a model on all of a corpus, in rows of the same length for all models.
 
+    Args:
+      loaded: a run.
+      corpus: chats or text.
+      terms: makes of the model (trained, batch) -> sums and denominators by name.
+    """
     from lm.evaluation import perplexity
     from lm.training import experiment
-    from lm.training.forward import make_forward
 
     config, run = loaded.config.copy_and_resolve_references(), loaded.run
     config.data.update(packing="best_fit", sequence_length=KEYS["data.sequence_length"])
     config.train.update(batch_size=KEYS["train.batch_size"], accumulation=1)
     trained, _ = run.usable(loaded.state)
-    forward = make_forward(run.model)
+    return perplexity.evaluate(
+        run.eval_step(),
+        trained,
+        experiment.evaluation_batches(config, (corpus,), loaded.tokenizer),
+        run.mesh,
+        terms=functools.partial(terms(run.model), trained) if terms else None,
+    )
+
+
+def ranked_first(model: Any) -> Any:
+    """(trained, batch) -> how many targets the model ranks first, and how many there are."""
+    import jax
+    import jax.numpy as jnp
+
+    from lm.training.forward import make_forward
+
+    forward = make_forward(model)
 
     @jax.jit
-    def ranked_first(batch):
+    def count(trained, batch):
         outputs, head_DV = forward(trained, batch)
         first_BT = jnp.argmax(outputs.hidden @ head_DV, axis=-1)
         weights_BT = batch["weights"]
         right = jnp.sum(weights_BT * (first_BT == batch["targets"]))
         return {"right": (right, jnp.sum(weights_BT))}
 
-    return perplexity.evaluate(
-        run.eval_step(),
-        trained,
-        experiment.evaluation_batches(config, (corpus,), loaded.tokenizer),
-        run.mesh,
-        terms=ranked_first,
-    )
+    return count
 
 
 if __name__ == "__main__":
