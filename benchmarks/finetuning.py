@@ -6,15 +6,16 @@ python -m benchmarks.finetuning --table=finetuning_corrupted --runs=runs/finetun
 
 The chats are those of benchmarks/docstring_chats.py. For each seed a model of 0.5 million
 parameters (configs/small.py) is trained on the sources of the standard library without the
-docstrings of functions, and every method goes on from it: the same chats in the same order, as
-many steps, a loss on the answers alone. With --model all seeds begin with that model instead, any
-that launch.evaluate takes; it may have read the docstrings before. The table decides the data:
-finetuning_clean, or finetuning_corrupted, where 30% of the chats have the answer of another one.
+docstrings of functions, and every method goes on from it: 1,000 chats drawn for the seed, in the
+same order, for as many steps, with a loss on the answers alone. With --model all seeds begin with
+that model instead, any that launch.evaluate takes; it may have read the docstrings before. The
+table decides the data: finetuning_clean, or finetuning_corrupted, where 30% of the chats have the
+answer of another one.
 
 Constants are the defaults of the weightings, normalisations those of the papers; `dynamic` begins
 with 5% of the steps without weights, as configs/weightings/dynamic.py. The reference of `rho1` is
-the same model after 40 steps on the chats of reference.jsonl, three times each, which are never
-corrupted and which nothing else is trained on; the history of `ss_token` is the model begun with.
+the same model, trained as long on the chats of reference.jsonl, which are never corrupted and
+which nothing else is trained on; the history of `ss_token` is the model begun with.
 
 Every run is a command of launch.train with a folder of its own, and one that has ended is not run
 again; further arguments are those of launch.train, for all runs but the first models. When all have
@@ -26,6 +27,7 @@ metrics of all runs beside it, from which `python -m launch.results --trace` mak
 
 import functools
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +61,8 @@ _COLLECT = flags.DEFINE_string("collect", None, "Folder to write the table and i
 # What launch.train gets besides; the flags of this script are others.
 FURTHER = [one for one in sys.argv[1:] if one.startswith("--config.")]
 
-SHARE = 0.3  # of the chats that are corrupted
+CHATS = 1000  # that a method is trained on
+SHARE = 0.3  # of them: corrupted
 GENERAL = 0.03  # of the sources: held out
 STEPS = 120
 VOCABULARY = 1024
@@ -78,12 +81,12 @@ FIRST = QUIET | {
 KEYS = QUIET | {
     "data.validation_fraction": 0.01,
     "data.sequence_length": 256,
-    "train.batch_size": 16,
+    "train.batch_size": 8,
     "train.steps": STEPS,
     "train.log_every": 20,
     "optimizer.peak_learning_rate": 1e-3,
 }
-REFERENCE = {"data.corpus": "{data}/reference.jsonl", "train.steps": STEPS // 3}
+REFERENCE = {"data.corpus": "{data}/reference.jsonl"}
 OWN: dict[str, dict[str, Any]] = {
     "cross_entropy": {"objective.weighting": "uniform"},
     "rho1": {"objective.references.reference_nll": "{reference}"},
@@ -144,23 +147,31 @@ def first(seed: str) -> Path:
     return train("configs/small.py", f"first_{seed}", seed, FIRST)
 
 
+def chats(seed: str) -> Path:
+    """The file of the chats that all methods are trained on with a seed."""
+    kind = _TABLE.value.removeprefix("finetuning_")
+    path = data() / f"{kind}_{seed}.jsonl"
+    if not path.exists():
+        lines = (data() / "train.jsonl").read_text("utf-8").splitlines()
+        chosen = random.Random(f"chats {seed}").sample(lines, CHATS)
+        found = [json.loads(line) for line in chosen]
+        share = SHARE if kind == "corrupted" else 0.0
+        docstring_chats.write_lines(path, docstring_chats.corrupt(found, share, int(seed)))
+    return path
+
+
 def tune(method: str, seed: str) -> Path:
     """The work directory of a method, after the run of its reference."""
-    kind = _TABLE.value.removeprefix("finetuning_")
-    corpus = data() / "train.jsonl"
-    if kind == "corrupted":
-        chats = [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
-        corpus = data() / f"corrupted_{seed}.jsonl"
-        if not corpus.exists():
-            wrong = docstring_chats.corrupt(chats, SHARE, int(seed))
-            docstring_chats.write_lines(corpus, wrong)
+    corpus = chats(seed)
     keys = KEYS | {"data.corpus": corpus, "objective.weighting": method} | OWN.get(method, {})
     begin = first(seed)
     config, places = f"configs/finetune.py:{begin}", {"first": begin}
     if method == "rho1":
         own = KEYS | REFERENCE
         places["reference"] = train(config, f"reference_{seed}", seed, own, FURTHER)
-    return train(config, f"{kind}_{method}_{seed}", seed, keys, FURTHER, **places)
+    return train(
+        config, f"{corpus.stem.removesuffix(seed)}{method}_{seed}", seed, keys, FURTHER, **places
+    )
 
 
 def train(
