@@ -84,7 +84,7 @@ KEYS = QUIET | {
     "train.batch_size": 8,
     "train.steps": STEPS,
     "train.log_every": 20,
-    "optimizer.peak_learning_rate": 1e-3,
+    "optimizer.peak_learning_rate": 3e-3,
 }
 REFERENCE = {"data.corpus": "{data}/reference.jsonl"}
 OWN: dict[str, dict[str, Any]] = {
