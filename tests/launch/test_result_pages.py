@@ -349,7 +349,7 @@ def test_the_question_of_the_documentation_makes_a_page(copied):
     ]
     rows[0] = rows[0]._replace(bits_per_byte=2.2)
     records.write_csv(copied / "mlp.csv", rows)
-    (copied / "questions" / "9_mlp.md").write_text(example)
+    (copied / "questions" / "10_mlp.md").write_text(example)
     page = result_pages.build(FOLDER)["results/mlp.md"]
     assert "not resolved (" in page
     assert "--config=configs/ablations/codes.py --workdir=runs/ablations/mlp" in page
