@@ -18,11 +18,13 @@ the same model, trained as long on the chats of reference.jsonl, which are never
 which nothing else is trained on; the history of `ss_token` is the model begun with.
 
 Every run is a command of launch.train with a folder of its own, and one that has ended is not run
-again; further arguments are those of launch.train, for all runs but the first models. When all have
-ended they are measured, in the same way for all: loss on all held-out chats, which are never
-corrupted, the share of the tokens of their answers that the model ranks first, and loss on held-out
-sources. Prints a table of launch.benchmark_tables; --collect writes it to a folder, with the
-metrics of all runs beside it, from which `python -m launch.results --trace` makes it again.
+again; further arguments are those of launch.train, for all runs but the first models. The learning
+rate is the best one of cross_entropy for these: with --model give one by
+--config.optimizer.peak_learning_rate. When all have ended they are measured, in the same way for
+all: loss on all held-out chats, which are never corrupted, the share of the tokens of their answers
+that the model ranks first, and loss on held-out sources. Prints a table of launch.benchmark_tables;
+--collect writes it to a folder, with the metrics of all runs beside it, from which
+`python -m launch.results --trace` makes it again.
 """
 
 import functools

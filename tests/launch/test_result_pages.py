@@ -91,7 +91,7 @@ def test_every_number_of_the_tables_is_that_of_its_run():
 def test_verdicts_at_a_glance_agree_with_the_tables(files, tables, sources):
     front = files["results.md"].partition("## Verdicts at a glance")[2].partition("\n## ")[0]
     lines = cells(front)[1:]
-    assert len(lines) == len(sources) == 8
+    assert len(lines) == len(sources) == 9
     for (question, answer, difference, verdict, counts), source in zip(lines, sources, strict=True):
         assert question == f"[{source.question}](results/{source.name}.md)"
         assert verdict in answer
