@@ -63,7 +63,7 @@ _COLLECT = flags.DEFINE_string("collect", None, "Folder to write the table and i
 # What launch.train gets besides; the flags of this script are others.
 FURTHER = [one for one in sys.argv[1:] if one.startswith("--config.")]
 
-CHATS = 1000  # that a method is trained on
+CHATS = 1000  # that a method is trained on, or all that there are
 SHARE = 0.3  # of them: corrupted
 GENERAL = 0.03  # of the sources: held out
 STEPS = 120
@@ -155,7 +155,7 @@ def chats(seed: str) -> Path:
     path = data() / f"{kind}_{seed}.jsonl"
     if not path.exists():
         lines = (data() / "train.jsonl").read_text("utf-8").splitlines()
-        chosen = random.Random(f"chats {seed}").sample(lines, CHATS)
+        chosen = random.Random(f"chats {seed}").sample(lines, min(CHATS, len(lines)))
         found = [json.loads(line) for line in chosen]
         share = SHARE if kind == "corrupted" else 0.0
         docstring_chats.write_lines(path, docstring_chats.corrupt(found, share, int(seed)))
