@@ -146,7 +146,9 @@ def saving(abstract: Any, folder: Path, saves: int) -> dict[str, Any]:
         "parameter_bytes": _bytes(state.trained),
         "disk_bytes": sum(sizes.values()),
         "disk_bytes_without_moments": sum(
-            size for path, size in sizes.items() if "optimizer" not in path.parts
+            size
+            for path, size in sizes.items()
+            if "optimizer" not in path.relative_to(folder).parts
         ),
         "saves": saves,
         "call": call,

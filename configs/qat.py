@@ -4,8 +4,9 @@ python -m launch.train --config=configs/qat.py:SOURCE \
     --config.data.corpus=FILE.jsonl --workdir=DIR
 
 SOURCE is a Hugging Face folder, a .gguf file or a work directory. The matrices of the layers and
-their scales are trained on their grids from the first step on; the teacher is SOURCE in full
-precision. Cost and results of SmolLM2-135M are in docs/quantization.md.
+their scales are trained on their grids from the first step on, scales at 12 times the learning
+rate times themselves; the teacher is SOURCE in full precision. Cost and results of SmolLM2-135M are
+in docs/quantization.md.
 """
 
 from ml_collections import ConfigDict

@@ -179,7 +179,8 @@ def _profile_lines(measured: Any, limits: Any, rows: Any, devices: int) -> list[
         cells.append([row.name, shown[0], *shares, shown[1], ratio])
     head = ["", "ms measured", "of operations", "ms estimated", "measured / estimated"]
     lines = [
-        f"{measured.steps} steps on {measured.devices} device{'s' * (measured.devices > 1)}; "
+        f"{measured.steps} step{'s' * (measured.steps > 1)} on "
+        f"{measured.devices} device{'s' * (measured.devices > 1)}; "
         f"peak and bandwidth: {limits.source}",
         *command.table(head, cells),
     ]

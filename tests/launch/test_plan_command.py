@@ -101,7 +101,7 @@ def test_a_trace_is_read_beside_the_estimate(tmp_path):
     ratio = rows["matrix products"]["measured"] / rows["matrix products"]["estimate"]
     assert rows["matrix products"]["ratio"] == pytest.approx(ratio)
     out, _ = command("plan", *options)
-    assert out.startswith("1 steps on 1 device; peak and bandwidth: train.peak_flops\n")
+    assert out.startswith("1 step on 1 device; peak and bandwidth: train.peak_flops\n")
     assert "off by most: matrix products, " in out
     assert "the trace names no operation as of: " in out
 
