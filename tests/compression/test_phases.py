@@ -301,7 +301,8 @@ def test_the_loss_jumps_at_the_switch(whole, tmp_path):
     losses, expected = (
         [line["loss"] for line in lines(f, "train")] for f in (folder, tmp_path / "plain")
     )
-    assert losses[:4] == expected[:4]
+    # Two programs, since one has scales in its state: the last bit depends on the processor.
+    np.testing.assert_allclose(losses[:4], expected[:4], rtol=1e-6)
     assert losses[4] > expected[4] + 0.01
 
 
