@@ -4,7 +4,6 @@ import ast
 import importlib
 import json
 import math
-import os
 import re
 import runpy
 import shlex
@@ -192,8 +191,7 @@ def run(folder, command, arguments):
         assert math.isfinite(last["loss"])
         assert last["skipped_steps"] == 0
         return
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment = tiny.one_device(PYTHONPATH=ROOT)
     arguments = [a.replace("--step=600", f"--step={STEPS[600]}") for a in arguments]
     if any(a.startswith("--config=") for a in arguments):  # Scores at the positions of a student.
         arguments = [a.replace("--config=configs", f"--config={ROOT}/configs") for a in arguments]

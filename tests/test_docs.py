@@ -1,6 +1,5 @@
 """README and docs: their patches apply and run, their commands and links are right."""
 
-import os
 import re
 import shlex
 import shutil
@@ -82,8 +81,7 @@ def test_a_patch_applies_and_runs(number, tmp_path):
         for i in range(20):
             (corpus / f"{i}.txt").write_text(f"text number {i} " * 40)
         small += f" --config.data.corpus={corpus}"
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(tmp_path)
+    environment = tiny.one_device(PYTHONPATH=tmp_path)
     arguments = command.strip().removeprefix("python ").split() + small.split()
     done = subprocess.run(
         [sys.executable, *arguments],

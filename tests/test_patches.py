@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -33,8 +33,7 @@ def copy_and_patch(patch: str, folder: Path) -> None:
 def train(patch: str, folder: Path, arguments: str) -> list[dict]:
     """The lines of the training steps of a run in a patched copy."""
     copy_and_patch(patch, folder)
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(folder)
+    environment = tiny.one_device(PYTHONPATH=folder)
     command = f"-m launch.train --config=configs/base.py --workdir=run {SMALL} {arguments}"
     done = subprocess.run(
         [sys.executable, *command.split()],

@@ -1,5 +1,7 @@
 """Models, batches and configs small enough for a test."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,17 @@ def stored_teacher(rows=4, length=16, entries=5, vocabulary=VOCAB, seed=7) -> di
         "teacher_log_probabilities": log_q,
         "teacher_sorted": jnp.where(aligned, jnp.exp(log_q), jnp.nan),
     }
+
+
+def one_device(**changes):
+    """The environment of a command that has one device, as on a laptop.
+
+    It compiles as tests/conftest.py says, fast and without optimization; of a flag that is given
+    twice the last one counts.
+    """
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    changes = {name: str(value) for name, value in changes.items()}
+    return {**os.environ, "XLA_FLAGS": flags} | changes
 
 
 def mostly_slow(values, quick):

@@ -54,7 +54,7 @@ def write(path, corpus, variants, seeds=(0, 1), steps=4):
 
 
 def ablate(*arguments, check=True, **options):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = tiny.one_device()
     options = {"cwd": ROOT, "env": environment} | options
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.ablate", *map(str, arguments)],
@@ -197,8 +197,7 @@ def test_the_example_of_the_docs_runs(corpus, tmp_path):
     }
     arguments = line.removeprefix("python -m launch.ablate ").split()
     arguments += [f"--config.{key}={value}" for key, value in keys.items()]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(tmp_path)
+    environment = tiny.one_device(PYTHONPATH=tmp_path)
     code, out, err = ablate(*arguments, "--processes=2", cwd=tmp_path, env=environment)
     assert code == 0, err
     assert out.count("bits/byte at one seed") == 3
@@ -210,7 +209,7 @@ def test_the_example_of_the_docs_runs(corpus, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_and_gives_the_same_numbers(corpus, tmp_path):
     variants = {"a": {}, "b": {"model.mlp_width": 48}}
-    file = write(tmp_path / "toy.py", corpus, variants, seeds=(0,), steps=150)
+    file = write(tmp_path / "toy.py", corpus, variants, seeds=(0,), steps=60)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert ablate(f"--config={file}", f"--workdir={whole}")[0] == 0
     process = ablate(f"--config={file}", f"--workdir={cut}", check=False)

@@ -48,8 +48,7 @@ TINY = [
 
 
 def command(name, *arguments, check=True, **options):
-    environment = dict(os.environ)
-    environment.pop("XLA_FLAGS")  # one device, as on a laptop
+    environment = tiny.one_device()
     process = subprocess.Popen(
         [sys.executable, "-W", "error::DeprecationWarning", "-m", f"launch.{name}"]
         + [str(a) for a in arguments],
@@ -461,7 +460,7 @@ def test_a_progress_bar_only_on_a_terminal(trained, corpus, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.train", *arguments],
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        env=tiny.one_device(),
         stdout=subprocess.DEVNULL,
         stderr=child,
     )

@@ -4,7 +4,6 @@ import functools
 import html
 import html.parser
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -277,7 +276,7 @@ def trained(tmp_path_factory):
 
 
 def launch(name, *arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = tiny.one_device()
     return subprocess.run(
         [sys.executable, "-m", f"launch.{name}", *arguments],
         cwd=ROOT,

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 from hostile import peak_bytes, refused
 from loading import load
 from random_weights import golden, tensor, write_folder
@@ -226,7 +227,7 @@ def test_models_of_others_and_runs_are_told_apart(folder, tmp_path):
 def test_the_command_refuses_a_source_in_one_line(folder, tmp_path):
     rewrite(folder / "config.json", logit_scale=2.0)
     arguments = [f"--config=configs/finetune.py:{folder}", f"--workdir={tmp_path / 'w'}"]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = tiny.one_device()
     done = subprocess.run(
         [sys.executable, "-m", "launch.train", *arguments],
         cwd=ROOT,

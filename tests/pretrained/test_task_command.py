@@ -1,12 +1,12 @@
 """launch.evaluate --tasks as a user types it, on a tiny model of others."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from random_weights import golden, write_folder
 
 from launch import compare
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def evaluate(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = tiny.one_device()
     return subprocess.run(
         [sys.executable, "-m", "launch.evaluate", *map(str, arguments)],
         cwd=ROOT,

@@ -99,8 +99,7 @@ def test_it_resumes_as_it_did(copy, name, tmp_path):
 
 @pytest.mark.slow
 def test_it_quantizes_as_it_did(copy):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment = tiny.one_device(PYTHONPATH=ROOT)
     expected = EXPECTED["plain_quantize"]
     done = subprocess.run(
         [sys.executable, "-m", f"launch.{expected['command']}", *expected["arguments"]],
