@@ -154,14 +154,13 @@ def gptq_model(
     def quantize(name, weights, hessian, index=0):
         between()
         quantizer = quantizer_of_layer(rules(name), index)
-        for times in range(1, _MOST_DAMPINGS + 1):
-            result = _gptq(weights, hessian, quantizer, times * damping, act_order, static_groups)
-            if jnp.isfinite(result.loss):
-                return result
-        raise InputError(
-            f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no Cholesky "
-            f"factor, damped by up to {_MOST_DAMPINGS * damping:g}; take more batches"
-        )
+        found = _damped(weights, hessian, quantizer, damping, act_order, static_groups)
+        if found is None:
+            raise InputError(
+                f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no "
+                f"Cholesky factor, damped by up to {_MOST_DAMPINGS * damping:g}; take more batches"
+            )
+        return found
 
     states = list(in_turn(embed(model, nearest.params, batch) for batch in batches))
     found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
@@ -190,6 +189,15 @@ def gptq_model(
         coded[path] = Coded(rules(path), result.codes, result.grid, weights.dtype)
         losses[path] = result.loss
     return PostTrained(_replace(params, coded), coded, losses)
+
+
+def _damped(weights, hessian, quantizer, damping, *orders) -> GPTQ | None:
+    """GPTQ with as many times the damping as it takes; None where the most is not enough."""
+    for times in range(1, _MOST_DAMPINGS + 1):
+        result = _gptq(weights, hessian, quantizer, times * damping, *orders)
+        if jnp.isfinite(result.loss):
+            return result
+    return None
 
 
 def _passes(model, importance):
