@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def _check_flags() -> tuple[Path, str]:
-    """The work directory, and the config as the user has named it."""
+    """The work directory, and the config and the changes to it as the user has named them."""
     _check_config()
     for name, flag in (("difference", _DIFFERENCE), ("deviation", _DEVIATION)):
         if flag.value is not None:
@@ -109,7 +109,7 @@ def _check_flags() -> tuple[Path, str]:
         raise InputError("--stop_early looks at the runs after every seed; --jobs prints all runs")
     if (count := command.PROCESSES.value) is not None and count < 1:
         raise InputError(f"--processes={count} must be at least 1")
-    return folder, _given("config")
+    return folder, " ".join([_given("config"), *_changes()])
 
 
 def _check_config() -> None:
@@ -127,6 +127,12 @@ def _given(flag: str) -> str:
         if before.lstrip("-") == flag:
             return argument
     return ""
+
+
+def _changes() -> list[str]:
+    """The --config.KEY=VALUE of the command, but for the seeds, which every row of a table has."""
+    given = [argument for argument in sys.argv if argument.startswith("--config.")]
+    return [shlex.quote(one) for one in given if not one.startswith("--config.seeds=")]
 
 
 def _count_devices(environment: dict[str, str]) -> int:

@@ -44,7 +44,7 @@ def write(
       planned: its variants.
       runs: all runs.
       rows: results of the compared runs that have ended.
-      name: the config file of the ablation, for the title and the command.
+      name: the config file of the ablation and the changes to it, for the title and the command.
       folder: the report's folder.
     """
     found = outcomes.outcomes(rows)
@@ -70,7 +70,7 @@ def write(
         _config_items(planned, asked.baseline),
         *_pairing_notes(planned, asked),
     ]
-    title = f"Ablation {Path(name.partition(':')[0]).stem}"
+    title = f"Ablation {Path(name.split()[0].partition(':')[0]).stem}"
     command.write_text(folder / "report.md", document.markdown(blocks, title))
     command.write_text(folder / "report.html", document.page(blocks, title))
     return Written("\n".join(summary), folder / "report.html")

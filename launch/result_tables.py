@@ -58,8 +58,11 @@ class Study(NamedTuple):
 
     def command(self) -> str:
         """Runs it again."""
-        workdir = f"runs/ablations/{self.path.stem}"
-        return f"python -m launch.ablate --config={self.rows[0].ablation} --workdir={workdir}"
+        seeds = tuple(dict.fromkeys(row.seed for row in self.rows))
+        words = [f"--config={self.rows[0].ablation}", f"--config.seeds='{seeds}'"]
+        return " ".join(
+            ["python -m launch.ablate", *words, f"--workdir=runs/ablations/{self.path.stem}"]
+        )
 
     def scores(self, variant: str) -> dict[int, float]:
         """Seed -> bits per byte.

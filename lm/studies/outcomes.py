@@ -74,7 +74,7 @@ class Row(NamedTuple):
     """One run of results.csv.
 
     Attributes:
-      ablation: --config of the ablation.
+      ablation: --config of the ablation, and the changes to it but for the seeds.
       baseline: its baseline.
       match: what is matched.
       confidence: of all intervals together.

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from launch import ablate as ablate_command
 from launch import document, processes, records, report, results
 from lm.errors import InputError
 from lm.studies import ablation, ablation_runs, outcomes, raw_runs
@@ -507,3 +508,21 @@ def test_a_file_of_runs_that_cannot_be_read_is_refused(tmp_path, content, option
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         raw_runs.select(path, **options)
+
+
+def test_a_table_names_the_changes_to_its_config(monkeypatch):
+    words = ["--config=a.py", "--config.seeds=(1, 2)", "--config.base.data.corpus=my file.jsonl"]
+    monkeypatch.setattr(sys, "argv", ["launch.ablate", *words, "--workdir=runs/a"])
+    assert ablate_command._changes() == ["'--config.base.data.corpus=my file.jsonl'"]
+
+
+def test_a_title_is_that_of_the_file(reported):
+    folder, asked, _ = reported
+    planned = ablation.make_plan(asked, 1)
+    runs = ablation_runs.runs(planned, asked.seeds, folder)
+    found = records.rows(asked, runs, "toy.py")
+    name = "configs/ablations/toy.py:2 --config.base.data.corpus=english.jsonl"
+    report.write(asked, planned, runs, found, name, folder)
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# Ablation toy\n")
+    assert f"`python -m launch.ablate --config={name}`" in text

@@ -112,6 +112,19 @@ def test_verdicts_at_a_glance_agree_with_the_tables(files, tables, sources):
             assert any(cell.startswith(f"{number} ±") for line in cells(page) for cell in line)
 
 
+def test_other_seeds_fall_into_the_stated_intervals(tables):
+    """A study that was run again with other seeds, `NAME_again`, and its differences."""
+    again = [name for name in tables if name.endswith("_again")]
+    assert again
+    for name in again:
+        first, second = (tables[one] for one in (name.removesuffix("_again"), name))
+        seeds = [{row.seed for row in study.rows} for study in (first, second)]
+        assert not seeds[0] & seeds[1]
+        for one, other in zip(first.effects(), second.effects(), strict=True):
+            assert one.label == other.label
+            assert one.low < other.difference < one.high
+
+
 def test_every_verdict_of_a_page_and_its_plot_is_computed_by_hand(files, tables, sources):
     count = 0
     for source in sources:
@@ -260,13 +273,28 @@ def test_a_quotation_that_the_tables_do_not_support_is_refused(tables, place, me
         quotations.quote(place, tables)
 
 
+QUESTION = """# Does a language model need a trained input table?
+
+At this size, yes: a model without it is ${codes/binary|worse}.
+
+${plot codes:}
+
+${codes}
+
+## How to run it
+
+${commands}
+"""
+
+
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
-    """docs/results with the study of codes alone."""
+    """docs/results with the study of codes alone, and a page of it."""
     folder = tmp_path / FOLDER
     (folder / "questions").mkdir(parents=True)
-    for name in ("codes.csv", "codes.jsonl.gz", "questions/1_codes.md"):
+    for name in ("codes.csv", "codes.jsonl.gz"):
         shutil.copy(ROOT / FOLDER / name, folder / name)
+    (folder / "questions" / "1_codes.md").write_text(QUESTION)
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -352,7 +380,9 @@ def test_the_question_of_the_documentation_makes_a_page(copied):
     (copied / "questions" / "10_mlp.md").write_text(example)
     page = result_pages.build(FOLDER)["results/mlp.md"]
     assert "not resolved (" in page
-    assert "--config=configs/ablations/codes.py --workdir=runs/ablations/mlp" in page
+    seeds = "--config.seeds='(0, 1, 2)'"
+    command = f"--config=configs/ablations/codes.py {seeds} --workdir=runs/ablations/mlp"
+    assert command in page
 
 
 def test_commands_need_a_study(copied):
