@@ -211,7 +211,7 @@ def _integers(text: str) -> list[int]:
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
     """The lines of each computation of a module by its name, and the entry's name; "" for none."""
-    bodies: dict[str, list[str]] = {}
+    bodies: dict[str, list[list[str]]] = {}
     entry, lines = "", None
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
@@ -220,10 +220,10 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif line == "}":
             lines = None
         elif lines is not None and line.startswith("  "):
-            lines.append(line)
+            lines.append([line])
         elif lines:  # what a kernel says of itself has lines of its own
-            lines[-1] += line
-    return bodies, entry
+            lines[-1].append(line)
+    return {name: ["".join(parts) for parts in lines] for name, lines in bodies.items()}, entry
 
 
 def callees(line: str) -> list[str]:

@@ -155,6 +155,7 @@ class _Module:
     def __init__(self, bodies: dict[str, dict[str, _Line]]):
         self._bodies = bodies
         self._dots: dict[str, _Dots] = {}
+        self._places: dict[str, list[str]] = {}
 
     def instructions(self) -> dict[str, Instruction]:
         found = {}
@@ -196,18 +197,20 @@ class _Module:
         own = found[1] if found else ""
         if line.opcode != "fusion":
             return own
-        places = [
-            self._place(inner)
-            for name in hlo.callees(line.text)
-            for inner in self._computation(name).values()
-            if inner.opcode not in _FREE | {"broadcast"}
-        ]
+        places = [place for name in hlo.callees(line.text) for place in self._places_in(name)]
         # Of two that are as common, that of the fusion itself, which XLA takes from its root.
-        scopes = Counter(_scope(place) for place in [own, *places] if place)
+        scopes = Counter(_scope(place) for place in places if place)
         if not scopes or scopes[_scope(own)] == max(scopes.values()):
             return own
         common = max(scopes, key=scopes.get)
         return next(place for place in places if _scope(place) == common)
+
+    def _places_in(self, name: str) -> list[str]:
+        if name not in self._places:
+            lines = self._computation(name).values()
+            work = [line for line in lines if line.opcode not in _FREE | {"broadcast"}]
+            self._places[name] = [self._place(line) for line in work]
+        return self._places[name]
 
     def _fused_bytes(self, line: _Line, body: dict[str, _Line]) -> int:
         """What a fusion reads of its operands and writes: what its computation uses of them."""
@@ -265,7 +268,12 @@ def _bytes(line: _Line, body: dict[str, _Line]) -> int:
 def _written(line: _Line, body: dict[str, _Line]) -> int:
     """Bytes of a result: of a tuple its parts, of an update in place what is updated."""
     if line.opcode == "tuple":
-        return sum(_written(body[n], body) for n in line.operands if n in body)
+        parts = [body[name] for name in line.operands if name in body]
+        return sum(_updated(part, body) for part in parts)
+    return _updated(line, body)
+
+
+def _updated(line: _Line, body: dict[str, _Line]) -> int:
     update = _WRITING_PARTS.get(line.opcode, len(line.operands))
     if update < len(line.operands) and line.operands[update] in body:
         return _size(body[line.operands[update]].shape)
@@ -277,7 +285,7 @@ def _read_of(line: _Line, users: dict[str, list[_Line]], body: dict[str, _Line])
     total = 0
     for user in users.get(line.name, []):
         first = user.operands[:1] == [line.name] and line.name not in user.operands[1:]
-        if user.opcode == "bitcast":
+        if user.opcode == "bitcast" and len(user.operands) == 1:
             total += _read_of(user, users, body)
         elif first and user.opcode in _READING_PARTS:
             total += _size(user.shape)
