@@ -140,12 +140,13 @@ def measure(folder: str, name: str | None = None) -> Measured:
     Raises:
       InputError: there is no train step, or more than one kind of them, or a damaged file.
     """
-    windows, devices, side_by_side = [], 0, Counter()
+    windows, devices, side_by_side, step = [], 0, Counter(), None
     seconds: Counter[_Operation] = Counter()
     runs: Counter[_Operation] = Counter()
     for path in trace.find(folder):
         threads = trace.read(path)
-        name, spans = trace.annotated(threads, folder, name)
+        found, spans = trace.annotated(threads, folder, name)
+        step = step or found
         for device in trace.devices(threads):
             steps = [s for s in device.steps if not spans or _within(sum(s) / 2, spans)]
             kept = [[e for e in each if _within(e.start, steps)] for each in device.operations]
@@ -159,7 +160,7 @@ def measure(folder: str, name: str | None = None) -> Measured:
                 runs[one] += 1
     if not windows:
         raise InputError(f"{folder}: no train step on a device; the programs' name is train_step")
-    file = instructions.path(folder, name) if name else None
+    file = instructions.path(folder, step) if step else None
     program = instructions.read(file) if file and file.exists() else {}
     n = len(windows)
     work = _work({one: (runs[one] / n, spent / n) for one, spent in seconds.items()}, program)

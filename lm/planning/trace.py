@@ -139,7 +139,7 @@ def annotated(
         names = ", ".join(shown(one) for one in spans)
         raise InputError(f"{path} has several steps; choose by --name, one of: {names}")
     name = name or next(iter(spans), None)
-    return name, spans.get(name, [])
+    return name, sorted(spans.get(name, []))
 
 
 def devices(threads: Threads) -> Iterator[Device]:
