@@ -103,10 +103,21 @@ def _measure() -> dict[str, Any]:
         },
         "start_up": started,
     }
-    if command.PROFILE.value:  # for launch.plan --profile
-        path = Path(command.PROFILE.value) / "machine.json"
-        command.write_text(path, strict_json.dumps(record["machine"]) + "\n")
+    if command.PROFILE.value:
+        _write_beside_trace(command.PROFILE.value, record["machine"], items)
     return record
+
+
+def _write_beside_trace(folder: str, machine: dict[str, Any], items: list[Any]) -> None:
+    """What launch.plan --profile reads a trace with: the limits, and the programs of the steps."""
+    from lm.planning import instructions
+
+    command.write_text(Path(folder) / "machine.json", strict_json.dumps(machine) + "\n")
+    for item in items:
+        if item.program:
+            path = instructions.path(folder, item.name)
+            path.parent.mkdir(exist_ok=True)
+            command.write_text(path, item.program())
 
 
 def _config(name: str) -> ConfigDict:

@@ -47,6 +47,7 @@ def main() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if _TOPOLOGY.value:
         prepare_for_tpu()
+    from launch import profile_table
     from lm.planning import ahead, plan
     from lm.training import experiment
 
@@ -61,7 +62,7 @@ def main() -> None:
         return
     run = experiment.build(config, vocab_size, devices)
     if command.PROFILE.value:
-        _profile(run, topology)
+        profile_table.show(run, topology)
         return
     planned = plan.make_plan(run)
     interfaces = plan.compare_interfaces(config, vocab_size, planned.devices)
@@ -141,61 +142,6 @@ def _found_lines(topology: Any, found: Any, flags_of: Any) -> list[str]:
         rows.append([flags_of(one.changes), _size(memory), f"{memory / topology.memory:.0%}", *mfu])
     head = [f"fits on {topology.name}", "a chip", "of it", "MFU, nothing overlapped", "all"]
     return command.table(head, rows)
-
-
-def _profile(run: Any, topology: Any) -> None:
-    """Prints the times of a trace beside the estimate."""
-    from lm.planning import ahead, plan, profile
-
-    folder, peak = command.PROFILE.value, run.config.train.peak_flops
-    paths = profile.find(folder)
-    measured = profile.measure(map(profile.read, paths), folder, command.NAME.value or None)
-    limits = profile.machine_limits(folder, run.config.model.dtype)
-    if limits is None:
-        flops = topology.peak_flops if topology else peak or None
-        source = "of --topology" if topology else "train.peak_flops" if peak else "unknown"
-        limits = profile.Limits(flops, None, source)
-    communication = None
-    if topology:
-        command.say(f"compiling the train step for {topology.name}; this may take minutes")
-        compiled = ahead.compile_step(run, topology).estimate
-        communication = compiled.communication_seconds if compiled else None
-    rows = profile.compare(measured, profile.estimate(run, limits, communication))
-    if command.JSON.value:
-        record = {"traces": [str(path) for path in paths], "measured": measured, "limits": limits}
-        record["rows"] = [{**row._asdict(), "ratio": row.ratio} for row in rows]
-        print(strict_json.dumps(plan.as_dict(record)))
-    else:
-        print("\n".join(_profile_lines(measured, limits, rows, run.mesh.size)))
-
-
-def _profile_lines(measured: Any, limits: Any, rows: Any, devices: int) -> list[str]:
-    named = sum(measured.seconds.values())
-    cells = []
-    for i, row in enumerate(rows):
-        shares = ["" if not i or not row.measured else f"{row.measured / named:.1%}"]
-        shown = ["" if x is None else f"{1e3 * x:.3g}" for x in (row.measured, row.estimate)]
-        ratio = f"{row.ratio:.3g}" if row.ratio else ""
-        cells.append([row.name, shown[0], *shares, shown[1], ratio])
-    head = ["", "ms measured", "of operations", "ms estimated", "measured / estimated"]
-    lines = [
-        f"{measured.steps} step{'s' * (measured.steps > 1)} on "
-        f"{measured.devices} device{'s' * (measured.devices > 1)}; "
-        f"peak and bandwidth: {limits.source}",
-        *command.table(head, cells),
-    ]
-    if measured.devices != devices:
-        lines.append(f"the estimate is of one of {devices} devices, see --devices")
-    if limits.flops is None:
-        lines.append("no peak is known to estimate by: set --config.train.peak_flops")
-    off = [row for row in rows[1:] if row.ratio]
-    if off:
-        ratio = off[0].ratio
-        how = f"{ratio:.3g} x" if ratio >= 1 else f"1/{1 / ratio:.3g} of"
-        lines.append(f"off by most: {off[0].name}, {how} the estimate")
-    if silent := [row.name for row in rows[1:] if row.measured is None]:
-        lines.append(f"the trace names no operation as of: {', '.join(silent)}")
-    return lines
 
 
 def _facts(topology: Any) -> dict[str, Any]:

@@ -81,14 +81,18 @@ def inputs(run: experiment.Experiment) -> tuple[Any, Any, dict[str, jax.Array]]:
 def train_step(name: str, run: experiment.Experiment, made: Any = None) -> Item:
     """The train step of a run, on one random batch, with its optimizer.
 
-    `made` is what `inputs` returned, where the step has been compiled already.
+    `made` is what `inputs` returned, but with the step compiled; done here by default.
     """
     c = run.config
-    step, state, batch = made or inputs(run)
+    if made is None:
+        step, *given = inputs(run)
+        # Compiled here, so that the item's program is the one that runs.
+        made = step.lower(*given).compile(), *given
+    compiled, state, batch = made
 
     def once():
         nonlocal state
-        state, values = step(state, batch)
+        state, values = compiled(state, batch)
         return values
 
     tokens = c.train.batch_size * c.data.sequence_length
@@ -100,6 +104,7 @@ def train_step(name: str, run: experiment.Experiment, made: Any = None) -> Item:
         formula=f"(6 N + 12 L T D = {run.flops_per_token():,}) x {tokens:,} tokens",
         dtype=c.model.dtype,
         tokens=tokens,
+        program=compiled.as_text,
     )
 
 

@@ -53,7 +53,8 @@ PART = " (part)"
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(rf" = (.*?) ({_KINDS})(-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+# Every array of a shape: its dtype and its sizes.
+ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%([^ ,)]+)")
 _BRANCHES = re.compile(r"(?:called_computations|branch_computations)=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -73,7 +74,7 @@ def read_program(
       mesh: size of each axis, in the order in which devices were given to the compiler.
       slices: the slice of each device, in the same order; all in one by default.
     """
-    bodies, entry = _computations(text)
+    bodies, entry = computations(text)
     loops: dict[str, int] = {}
     found: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
     totals: collections.Counter[str] = collections.Counter()
@@ -92,7 +93,7 @@ def read_program(
                 loops[body] = _trips(line, bodies)
                 visit(body, times * loops[body], fused)
             else:
-                for called in _callees(line):
+                for called in callees(line):
                     visit(called, times, fused or " fusion(" in line)
 
     visit(entry, 1, False)
@@ -120,7 +121,7 @@ def _collective(
     if not match or re.search(r'"flag_start":"\d', line):
         return None
     result, kind, start = match.groups()
-    arrays = [_array_bytes(*array) for array in _ARRAY.findall(result)]
+    arrays = [array_bytes(*array) for array in ARRAY.findall(result)]
     # The result of a start is a tuple of operand and result.
     pair = start and kind in ("all-gather", "collective-permute")
     size = max(arrays) if pair else sum(arrays)
@@ -208,8 +209,9 @@ def _integers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    bodies: dict[str, list[str]] = {}
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation of a module by its name, and the entry's name; "" for none."""
+    bodies: dict[str, list[list[str]]] = {}
     entry, lines = "", None
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
@@ -218,13 +220,14 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif line == "}":
             lines = None
         elif lines is not None and line.startswith("  "):
-            lines.append(line)
+            lines.append([line])
         elif lines:  # what a kernel says of itself has lines of its own
-            lines[-1] += line
-    return bodies, entry
+            lines[-1].append(line)
+    return {name: ["".join(parts) for parts in lines] for name, lines in bodies.items()}, entry
 
 
-def _callees(line: str) -> list[str]:
+def callees(line: str) -> list[str]:
+    """Names of the computations that an instruction calls, but for those of a while loop."""
     several = [name.strip(" %") for names in _BRANCHES.findall(line) for name in names.split(",")]
     return _CALLED.findall(line) + several
 
@@ -238,6 +241,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
     return int(limits[0]) if len(limits) == 1 else 1
 
 
-def _array_bytes(dtype: str, sizes: str) -> int:
+def array_bytes(dtype: str, sizes: str) -> int:
+    """Bytes of an array from the two groups of `ARRAY`, as "bf16" and "8,128"."""
     bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
     return math.prod(int(size) for size in sizes.split(",") if size) * bits // 8

@@ -16,6 +16,7 @@ class Item(NamedTuple):
       dtype: of the products, which decides the peak.
       tokens: of one run; 0 where there are none.
       reads_ahead: whether it goes on working after its run has ended.
+      program: gives the optimized HLO text of what `run` starts, of a train step; None elsewhere.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Item(NamedTuple):
     dtype: str = "float32"
     tokens: int = 0
     reads_ahead: bool = False
+    program: Callable[[], str] | None = None

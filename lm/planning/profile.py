@@ -1,34 +1,29 @@
-"""What a profiler's trace says of a train step, beside what arithmetic and memory let it be.
+"""What a profiler's trace says of a train step, beside what arithmetic and memory let it be."""
 
-The trace is the `plugins/profile/RUN/HOST.trace.json.gz` that jax.profiler.trace writes: events in
-the Chrome format, "ts" and "dur" in microseconds. Read with the standard library alone; what it
-holds is data, of which nothing is run.
-"""
-
-import gzip
 import json
 import math
 import re
-import zlib
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, NamedTuple
 
-from lm.errors import InputError, shown
+from lm.errors import InputError
+from lm.planning import instructions, trace
 from lm.planning.flops import flops_by_part
+from lm.planning.instructions import Instruction
 from lm.planning.plan import count_bytes
 from lm.training import experiment
 from lm.training.state import parameter_shapes
 
-# Bytes of a trace's JSON, which take about ten times as many in memory. The profiler keeps a
-# million events at most, some 200 MB.
-_MOST_BYTES = 1 << 28
-_BLOCK = 1 << 20
+# Bytes of machine.json.
+_MOST_BYTES = 1 << 20
 
 OTHER = "everything else"
+NONE = "no operation"
+PRODUCTS, REST = ", products", ", rest"
+_MATMUL = "matrix products"
 
 # Kind of an operation -> what its name, its category or its place in the program tells; the first
 # that fits counts. A fusion that the trace gives no place in the program is `OTHER`.
@@ -37,12 +32,34 @@ _KINDS = {
     "attention": r"\battend\b|fmha|flash|sdpa|splash",
     "loss": r"token_statistics|cross_entropy",
     "optimizer": r"\boptimizer\b",
-    "matrix products": r"\bdot|dot_general|gemm|nvjet|cutlass|cublas|matmul|convolution|einsum",
+    _MATMUL: r"\bdot|dot_general|gemm|nvjet|cutlass|cublas|matmul|convolution|einsum",
 }
 KINDS = (*_KINDS, OTHER)
 
-_MODULE = re.compile(r"train_step")
-_DEVICE = re.compile(r"^/device:(TPU|GPU):\d+")
+# With the program, what holds products is told from what does not,
+_SPLIT = ("attention", "loss")
+# and the rest by these names of lm/model in its place.
+_RESTS = {
+    "norms": r"norm\b",
+    f"MLP{REST}": r"\bmlp\b",
+    f"projections{REST}": r"\blayers/attention\b",
+}
+
+
+class Work(NamedTuple):
+    """What an instruction did in a step on a device.
+
+    Attributes:
+      kind: see `kind`.
+      runs: of it in a step.
+      seconds: of all of them.
+      instruction: as the program says; None without the program, or where it is not in it.
+    """
+
+    kind: str
+    runs: float
+    seconds: float
+    instruction: Instruction | None
 
 
 class Measured(NamedTuple):
@@ -52,14 +69,21 @@ class Measured(NamedTuple):
       steps: executions of the step in the trace, over all devices.
       devices: that ran it.
       step: seconds from the first to the last operation of a step on a device, the median.
-      seconds: of each kind of `KINDS`, summed over a device's operations, mean of the steps. Where
-        operations run beside each other, as on CPU, the sum may be above `step`.
+      seconds: of each kind, the mean of the steps. On CPU, whose threads share the cores, each
+        moment is divided evenly among the operations that run in it; elsewhere the times of all
+        operations are summed, and may be above `step` where some run side by side.
+      side_by_side: number of operations -> seconds of a step in which so many ran, the mean.
+      program: the file in which the program was found; "" for none.
+      work: what each instruction did, or each kernel where the program does not have it.
     """
 
     steps: int
     devices: int
     step: float
     seconds: dict[str, float]
+    side_by_side: dict[int, float]
+    program: str
+    work: list[Work]
 
 
 class Limits(NamedTuple):
@@ -70,12 +94,31 @@ class Limits(NamedTuple):
     source: str
 
 
+class Reached(NamedTuple):
+    """What the program says of the instructions of a kind, or of a step.
+
+    Attributes:
+      flops: of the dots in them.
+      bytes: that they read and wrote.
+      least: seconds at the limits, each instruction's FLOPs at the peak or its bytes at the
+        bandwidth, whichever takes longer; None where a limit is unknown.
+    """
+
+    flops: float
+    bytes: float
+    least: float | None
+
+
 class Row(NamedTuple):
-    """One line of the comparison; seconds, None where unknown or not named by the trace."""
+    """One line of the comparison; seconds, None where unknown or not named by the trace.
+
+    `reached` is None without the program.
+    """
 
     name: str
     measured: float | None
     estimate: float | None
+    reached: Reached | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -83,192 +126,132 @@ class Row(NamedTuple):
         return self.measured / self.estimate if self.measured and self.estimate else None
 
 
-class _Event(NamedTuple):
-    name: str
-    start: float
-    end: float
-    arguments: dict[str, Any]
+def measure(folder: str, name: str | None = None) -> Measured:
+    """Times of the train step in the traces of a profile's folder, one a host.
 
-
-# (process, thread) as the trace names them -> its events.
-_Threads = dict[tuple[str, str], list[_Event]]
-
-
-def find(folder: str) -> list[Path]:
-    """The trace.json.gz of every host of the newest run in a profile's folder.
-
-    Raises:
-      InputError: there is none.
-    """
-    found = sorted(Path(folder).glob("plugins/profile/*/*.trace.json.gz"))
-    if not found:
-        raise InputError(f"--profile={folder}: no plugins/profile/*/*.trace.json.gz in it")
-    return [path for path in found if path.parent == found[-1].parent]
-
-
-def read(path: Path) -> _Threads:
-    """The events of a trace by process and thread.
-
-    Raises:
-      InputError: the file is damaged, too large, or no trace.
-    """
-    text = _unpacked(path)
-    try:
-        events = json.loads(text)["traceEvents"]
-        if not isinstance(events, list):
-            raise TypeError
-        names = {"process_name": {}, "thread_name": {}}
-        for event in events:
-            if event.get("ph") == "M" and event.get("name") in names:
-                names[event["name"]][_identity(event)] = str(event["args"]["name"])
-        processes = {pid: name for (pid, _), name in names["process_name"].items()}
-        threads = defaultdict(list)
-        for event in events:
-            if event.get("ph") == "X":
-                pid, tid = _identity(event)
-                where = processes.get(pid, ""), names["thread_name"].get((pid, tid), "")
-                threads[where].append(_event(event))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        problem = " ".join(str(error).split())[:100] or type(error).__name__
-        raise InputError(f"{path}: not a trace of events: {problem}") from None
-    return dict(threads)
-
-
-def _unpacked(path: Path) -> bytes:
-    blocks, size = [], 0
-    try:
-        with gzip.open(path) as file:
-            while block := file.read(_BLOCK):
-                size += len(block)
-                if size > _MOST_BYTES:
-                    raise InputError(f"{path}: more than {_MOST_BYTES >> 20} MiB: too long a trace")
-                blocks.append(block)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {shown(str(error))}") from None
-    return b"".join(blocks)
-
-
-def _identity(event: dict[str, Any]) -> tuple[int, int]:
-    return int(event["pid"]), int(event.get("tid", 0))
-
-
-def _event(event: dict[str, Any]) -> _Event:
-    start, length = float(event["ts"]), float(event.get("dur", 0))
-    arguments = event.get("args", {})
-    if not (math.isfinite(start + length) and length >= 0 and isinstance(arguments, dict)):
-        raise ValueError(f"event {shown(event.get('name'))} has no time")
-    return _Event(str(event["name"]), start / 1e6, (start + length) / 1e6, arguments)
-
-
-def measure(traces: Iterable[_Threads], path: str, name: str | None = None) -> Measured:
-    """Times of the train step in traces.
+    The program of the step is read from the file that launch.benchmark has written, where it is
+    there.
 
     Args:
-      traces: of `read`, one a host.
-      path: what errors name.
+      folder: of the profile, as given to jax.profiler.trace.
       name: of a jax.profiler.TraceAnnotation, as launch.benchmark's "step tiny": counts only the
         steps within; needed where the trace has several of them.
 
     Raises:
-      InputError: there is no train step, or more than one kind of them.
+      InputError: there is no train step, or more than one kind of them, or a damaged file.
     """
-    windows, totals, devices = [], defaultdict(float), 0
-    for threads in traces:
-        spans = _annotated(threads, path, name)
-        for own, operations in _devices(threads):
-            inside = [w for w in own if not spans or any(a <= sum(w) / 2 <= b for a, b in spans)]
-            windows += inside
-            devices += bool(inside)
-            for kind, seconds in _by_kind(operations, inside):
-                totals[kind] += seconds
+    windows, devices, side_by_side, step = [], 0, Counter(), None
+    seconds: Counter[_Operation] = Counter()
+    runs: Counter[_Operation] = Counter()
+    for path in trace.find(folder):
+        threads = trace.read(path)
+        found, spans = trace.annotated(threads, folder, name)
+        step = step or found
+        for device in trace.devices(threads):
+            steps = [s for s in device.steps if not spans or _within(sum(s) / 2, spans)]
+            kept = [[e for e in each if _within(e.start, steps)] for each in device.operations]
+            operations, counts = trace.add_up(kept, device.shared)
+            windows += steps
+            devices += bool(steps)
+            side_by_side.update(counts)
+            for e, spent in operations:
+                one = _Operation.of(e)
+                seconds[one] += spent
+                runs[one] += 1
     if not windows:
-        raise InputError(f"{path}: no train step on a device; the programs' name is train_step")
-    seconds = {kind: totals[kind] / len(windows) for kind in KINDS}
-    return Measured(len(windows), devices, median(b - a for a, b in windows), seconds)
+        raise InputError(f"{folder}: no train step on a device; the programs' name is train_step")
+    file = instructions.path(folder, step) if step else None
+    program = instructions.read(file) if file and file.exists() else {}
+    n = len(windows)
+    work = _work({one: (runs[one] / n, spent / n) for one, spent in seconds.items()}, program)
+    side = {count: spent / n for count, spent in sorted(side_by_side.items())}
+    none = max(0.0, mean(b - a for a, b in windows) - sum(side.values()))
+    return Measured(
+        n,
+        devices,
+        median(b - a for a, b in windows),
+        {k: sum(w.seconds for w in work if w.kind == k) for k in kinds(bool(program))},
+        {0: none, **side},
+        str(file) if program else "",
+        work,
+    )
 
 
-def _annotated(threads: _Threads, path: str, name: str | None) -> list[tuple[float, float]]:
-    """Where the host ran steps of that name; of the only name where none is given."""
-    spans = defaultdict(list)
-    for (process, _), events in threads.items():
-        if not _DEVICE.match(process):
-            for event in events:
-                if event.name.startswith(("step ", "variant ")) or event.name == name:
-                    spans[event.name].append((event.start, event.end))
-    if name and name not in spans:
-        raise InputError(f"--name={name}: not in {path}; it has: {', '.join(map(shown, spans))}")
-    if name is None and len(spans) > 1:
-        names = ", ".join(shown(one) for one in spans)
-        raise InputError(f"{path} has several steps; choose by --name, one of: {names}")
-    return spans[name] if name else next(iter(spans.values()), [])
+class _Operation(NamedTuple):
+    """What events are added up by: the kernel, the instruction, and what else tells its kind."""
+
+    name: str
+    instruction: str
+    about: str
+
+    @classmethod
+    def of(cls, e: trace.Event) -> "_Operation":
+        told = " ".join(str(e.arguments.get(key, "")) for key in ("hlo_category", "tf_op", "name"))
+        return cls(e.name, str(e.arguments.get("hlo_op", e.name)), told)
 
 
-def _devices(threads: _Threads) -> Iterable[tuple[list[tuple[float, float]], list[_Event]]]:
-    """(start and end of the train steps, operations with the seconds of their own) by device."""
-    processes = sorted({process for process, _ in threads if _DEVICE.match(process)})
-    for process in processes:
-        own = {thread: e for (p, thread), e in threads.items() if p == process}
-        streams = [e for thread, e in own.items() if thread.startswith("Stream")]
-        operations = [_alone(e) for e in streams or [own.get("XLA Ops", [])]]
-        modules = [e for e in own.get("XLA Modules", []) if _MODULE.search(e.name)]
-        found = [e for each in operations for e in each]
-        yield [(e.start, e.end) for e in modules] or _runs(found), found
-    if not processes:  # XLA on CPU: its threads are the host's
-        ours = [[e for e in events if "hlo_op" in e.arguments] for events in threads.values()]
-        found = [e for each in ours for e in _alone(each)]
-        yield _runs(found), found
+def _within(time: float, spans: list[tuple[float, float]]) -> bool:
+    """Whether a time lies in one of the spans, which are in order."""
+    i = bisect_right(spans, time, key=lambda span: span[0]) - 1
+    return i >= 0 and time <= spans[i][1]
 
 
-def _runs(operations: Iterable[_Event]) -> list[tuple[float, float]]:
-    """Start and end of each execution, by the numbers that operations have of it."""
-    spans = {}
-    for e in operations:
-        if _MODULE.search(str(e.arguments.get("hlo_module", ""))) and "run_id" in e.arguments:
-            first, last = spans.get(run := str(e.arguments["run_id"]), (math.inf, -math.inf))
-            spans[run] = min(first, e.start), max(last, e.end)
-    return sorted(spans.values())
+def _work(
+    operations: dict[_Operation, tuple[float, float]], program: dict[str, Instruction]
+) -> list[Work]:
+    """Runs and seconds of operations, by the instructions of the program where it has them."""
+    found: dict[Any, Work] = {}
+    for one, (runs, seconds) in operations.items():
+        instruction = program.get(one.instruction)
+        key = one if instruction is None else one.instruction
+        before = found.get(key)
+        if before:  # an instruction of several kernels, each of which ran as often as it
+            runs, seconds = max(runs, before.runs), seconds + before.seconds
+        text = f"{one.name} {one.instruction} {one.about}"
+        found[key] = Work(kind(text, instruction), runs, seconds, instruction)
+    return list(found.values())
 
 
-def _alone(events: Iterable[_Event]) -> list[_Event]:
-    """The events of a thread with what those inside of each, as in a loop, take off its time.
+def kinds(program: bool) -> list[str]:
+    """The kinds that operations are told apart into, with or without the program."""
+    if not program:
+        return list(KINDS)
+    split = [(k + PRODUCTS, k + REST) if k in _SPLIT else (k,) for k in _KINDS]
+    return [*(k for each in split for k in each), *_RESTS, OTHER]
 
-    Its seconds stand in `arguments` as "alone".
+
+def kind(text: str, instruction: Instruction | None = None) -> str:
+    """The kind of an operation, one of `kinds`.
+
+    Args:
+      text: the names of the kernel and the instruction, as "all-reduce.1" or "dot_general.138",
+        its category and, of TPUs and GPUs, its place in the program, as the trace has them.
+      instruction: as the program says, by which products are told from the rest.
     """
-    found, open_ = [], []
-    for e in sorted(events, key=lambda e: (e.start, -e.end)):
-        while open_ and open_[-1].end <= e.start:
-            open_.pop()
-        if open_:
-            open_[-1].arguments["alone"] -= min(e.end, open_[-1].end) - e.start
-        e = e._replace(arguments={**e.arguments, "alone": e.end - e.start})
-        found.append(e)
-        open_.append(e)
+    if instruction:
+        text = f"{text} {instruction.opcode} {instruction.place}"
+    found = next((k for k, pattern in _KINDS.items() if re.search(pattern, text)), OTHER)
+    if instruction is None:
+        return found
+    # Of a kernel that is not written in HLO the products are not known.
+    products = instruction.flops > 0 or (
+        instruction.opcode == "custom-call" and bool(re.search(_KINDS[_MATMUL], text))
+    )
+    if found in _SPLIT:
+        return found + (PRODUCTS if products else REST)
+    if found in (_MATMUL, OTHER):
+        rests = (k for k, pattern in _RESTS.items() if re.search(pattern, instruction.place))
+        return _MATMUL if products else next(rests, OTHER)
     return found
 
 
-def _by_kind(
-    operations: Iterable[_Event], windows: list[tuple[float, float]]
-) -> Iterable[tuple[str, float]]:
-    windows = sorted(windows)
-    starts = [start for start, _ in windows]
-    for e in operations:
-        i = bisect_right(starts, e.start) - 1
-        module = str(e.arguments.get("hlo_module", "train_step"))
-        if i >= 0 and e.start < windows[i][1] and _MODULE.search(module):
-            yield kind(e.name, e.arguments), max(0.0, e.arguments["alone"])
-
-
-def kind(name: str, arguments: dict[str, Any]) -> str:
-    """The kind of an operation, one of `KINDS`.
-
-    Args:
-      name: of the operation or kernel, such as "all-reduce.1" or "dot_general.138".
-      arguments: of its event: "hlo_category", "hlo_op" and, of TPUs and GPUs, its place in the
-        program, "tf_op" or "name".
-    """
-    keys = ("hlo_category", "hlo_op", "tf_op", "name")
-    text = " ".join([name, *(str(arguments.get(key, "")) for key in keys)])
-    return next((k for k, pattern in _KINDS.items() if re.search(pattern, text)), OTHER)
+def reach(work: list[Work], limits: Limits) -> Reached:
+    """What these instructions did, and the least seconds for it."""
+    known = [(w.runs, w.instruction) for w in work if w.instruction]
+    least = None
+    if limits.flops and limits.bandwidth:
+        least = sum(n * max(i.flops / limits.flops, i.bytes / limits.bandwidth) for n, i in known)
+    return Reached(sum(n * i.flops for n, i in known), sum(n * i.bytes for n, i in known), least)
 
 
 def machine_limits(folder: str, dtype: str) -> Limits | None:
@@ -281,7 +264,7 @@ def machine_limits(folder: str, dtype: str) -> Limits | None:
     if not path.exists():
         return None
     try:
-        if path.stat().st_size > _BLOCK:
+        if path.stat().st_size > _MOST_BYTES:
             raise ValueError("too large")
         record = json.loads(path.read_text())
         flops, bandwidth = float(record["peak_flops"][dtype]), float(record["bandwidth"])
@@ -297,7 +280,8 @@ def estimate(
 ) -> dict[str, float | None]:
     """Seconds that each kind of `KINDS` takes at the limits of a device, and "step", their sum.
 
-    Matrix products, attention and loss by their model FLOPs, see `flops_by_part`; the optimizer by
+    Those of attention and loss are of their products, and stand under both names. Matrix products,
+    attention and loss by their model FLOPs, see `flops_by_part`; the optimizer by
     the bytes of what it reads (state, gradients) and writes (state). Nothing is estimated of the
     rest, and of collectives only `communication`, from `lm.planning.ahead`: on several devices
     without it there is no estimate of the step.
@@ -314,19 +298,32 @@ def estimate(
     found["collectives"] = communication
     known = [found[k] for k in parts] + [found["optimizer"] or 0.0, communication or 0.0]
     alone = run.mesh.size == 1 or communication is not None
+    found |= {k + PRODUCTS: found[k] for k in _SPLIT}
     return found | {"step": sum(known) if limits.flops and alone else None, OTHER: None}
 
 
-def compare(measured: Measured, estimates: dict[str, float | None]) -> list[Row]:
-    """The step, then the kinds: those off by most first, and those of no known ratio last.
+def compare(measured: Measured, estimates: dict[str, float | None], limits: Limits) -> list[Row]:
+    """The step, then its kinds.
 
-    A kind of which the trace names nothing has no measured seconds.
+    Without the program those off by most come first, and those of no known ratio last; with it
+    those that take longest, and last the time in which no operation ran. A kind of which the trace
+    names nothing has no measured seconds.
     """
-    rows = [Row(k, measured.seconds[k] or None, estimates.get(k)) for k in KINDS]
-    rows = [row for row in rows if row.measured or row.estimate]
 
-    def off(row):
+    def row(name: str, seconds: float | None, work: list[Work]) -> Row:
+        reached = reach(work, limits) if measured.program else None
+        return Row(name, seconds, estimates.get(name), reached)
+
+    def off(row: Row) -> float:
         return abs(math.log(row.ratio)) if row.ratio else -1.0
 
-    first = Row("step", measured.step, estimates.get("step"))
-    return [first, *sorted(rows, key=off, reverse=True)]
+    rows = [
+        row(k, seconds or None, [w for w in measured.work if w.kind == k])
+        for k, seconds in measured.seconds.items()
+    ]
+    rows = [row for row in rows if row.measured or row.estimate]
+    first = row("step", measured.step, measured.work)
+    if not measured.program:
+        return [first, *sorted(rows, key=off, reverse=True)]
+    rows.sort(key=lambda row: row.measured or 0.0, reverse=True)
+    return [first, *rows, Row(NONE, measured.side_by_side[0], None)]

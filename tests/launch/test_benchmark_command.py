@@ -9,6 +9,7 @@ from test_commands import command
 from launch.benchmark import _first_step, _tokenizer_options, _twin, compare
 from lm.data import tokenizers
 from lm.errors import InputError
+from lm.planning import profile
 
 
 def record(**items):
@@ -62,7 +63,7 @@ def test_what_a_ratio_is_to():
 
 
 @pytest.mark.slow
-def test_json_is_one_object_and_nothing_else():
+def test_json_is_one_object_and_nothing_else(tmp_path):
     out, _ = command(
         "benchmark",
         "--json",
@@ -70,6 +71,7 @@ def test_json_is_one_object_and_nothing_else():
         "--pieces=weightings",
         "--repeats=1",
         "--nostart_up",
+        f"--profile={tmp_path}",
     )
     assert len(out.splitlines()) == 1
     found = json.loads(out)
@@ -79,6 +81,11 @@ def test_json_is_one_object_and_nothing_else():
     assert step["flops"] == 6_488_064 * 4096
     assert step["fraction"] == pytest.approx(step["limit"] / step["seconds"])
     assert "weighting rho1 16 x 256" in found["items"]
+    # Of the trace beside it, whose instructions its program has.
+    measured = profile.measure(str(tmp_path))
+    assert measured.program == str(tmp_path / "programs" / "step_tiny.hlo.txt")
+    assert all(work.instruction for work in measured.work)
+    assert profile.machine_limits(str(tmp_path), "float32").flops > 0
 
 
 BAD = {
