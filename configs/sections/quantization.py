@@ -58,5 +58,10 @@ QUANTIZATION = {
         "error) | gptq | rsq (weights and scales of these methods, from such scales): what the "
         "quantized phase begins with",
     ),
+    "begin_unrounded": (
+        False,
+        "with gptq or rsq: weights begin as these methods had them before they rounded them, with "
+        "the same codes, and not on the values of the codes",
+    ),
     "gptq_batches": (8, "at the switch, calibration of GPTQ, to compare or begin with; 0 is off"),
 }

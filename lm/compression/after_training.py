@@ -5,7 +5,8 @@ B rows, T tokens, D width, I inputs and O outputs of a matrix, L layers.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -47,12 +48,15 @@ class PostTrained(NamedTuple):
       losses: path -> what GPTQ reports for each matrix that it quantized, see
         `objectives.quantization.gptq.GPTQ`; float32 [L] for stacked leaves.
       key_scales: of a quantized cache, of `cache.calibrate_cache` or trained; None for none.
+      unrounded: path -> float32 weights that have the codes of each matrix that GPTQ quantized,
+        see `objectives.quantization.gptq.GPTQ`; empty unless they were asked for.
     """
 
     params: Any
     coded: dict[str, Coded]
     losses: dict[str, np.ndarray]
     key_scales: Any = None
+    unrounded: Mapping[str, np.ndarray] = MappingProxyType({})
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """(path, `Coded` or array) of every leaf, for `packed.write_packed`."""
@@ -103,6 +107,7 @@ def gptq_model(
     act_order: bool = False,
     static_groups: bool = False,
     true_sequential: bool = False,
+    keep_unrounded: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> PostTrained:
     """GPTQ (arXiv 2210.17323) layer by layer, as in its official code.
@@ -117,7 +122,8 @@ def gptq_model(
     Where the damped Hessian has no Cholesky factor, the damping is added once more, up to 50 times
     (RSQ's official code); after that the work ends.
 
-    In memory are the hidden states of all batches, one layer and its Hessians, and the codes.
+    In memory are the hidden states of all batches, one layer and its Hessians, and the codes; with
+    `keep_unrounded` also a copy of all weights.
 
     Args:
       model: of `params`.
@@ -129,6 +135,7 @@ def gptq_model(
         form of its code). The attention is that of the layer before its own quantization.
       damping, act_order, static_groups: see `objectives.quantization.gptq`.
       true_sequential: see above; four passes over a layer take the place of one.
+      keep_unrounded: whether the result has them.
       between: called before every matrix; an exception that it raises ends the work.
 
     Raises:
@@ -137,7 +144,7 @@ def gptq_model(
     """
     outer = {name: part for name, part in params.items() if name not in (LAYERS, HEAD)}
     nearest = round_to_nearest_model(outer, rules)
-    coded, losses = dict(nearest.coded), {}
+    coded, losses, unrounded = dict(nearest.coded), {}, {}
     names = layer_matrices(params[LAYERS])
     layer_names = [name for name in names if rules(f"{LAYERS}/{name}") is not None]
     head = HEAD in params and rules(HEAD_MATRIX) is not None
@@ -173,7 +180,9 @@ def gptq_model(
                 weights = leaf_at(layer, name)
                 result = quantize(f"{LAYERS}/{name}", weights, hessians[name], index)
                 layer = with_leaves(layer, {name: result.weights.astype(weights.dtype)})
-                found[name].append(jax.device_get(result._replace(weights=())))
+                kept = result._replace(weights=())
+                kept = kept if keep_unrounded else kept._replace(unrounded=())
+                found[name].append(jax.device_get(kept))
         states = list(in_turn(map(forward, again(layer), states, batches, again(index))))
     for name, layers in found.items():
         path = f"{LAYERS}/{name}"
@@ -181,6 +190,8 @@ def gptq_model(
         dtype = leaf_at(params[LAYERS], name).dtype
         coded[path] = Coded(rules(path), stacked.codes, stacked.grid, dtype)
         losses[path] = stacked.loss
+        if keep_unrounded:
+            unrounded[path] = stacked.unrounded
     if head:
         path, weights = HEAD_MATRIX, leaf_at(params, HEAD_MATRIX)
         outer = {**nearest.params, LAYERS: params[LAYERS]}
@@ -188,7 +199,9 @@ def gptq_model(
         result = quantize(path, weights, hessian)
         coded[path] = Coded(rules(path), result.codes, result.grid, weights.dtype)
         losses[path] = result.loss
-    return PostTrained(_replace(params, coded), coded, losses)
+        if keep_unrounded:
+            unrounded[path] = result.unrounded
+    return PostTrained(_replace(params, coded), coded, losses, unrounded=unrounded)
 
 
 def _damped(weights, hessian, quantizer, damping, *orders) -> GPTQ | None:

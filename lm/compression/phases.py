@@ -183,6 +183,11 @@ def make_quantized(c: ConfigDict, shapes: Any, model: Model | None = None) -> Qu
             f"quantization.begin_with={c.begin_with!r} needs quantization.bits below 16 and "
             "quantization.gptq_batches above 0"
         )
+    if c.begin_unrounded and not calibrated:
+        raise InputError(
+            "quantization.begin_unrounded=True needs quantization.begin_with='gptq' or 'rsq'; "
+            f"got {c.begin_with!r}"
+        )
     activation = activation_quantizer(ACTIVATIONS[c.activations])
     widths = read_widths(c.widths, shapes) if c.widths else {}
     choices = check_choices(c) if c.adapt_every else ()

@@ -68,6 +68,7 @@ ADDED = {
     "optimizer.extended_from": (),
     "train.wandb_group": "",
     "quantization.scale_rate": 1.0,
+    "quantization.begin_unrounded": False,
     # With models from outside.
     "initialise.from": "",
     "initialise.family": "",

@@ -43,7 +43,7 @@ def begin_quantized(loop: "Loop") -> None:
     state = loop.built.begin_quantized()(loop.state)
     method = loop.config.quantization.begin_with
     if method in results:
-        state = with_result(state, results[method])
+        state = with_result(state, results[method], loop.config.quantization.begin_unrounded)
     loop.state = with_key_scales(loop, state)
     shown = "".join(
         f", {name} {event[name]:.4f}" for name in ("rtn", "gptq", "rsq") if name in event
@@ -86,6 +86,7 @@ def after_training_now(loop: "Loop") -> dict[str, Any]:
             importance if method == "rsq" else None,
             act_order=True,
             static_groups=True,
+            keep_unrounded=c.begin_unrounded and c.begin_with == method,
             between=loop.check_interrupt,
         )
     except ValueError as error:  # a format that GPTQ has no columns for, or a singular Hessian
@@ -110,17 +111,23 @@ def losses_after_training(loop: "Loop", results: dict[str, Any]) -> dict[str, fl
     return losses
 
 
-def with_result(state: Any, result: Any) -> Any:
-    """A state of the quantized phase with the weights and the scales of `result`, a `PostTrained`.
+def with_result(state: Any, result: Any, unrounded: bool = False) -> Any:
+    """A state of the quantized phase with the codes and the scales of `result`, a `PostTrained`.
+
+    The weights lie on the values of their codes, or, with `unrounded`, where the codes were rounded
+    from. On its value a weight is half a step of the grid from every other code, and the gradient
+    of a learned scale s, round(w / s) - w / s (LSQ, arXiv 1902.08153), begins at 0.
 
     The moving average, where there is one, begins anew with both.
     """
-
-    decoded = {path: coded.decode() for path, coded in result.coded.items()}
+    if unrounded:
+        begin = result.unrounded  # Of others, which were rounded as they are, the weights stay.
+    else:
+        begin = {path: coded.decode() for path, coded in result.coded.items()}
 
     def weights(keys, old):
-        new = decoded.get(path_of(keys))
-        return old if new is None else jax.device_put(new, old.sharding)
+        new = begin.get(path_of(keys))
+        return old if new is None else jax.device_put(new.astype(old.dtype), old.sharding)
 
     def replaced(trained):
         def scale(keys, weights, old):

@@ -27,12 +27,15 @@ class GPTQ(NamedTuple):
       grid: scales (and zeros) as `Quantizer.grid` has them.
       loss: 0.5 tr((W - Q)^T H (W - Q)) with the damped H and the matrix that was quantized (rows of
         inputs that never occur being zero): what the greedy steps add up to, a scalar.
+      unrounded: [I, O] float32: each input as it was before it was rounded, the errors of those
+        before it made up for; `codes` are those of these weights.
     """
 
     weights: jax.Array
     codes: jax.Array
     grid: Grid
     loss: jax.Array
+    unrounded: jax.Array
 
 
 def round_to_nearest(weights: jax.Array, quantizer: Quantizer) -> jax.Array:
@@ -152,19 +155,21 @@ def gptq(
             codes_1O = quantizer.encode(v_KO[i][None], of_input)
             error_O = (v_KO[i] - quantizer.decode(codes_1O, of_input)[0]) / u_KK[i, i]
             # Row i itself becomes q_i: rows before it have U = 0.
-            return v_KO - u_KK[i][:, None] * error_O, (codes_1O[0], error_O)
+            return v_KO - u_KK[i][:, None] * error_O, (codes_1O[0], error_O, v_KO[i])
 
-        _, (codes_KO, error_KO) = jax.lax.scan(one_input, v_KO, jnp.arange(block))
+        _, (codes_KO, error_KO, before_KO) = jax.lax.scan(one_input, v_KO, jnp.arange(block))
         later_KI = jnp.where(jnp.arange(u_II.shape[0]) >= start + block, u_KI, 0)
         v_IO = v_IO - jnp.einsum("ki,ko->io", later_KI, error_KO, precision="highest")
-        return v_IO, (codes_KO, own, 0.5 * jnp.square(error_KO).sum())
+        return v_IO, (codes_KO, before_KO, own, 0.5 * jnp.square(error_KO).sum())
 
     starts = jnp.arange(0, inputs + padding, block)
-    _, (codes, grids, losses) = jax.lax.scan(one_block, v_IO, starts)
-    codes_IO = codes.reshape(-1, weights.shape[1])[:inputs]
-    codes_IO = codes_IO[jnp.argsort(order_I)] if act_order else codes_IO
+    _, (codes, before, grids, losses) = jax.lax.scan(one_block, v_IO, starts)
+    back_I = jnp.argsort(order_I)
+    codes_IO, before_IO = (
+        x.reshape(-1, weights.shape[1])[:inputs][back_I] for x in (codes, before)
+    )
     grid = jax.tree.map(lambda a: a[:, 0], grids) if moving else grid
-    return GPTQ(quantizer.decode(codes_IO, grid), codes_IO, grid, losses.sum())
+    return GPTQ(quantizer.decode(codes_IO, grid), codes_IO, grid, losses.sum(), before_IO)
 
 
 def _check_gptq(weights, hessian, quantizer, moving, act_order) -> None:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tiny
-from short_runs import lines, train
+from short_runs import final_state, lines, train
 
 from lm.errors import InputError
 
-BEGINNINGS = {"weights": "rtn", "search": "rtn", "gptq": "gptq", "rsq": "rsq"}
+BEGINNINGS = {"weights": "rtn", "search": "rtn", "gptq": "gptq", "rsq": "rsq", "unrounded": "gptq"}
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +26,44 @@ def losses(tmp_path_factory):
             quantization__bits=3.0,
             quantization__fraction="1",
             quantization__gptq_batches=2,
-            quantization__begin_with=name,
+            quantization__begin_with="gptq" if name == "unrounded" else name,
+            quantization__begin_unrounded=name == "unrounded",
         )
         train(config, folder / name)
         (event,) = (e for e in lines(folder / name, "event") if e["event"] == "quantized")
-        found[name] = event, lines(folder / name, "validation")[-1]["loss"]
+        weights = final_state(config, folder / name)[0].trained.params["layers"]["mlp"]["up"]
+        found[name] = event, lines(folder / name, "validation")[-1]["loss"], np.asarray(weights)
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BEGINNINGS)
 def test_the_phase_begins_with_what_was_measured(losses, name):
-    event, loss = losses[name]
+    event, loss, _ = losses[name]
     np.testing.assert_allclose(loss, event[BEGINNINGS[name]], rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_beginnings_differ(losses):
-    assert len({round(loss, 5) for _, loss in losses.values()}) == len(BEGINNINGS)
+    found = [round(loss, 5) for _, loss, _ in losses.values()]
+    assert len(set(found)) == len(BEGINNINGS) - 1
+
+
+@pytest.mark.slow
+def test_weights_that_were_not_rounded_have_the_same_codes_and_other_values(losses):
+    (_, loss, rounded), (_, same, unrounded) = losses["gptq"], losses["unrounded"]
+    np.testing.assert_allclose(same, loss, rtol=1e-5)
+    moved = np.abs(unrounded - rounded).mean() / np.abs(rounded).mean()
+    assert 0.02 < moved < 0.5
+    # GPTQ has changed them before it rounded them.
+    assert np.abs(unrounded - losses["weights"][2]).mean() / np.abs(rounded).mean() > 0.01
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"begin_with": "gptq", "gptq_batches": 0}, "needs quantization.bits below 16 and"),
+        ({"begin_with": "search", "begin_unrounded": True}, "needs quantization.begin_with='gptq'"),
         ({"begin_with": "gptk"}, "weights, search, gptq, rsq"),
         ({"begin_with": "search", "quantizer": "dense_shift"}, "dense_shift has no search"),
     ],

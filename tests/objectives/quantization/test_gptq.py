@@ -37,11 +37,12 @@ def reference(weights, hessian, scale, bits=4):
     """The paper's loop on symmetric integers with a scale per output channel, in float64."""
     w = np.asarray(weights, np.float64).copy()
     upper = np.linalg.cholesky(np.linalg.inv(damped(hessian))).T
-    q = np.zeros_like(w)
+    q, unrounded = np.zeros_like(w), np.zeros_like(w)
     for i in range(w.shape[0]):
+        unrounded[i] = w[i]
         q[i] = scale * np.clip(np.round(w[i] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         w[i:] -= np.outer(upper[i, i:], (w[i] - q[i]) / upper[i, i])
-    return q
+    return q, unrounded
 
 
 def test_equals_float64(layer):
@@ -49,9 +50,10 @@ def test_equals_float64(layer):
     hessian = calibration_hessian(inputs)
     np.testing.assert_allclose(hessian, 2 * inputs.T @ inputs, rtol=1e-4, atol=1e-2)
     scale = np.abs(np.asarray(weights, np.float64)).max(0) / 7
-    expected = reference(weights, hessian, scale)
+    expected, unrounded = reference(weights, hessian, scale)
     result = gptq(weights, hessian, quantization.absmax(bits=4))
     np.testing.assert_allclose(result.weights, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.unrounded, unrounded, rtol=1e-4, atol=1e-5)
     # The greedy steps add up to the error in the output.
     error = weighted_error(weights, result.weights, damped(hessian))
     np.testing.assert_allclose(result.loss, error, rtol=1e-3)
@@ -124,6 +126,27 @@ def test_act_order(layer):
     assert weighted_error(weights, result.weights, hessian) < weighted_error(
         weights, round_to_nearest(weights, groups), hessian
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "options"),
+    [
+        ("lsq", 3, {}),
+        ("seq", 2, {"act_order": True}),
+        ("learned_range", 3, {"act_order": True, "static_groups": True}),
+        ("absmax", 4, {}),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_the_codes_are_those_of_the_weights_before_they_were_rounded(layer, name, bits, options):
+    weights, inputs = layer
+    groups = {"granularity": "group", "group_size": 8} if "static_groups" in options else {}
+    quantizer = quantization.QUANTIZERS[name](bits=bits, **groups)
+    result = gptq(weights, calibration_hessian(inputs), quantizer, **options)
+    np.testing.assert_array_equal(quantizer.encode(result.unrounded, result.grid), result.codes)
+    # Not those of the weights as they were, nor of the values on the grid.
+    assert np.any(quantizer.encode(weights, result.grid) != result.codes)
+    assert np.abs(result.unrounded - result.weights).mean() > 0.02 * np.abs(weights).mean()
 
 
 def test_inputs_that_never_occur(layer):
