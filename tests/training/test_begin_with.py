@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import tiny
-from short_runs import final_state, lines, train
+from short_runs import lines, train
 
+from launch import workdir
 from lm.errors import InputError
 
 BEGINNINGS = {"weights": "rtn", "search": "rtn", "gptq": "gptq", "rsq": "rsq", "unrounded": "gptq"}
@@ -31,7 +32,8 @@ def losses(tmp_path_factory):
         )
         train(config, folder / name)
         (event,) = (e for e in lines(folder / name, "event") if e["event"] == "quantized")
-        weights = final_state(config, folder / name)[0].trained.params["layers"]["mlp"]["up"]
+        loaded = workdir.load(str(folder / name))
+        weights = loaded.state.trained.params["layers"]["mlp"]["up"]
         found[name] = event, lines(folder / name, "validation")[-1]["loss"], np.asarray(weights)
     return found
 
