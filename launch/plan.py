@@ -261,7 +261,7 @@ def _compiled_lines(topology: Any, c: Any) -> list[str]:
     if c.loops:
         turns = collections.Counter(c.loops).items()
         lines.append("loops: " + ", ".join(f"{n} of {turn} turns" for turn, n in turns))
-    lines += ["", *_estimate_lines(c.estimate), ""]
+    lines += ["", *_estimate_lines(c.estimate), *_overlap_lines(c.overlap), ""]
     rows = [
         [kind, axes, f"{x.count:,}", _size(x.bytes), _size(x.received)]
         for kind, by_axes in c.collectives.items()
@@ -284,6 +284,16 @@ def _estimate_lines(e: Any) -> list[str]:
         *command.table(["estimate of a step", ""], rows),
         f"MFU {e.overlapped_mfu:.1%} if all communication is overlapped, "
         f"{e.sequential_mfu:.1%} if none is",
+    ]
+
+
+def _overlap_lines(o: Any) -> list[str]:
+    if not o.count:
+        return []
+    return [
+        f"in the compiler's schedule {o.asynchronous:,} of {o.count:,} collectives are "
+        f"asynchronous, and {o.covered:.4g} of {o.seconds:.4g} s of communication lie beside "
+        "computation"
     ]
 
 

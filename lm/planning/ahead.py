@@ -22,6 +22,7 @@ from lm.model import splash
 from lm.parallel.mesh import batch_sharding
 from lm.planning.flops import PEAK_FLOPS
 from lm.planning.hlo import Collective, Program, read_program
+from lm.planning.schedule import Overlap, overlap
 from lm.references.second_models import open_references
 from lm.training import experiment
 
@@ -193,6 +194,7 @@ class Compilation(NamedTuple):
         micro-batches, and XLA's own); empty when all are unrolled.
       collectives: by kind and mesh axes, see `program.Program`.
       estimate: of its time; None when XLA has estimated no instruction.
+      overlap: how much of the communication the compiler has scheduled beside computation.
     """
 
     seconds: float
@@ -204,6 +206,7 @@ class Compilation(NamedTuple):
     loops: tuple[int, ...] | None = None
     collectives: dict[str, dict[str, Collective]] | None = None
     estimate: Estimate | None = None
+    overlap: Overlap | None = None
 
 
 def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
@@ -247,7 +250,9 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     tokens = c.train.batch_size * c.data.sequence_length
     flops = run.flops_per_token() * tokens / run.mesh.size
     slices = [getattr(device, "slice_index", 0) or 0 for device in run.mesh.devices.flat]
-    program = read_program(compiled.as_text(), run.mesh.shape, slices)
+    text = compiled.as_text()
+    program = read_program(text, run.mesh.shape, slices)
+    per_cycle = flops_per_cycle(topology.devices[0])
     return Compilation(
         seconds,
         memory.total <= topology.memory,
@@ -261,7 +266,14 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
             topology,
             model_flops=flops,
             kernel_flops=kernel_flops(run, program.kernels),
-            per_cycle=flops_per_cycle(topology.devices[0]),
+            per_cycle=per_cycle,
+        ),
+        overlap=overlap(
+            text,
+            run.mesh.shape,
+            functools.partial(communication_seconds, topology),
+            per_cycle / topology.peak_flops,
+            slices,
         ),
     )
 
@@ -306,9 +318,8 @@ def estimate(
     compute = program.cycles * per_cycle / topology.peak_flops
     kernels = kernel_flops / topology.peak_flops
     runs = [one for axes in program.collectives.values() for one in axes.values()]
-    communication = max(
-        sum(one.received for one in runs) / topology.interconnect,
-        sum(one.across for one in runs) / topology.network,
+    communication = communication_seconds(
+        topology, sum(one.received for one in runs), sum(one.across for one in runs)
     )
     ideal = model_flops / topology.peak_flops
     return Estimate(
@@ -318,6 +329,11 @@ def estimate(
         ideal / max(compute + kernels, communication),
         ideal / (compute + kernels + communication),
     )
+
+
+def communication_seconds(topology: Topology, received: int, across: int) -> float:
+    """The least time in which a device receives bytes, and those of them from other slices."""
+    return max(received / topology.interconnect, across / topology.network)
 
 
 def abstract_batch(

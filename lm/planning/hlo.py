@@ -81,17 +81,17 @@ def read_program(
 
     def visit(name: str, times: int, fused: bool) -> None:
         for line in bodies.get(name, ()):
-            if one := _collective(line, name, mesh, slices):
+            if one := collective(line, name, mesh, slices):
                 for i, value in enumerate((1, one.bytes, one.received, one.across)):
                     found[one.kind, one.axes][i] += times * value
-            if not fused and (cycles := _CYCLES.search(line)):
-                totals["cycles"] += times * int(cycles[1])
+            if not fused:
+                totals["cycles"] += times * cycles(line)
             if 'custom_call_target="tpu_custom_call"' in line:
                 totals["kernels"] += times
             if " while(" in line:
-                body = re.search(r"body=%([^ ,]+)", line)[1]
-                loops[body] = _trips(line, bodies)
-                visit(body, times * loops[body], fused)
+                inner = body(line)
+                loops[inner] = trips(line, bodies)
+                visit(inner, times * loops[inner], fused)
             else:
                 for called in callees(line):
                     visit(called, times, fused or " fusion(" in line)
@@ -103,7 +103,9 @@ def read_program(
     return Program(tuple(loops.values()), by_kind, totals["cycles"], totals["kernels"])
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
+    """One collective; see `Collective`."""
+
     kind: str
     axes: str
     bytes: int
@@ -111,12 +113,20 @@ class _Found(NamedTuple):
     across: int
 
 
-def _collective(
+def collective(
     line: str,
     computation: str,
     mesh: Mapping[str, int] | None,
     slices: Sequence[int] | None,
-) -> _Found | None:
+) -> Found | None:
+    """The collective of an instruction, None without one; see `read_program`.
+
+    Args:
+      line: an instruction.
+      computation: name of the one that it is in.
+      mesh: size of each axis.
+      slices: the slice of each device.
+    """
     match = _COLLECTIVE.search(line)
     if not match or re.search(r'"flag_start":"\d', line):
         return None
@@ -132,7 +142,7 @@ def _collective(
         group = groups.shape[1]
         parts = 1 if slices is None else len(set(np.asarray(slices)[groups[0]].tolist()))
     if kind == "collective-permute":
-        return _Found(kind, axes.removesuffix(PART), size, size, size * (parts > 1))
+        return Found(kind, axes.removesuffix(PART), size, size, size * (parts > 1))
     if kind == "reduce-scatter":
         size *= group
     fused = "all-reduce-scatter" in computation
@@ -140,7 +150,7 @@ def _collective(
     passes = 2 if kind == "all-reduce" else 1
     received = passes * size * (group - 1) // group
     across = passes * size * (parts - 1) // group
-    return _Found(kind, axes, size, received, across)
+    return Found(kind, axes, size, received, across)
 
 
 _LISTS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[^=]*?\})\}")
@@ -232,7 +242,18 @@ def callees(line: str) -> list[str]:
     return _CALLED.findall(line) + several
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+def body(line: str) -> str:
+    """The computation that a loop repeats."""
+    return re.search(r"body=%([^ ,]+)", line)[1]
+
+
+def cycles(line: str) -> int:
+    """XLA's estimate of an instruction, 0 without one."""
+    found = _CYCLES.search(line)
+    return int(found[1]) if found else 0
+
+
+def trips(line: str, bodies: dict[str, list[str]]) -> int:
     """How often a loop runs: as XLA says, or the one number that its condition compares with."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])

@@ -127,6 +127,12 @@ def test_the_train_step_compiles_for_a_tpu_that_is_not_here():
     assert compiled["model_flops"] == record["flops_per_step"] / 4
     estimate = compiled["estimate"]
     assert 0 < estimate["sequential_mfu"] < estimate["overlapped_mfu"] < 1
+    overlap = compiled["overlap"]
+    counts = [one["count"] for axes in compiled["collectives"].values() for one in axes.values()]
+    assert overlap["count"] == sum(counts)
+    assert 0 < overlap["asynchronous"] <= overlap["count"]
+    assert overlap["seconds"] == pytest.approx(estimate["communication_seconds"])
+    assert 0 < overlap["covered"] <= overlap["seconds"]
 
 
 @pytest.mark.slow
