@@ -8,7 +8,7 @@ from lm.planning import ahead, plan, profile, trace
 from lm.planning.profile import Limits, Measured, Row, Work
 from lm.training import experiment
 
-# Share of the step whose operations the program does not have.
+# A smaller share of the step in operations that the program does not have is not reported.
 _WORTH_SAYING = 0.01
 
 
@@ -39,7 +39,7 @@ def show(run: experiment.Experiment, topology: ahead.Topology | None) -> None:
 
 
 def lines(measured: Measured, limits: Limits, rows: list[Row], devices: int) -> list[str]:
-    """The table of `profile.compare` and what it comes to, for a run on so many devices."""
+    """The table of `profile.compare` and its summary, of a run on `devices` devices."""
     found = [
         f"{measured.steps} step{'s' * (measured.steps > 1)} on "
         f"{measured.devices} device{'s' * (measured.devices > 1)}; "

@@ -151,24 +151,12 @@ def gptq_model(
     if not (layer_names or head):
         return PostTrained(_replace(params, coded), coded, losses)
 
-    groups = [tuple(layer_names)] if layer_names else []
-    if true_sequential:
-        kept = (tuple(n for n in group if n in layer_names) for group in MATRICES_BY_INPUT)
-        groups = [group for group in kept if group]
+    groups = _groups(layer_names, true_sequential)
     layer_hessians, forward, head_hessian = _passes(model, importance)
     again = itertools.repeat
 
-    def quantize(name, weights, hessian, index=0):
-        between()
-        quantizer = quantizer_of_layer(rules(name), index)
-        found = _damped(weights, hessian, quantizer, damping, act_order, static_groups)
-        if found is None:
-            raise InputError(
-                f"GPTQ of {name}: the Hessian of {len(batches)} calibration batches has no "
-                f"Cholesky factor, damped by up to {_MOST_DAMPINGS * damping:g}; take more batches"
-            )
-        return found
-
+    orders = (act_order, static_groups)
+    quantize = _make_quantize(rules, len(batches), damping, orders, keep_unrounded, between)
     states = list(in_turn(embed(model, nearest.params, batch) for batch in batches))
     found: dict[str, list[GPTQ]] = {name: [] for name in layer_names}
     for index in range(model.config.layers):
@@ -180,9 +168,7 @@ def gptq_model(
                 weights = leaf_at(layer, name)
                 result = quantize(f"{LAYERS}/{name}", weights, hessians[name], index)
                 layer = with_leaves(layer, {name: result.weights.astype(weights.dtype)})
-                kept = result._replace(weights=())
-                kept = kept if keep_unrounded else kept._replace(unrounded=())
-                found[name].append(jax.device_get(kept))
+                found[name].append(jax.device_get(result._replace(weights=())))
         states = list(in_turn(map(forward, again(layer), states, batches, again(index))))
     for name, layers in found.items():
         path = f"{LAYERS}/{name}"
@@ -204,13 +190,30 @@ def gptq_model(
     return PostTrained(_replace(params, coded), coded, losses, unrounded=unrounded)
 
 
-def _damped(weights, hessian, quantizer, damping, *orders) -> GPTQ | None:
-    """GPTQ with as many times the damping as it takes; None where the most is not enough."""
-    for times in range(1, _MOST_DAMPINGS + 1):
-        result = _gptq(weights, hessian, quantizer, times * damping, *orders)
-        if jnp.isfinite(result.loss):
-            return result
-    return None
+def _groups(names: Sequence[str], true_sequential: bool) -> list[tuple[str, ...]]:
+    """The matrices of a layer whose Hessians are formed together, in their order."""
+    if not true_sequential:
+        return [tuple(names)] if names else []
+    kept = (tuple(name for name in group if name in names) for group in MATRICES_BY_INPUT)
+    return [group for group in kept if group]
+
+
+def _make_quantize(rules, batches, damping, orders, keep_unrounded, between):
+    """(path, weights, hessian, layer) -> GPTQ, with as many times the damping as it takes."""
+
+    def quantize(path, weights, hessian, layer=0):
+        between()
+        quantizer = quantizer_of_layer(rules(path), layer)
+        for times in range(1, _MOST_DAMPINGS + 1):
+            result = _gptq(weights, hessian, quantizer, times * damping, *orders)
+            if jnp.isfinite(result.loss):
+                return result if keep_unrounded else result._replace(unrounded=())
+        raise InputError(
+            f"GPTQ of {path}: the Hessian of {batches} calibration batches has no Cholesky "
+            f"factor, damped by up to {_MOST_DAMPINGS * damping:g}; take more batches"
+        )
+
+    return quantize
 
 
 def _passes(model, importance):

@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -233,19 +233,7 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
             raise
         return Compilation(time.perf_counter() - start, False, _one_line(error))
     seconds = time.perf_counter() - start
-    sizes = compiled.memory_analysis()
-    memory = Memory(
-        sizes.argument_size_in_bytes,
-        sizes.output_size_in_bytes,
-        sizes.alias_size_in_bytes,
-        sizes.temp_size_in_bytes,
-        sizes.generated_code_size_in_bytes,
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-        + sizes.generated_code_size_in_bytes,
-    )
+    memory = _memory(compiled.memory_analysis())
     c = run.config
     tokens = c.train.batch_size * c.data.sequence_length
     flops = run.flops_per_token() * tokens / run.mesh.size
@@ -276,6 +264,14 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
             slices,
         ),
     )
+
+
+def _memory(sizes: Any) -> Memory:
+    arguments, outputs = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
+    aliased, temporaries = sizes.alias_size_in_bytes, sizes.temp_size_in_bytes
+    code = sizes.generated_code_size_in_bytes
+    total = arguments + outputs - aliased + temporaries + code
+    return Memory(arguments, outputs, aliased, temporaries, code, total)
 
 
 def kernel_flops(run: experiment.Experiment, kernels: int) -> float:

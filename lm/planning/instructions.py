@@ -42,9 +42,9 @@ class Instruction(NamedTuple):
 
     Attributes:
       opcode: as "fusion" or "dot".
-      place: in the traced program, as "jit(train_step)/while/body/layers/mlp/dot_general": that
-        of the largest dot, else that in whose scope most instructions of a fusion lie, else its
-        own; "" where none is known.
+      place: in the traced program, as "jit(train_step)/while/body/layers/mlp/dot_general". Of a
+        fusion with dots it is the place of the largest dot, of another fusion the most common
+        scope of its instructions, of other instructions their own; "" where none is known.
       flops: of the dots in it, 2 x elements of the result x size of what is summed over.
       bytes: of what it reads and writes. What is sliced from an operand counts as the slices, and
         what is updated in place as the update.

@@ -36,9 +36,9 @@ _KINDS = {
 }
 KINDS = (*_KINDS, OTHER)
 
-# With the program, what holds products is told from what does not,
+# Kinds that have a row for their products and one for the rest, where the program is known.
 _SPLIT = ("attention", "loss")
-# and the rest by these names of lm/model in its place.
+# Kinds of other instructions without products, by a name of lm/model in their place.
 _RESTS = {
     "norms": r"norm\b",
     f"MLP{REST}": r"\bmlp\b",
@@ -72,7 +72,7 @@ class Measured(NamedTuple):
       seconds: of each kind, the mean of the steps. On CPU, whose threads share the cores, each
         moment is divided evenly among the operations that run in it; elsewhere the times of all
         operations are summed, and may be above `step` where some run side by side.
-      side_by_side: number of operations -> seconds of a step in which so many ran, the mean.
+      side_by_side: n -> seconds of a step in which n operations ran at the same time, the mean.
       program: the file in which the program was found; "" for none.
       work: what each instruction did, or each kernel where the program does not have it.
     """

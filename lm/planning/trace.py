@@ -178,7 +178,7 @@ def _runs(operations: Iterable[Event]) -> list[tuple[float, float]]:
 def add_up(
     groups: list[list[Event]], shared: bool
 ) -> tuple[list[tuple[Event, float]], dict[int, float]]:
-    """Seconds of each operation, and those in which so many of them ran side by side.
+    """Seconds of each operation, and by n the seconds in which n of them ran at the same time.
 
     A moment counts for the innermost operation of a stream or thread, not for a loop around it.
     Where the operations share the cores, a moment is divided evenly among those of all threads,

@@ -165,9 +165,7 @@ def gptq(
     starts = jnp.arange(0, inputs + padding, block)
     _, (codes, before, grids, losses) = jax.lax.scan(one_block, v_IO, starts)
     back_I = jnp.argsort(order_I)
-    codes_IO, before_IO = (
-        x.reshape(-1, weights.shape[1])[:inputs][back_I] for x in (codes, before)
-    )
+    codes_IO, before_IO = (x.reshape(-1, v_IO.shape[1])[back_I] for x in (codes, before))
     grid = jax.tree.map(lambda a: a[:, 0], grids) if moving else grid
     return GPTQ(quantizer.decode(codes_IO, grid), codes_IO, grid, losses.sum(), before_IO)
 
