@@ -7,6 +7,9 @@ A source of a page holds them between `${` and `}`:
     codes/binary:+.4f                  its difference to the baseline, in a format of Python
     codes/binary - affine:+.4f         the difference of two variants
     codes/deviation of learned:.2f     the standard deviation over seeds of a variant
+    scaling/laws                       the scaling laws fitted to the runs, a table
+    scaling/error of Chinchilla:.1%    mean relative error of a law on the runs that it was not
+                                       fitted to, those of the most FLOPs
     policy_methods/grpo/solved         a cell of a printed table
     policy_methods/dapo/gained|better  the verdict on a cell of gains, with its interval
 
@@ -65,6 +68,8 @@ def quote(place: str, tables: Tables) -> Quotation:
     table = tables[name]
     if not inner:
         return Quotation(table.markdown(), "")
+    if inner == "laws" and isinstance(table, Study):
+        return Quotation(table.law_table(), "")
     if not verdict:
         return _cell(table, inner) if isinstance(table, Printed) else _number(table, inner, place)
     effect, source = _effect(table, inner)
@@ -104,13 +109,15 @@ def _cell(table: Printed, inner: str) -> Quotation:
 
 def _number(study: Study, inner: str, place: str) -> Quotation:
     asked, _, form = inner.rpartition(":")
-    if not asked or not re.fullmatch(r"\+?\.\df", form):
+    if not asked or not re.fullmatch(r"\+?\.\d[f%]", form):
         raise InputError(f"${{{place}}}: add |VERDICT, or a format such as :+.4f")
     if asked.startswith("deviation of "):
         variant = asked.removeprefix("deviation of ")
         value = result_tables.deviation(study, variant)
         seeds = _listed(study.scores(variant), "")
         source = f"{study.path}: standard deviation of bits/byte of {variant}: {seeds}"
+    elif asked.startswith("error of "):
+        value, source = _law_error(study, asked.removeprefix("error of "))
     else:
         variant, _, other = asked.partition(" - ")
         other = other or study.baseline
@@ -119,6 +126,16 @@ def _number(study: Study, inner: str, place: str) -> Quotation:
         source = _paired(study, variant, other)
     text = f"{value:{form}}"
     return Quotation(text, text, source)
+
+
+def _law_error(study: Study, law: str) -> tuple[float, str]:
+    fits = study.fits()
+    if law not in fits:
+        raise InputError(f"{study.path}: there is no law {law!r}; valid: {', '.join(fits)}")
+    source = (
+        f"{study.path}: {fits[law].law.name}: mean relative error on the runs of the most FLOPs"
+    )
+    return fits[law].held_out_error, source
 
 
 def _paired(study: Study, variant: str, other: str) -> str:

@@ -18,7 +18,7 @@ from launch.benchmark_tables import PRINTED
 from launch.document import Paragraph, Table
 from launch.forest_plot import Effect, effect
 from lm.errors import InputError
-from lm.studies import comparison, outcomes, power, raw_runs
+from lm.studies import comparison, laws, outcomes, power, raw_runs
 from lm.studies.outcomes import Outcome, Row
 
 
@@ -75,6 +75,33 @@ class Study(NamedTuple):
             valid = ", ".join(one.variant for one in self.outcomes)
             raise InputError(f"{self.path} has no variant {variant!r}; valid: {valid}")
         return found
+
+    def fits(self) -> dict[str, laws.Fit]:
+        """The scaling laws by their names, fitted to all runs but those of the most FLOPs.
+
+        Raises:
+          InputError: the runs do not determine a law.
+        """
+        runs, held = laws.columns(self.rows), laws.most_flops(self.rows)
+        try:
+            found = [laws.fit(law, *runs, held_out=held) for law in laws.LAWS]
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}") from None
+        return {one.law.name.partition(":")[0]: one for one in found}
+
+    def law_table(self) -> str:
+        """The fitted laws, their coefficients and mean relative errors."""
+        head = ["law", "coefficients", "error on fitted runs", "on held-out runs"]
+        lines = [
+            [
+                fit.law.name,
+                ", ".join(f"{name} {value:.4g}" for name, value in fit.coefficients.items()),
+                f"{fit.error:.2%}",
+                f"{fit.held_out_error:.2%}",
+            ]
+            for fit in self.fits().values()
+        ]
+        return document.markdown([Table(head, lines)]).strip()
 
 
 class Printed(NamedTuple):

@@ -71,20 +71,15 @@ def _intro(rows: Sequence[Row]) -> str:
 def _held(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
     if names:
         return np.array([row.variant in names for row in rows], bool)
-    flops = np.array([row.flops for row in rows])
-    return flops >= flops.max() * (1 - 1e-9)
+    return laws.most_flops(rows)
 
 
 def _law(law: laws.Law, rows: Sequence[Row], names: Sequence[str]):
     if not rows:
         raise ValueError(f"{law.name}: there is no full-precision run")
-    losses, parameters, tokens = (
-        np.array([getattr(row, key) for row in rows], float)
-        for key in ("loss", "parameters", "tokens")
-    )
-    held = _held(rows, names)
-    found = laws.fit(law, losses, parameters, tokens, held_out=held)
-    band = laws.bootstrap(found, losses, parameters, tokens, held_out=held, confidence=_CONFIDENCE)
+    runs, held = laws.columns(rows), _held(rows, names)
+    found = laws.fit(law, *runs, held_out=held)
+    band = laws.bootstrap(found, *runs, held_out=held, confidence=_CONFIDENCE)
     coefficients = [
         [name, f"{value:.4g}", "{:.4g} to {:.4g}".format(*band.coefficients[name])]
         for name, value in found.coefficients.items()

@@ -8,10 +8,12 @@ token. Pure NumPy and scipy in float64. The law of quantization-aware training i
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from lm.studies.outcomes import Row
 
 
 class Law(NamedTuple):
@@ -161,6 +163,20 @@ def fit(
         if best is None or found.cost < best.cost:
             best = found
     return _fit(law, best.x, losses, parameters, tokens, fitted)
+
+
+def most_flops(rows: Sequence[Row]) -> np.ndarray:
+    """[J] bool, the runs of the most FLOPs: a law is asked for what is beyond its own runs."""
+    flops_J = np.array([row.flops for row in rows])
+    return flops_J >= flops_J.max() * (1 - 1e-9)
+
+
+def columns(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses, parameters and tokens of runs, float64 [J] each, as `fit` takes them."""
+    return tuple(
+        np.array([getattr(row, key) for row in rows], np.float64)
+        for key in ("loss", "parameters", "tokens")
+    )
 
 
 def bootstrap(
