@@ -156,20 +156,6 @@ def test_the_length_over_tpus_gathers_keys_and_values_and_scatters_their_gradien
 
 
 @pytest.mark.slow
-def test_a_plan_compiles_with_the_options_of_the_accelerator():
-    pytest.importorskip("libtpu")
-    model = {"width": 512, "heads": 4, "kv_heads": 4, "mlp_width": 2048, "dtype": "bfloat16"}
-    changes = [f"--config.model.{key}={value}" for key, value in model.items()]
-    changes += ["--config.mesh.data=1", "--config.mesh.fsdp=8", "--config.train.batch_size=8"]
-    asynchronous = {}
-    for setting in ("auto", "none"):
-        options = f"--config.train.compiler_options={setting}"
-        out, _ = command("plan", *TINY, "--topology=v5p:2x2x2", "--json", *changes, options)
-        asynchronous[setting] = json.loads(out)["compiled"]["overlap"]["asynchronous"]
-    assert asynchronous["auto"] > asynchronous["none"] == 0
-
-
-@pytest.mark.slow
 def test_a_step_that_does_not_fit_a_tpu_says_so():
     pytest.importorskip("libtpu")
     large = ["--config.train.batch_size=65536", "--config.data.sequence_length=1024"]
