@@ -136,11 +136,6 @@ TRAIN = {
     ),
     "max_skips": (10, "abort after this many skipped steps in a row"),
     "log_every": (10, "steps between lines of metrics.jsonl and of the log"),
-    "compiler_options": (
-        "auto",
-        "auto (those of the accelerator) | none | options of XLA for the train step as "
-        "xla_a=true,xla_b=2; 'auto,xla_a=true' adds to those of auto",
-    ),
     "peak_flops": (0.0, "FLOP/s of one device for the MFU; 0 looks up known accelerators"),
     "tensorboard": (True, "TensorBoard event files, in a local work directory"),
     "wandb_project": ("", "Weights & Biases project; '' is off"),

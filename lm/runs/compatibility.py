@@ -67,7 +67,6 @@ ADDED = {
     "objective.name": "weighted",
     "optimizer.extended_from": (),
     "train.wandb_group": "",
-    "train.compiler_options": "auto",
     "quantization.scale_rate": 1.0,
     "quantization.begin_unrounded": False,
     # With models from outside.

@@ -15,13 +15,13 @@ from lm.compression import phases as compression
 from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
 from lm.compression.widths import inline
 from lm.data import batches, corpora, corruption, pairs, scores, tokenizers
+from lm.model import xla_cpu
 from lm.model.config import ModelConfig, check_choice
 from lm.model.interface import Model
 from lm.model.trained import Trained
 from lm.model.transformer import make_model
 from lm.parallel.mesh import RULES, check_batch, check_unsharded, make_mesh, share
 from lm.planning.flops import flops_per_token
-from lm.training import compiler_options
 from lm.training.checks import (
     check_adaptation,
     check_mask_token,
@@ -95,7 +95,7 @@ class Experiment(NamedTuple):
             step,
             out_shardings=(self._shardings(), None),
             donate_argnums=0,
-            compiler_options=compiler_options.of_run(self.config.train.compiler_options, self.mesh),
+            compiler_options=_compiler_options(self.mesh),
         )
 
     def begin_quantized(self) -> Any:
@@ -161,6 +161,12 @@ class Experiment(NamedTuple):
         )
 
 
+def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, bool] | None:
+    if isinstance(mesh, AbstractMesh):
+        return None
+    return xla_cpu.compiler_options(mesh.devices.flat[0].platform)
+
+
 def build(
     config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | int | None = None
 ) -> Experiment:
@@ -176,7 +182,6 @@ def build(
     check_batch(
         mesh, config.train.batch_size, config.train.accumulation, config.data.sequence_length
     )
-    compiler_options.check(config.train.compiler_options, mesh)
     check_choice("data.packing", config.data.packing, ("concat", "best_fit"))
     objective = make_objective(config)
     check_mask_token(config, vocab_size)
