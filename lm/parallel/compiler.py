@@ -1,0 +1,87 @@
+"""Options of XLA that a train step is compiled with, on each kind of device: the table.
+
+A kind has options where they were seen to help, and no others: for TPUs in the compiler's own
+schedule, for CPUs on the clock. Figures and commands are in docs/planning.md and docs/speed.md.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, SingleDeviceSharding
+
+from lm.errors import InputError
+
+Options = dict[str, bool | str]
+
+# Without the first, XLA makes a v5p wait for every all-gather; without the second, the first does
+# nothing. Together they let products run meanwhile.
+_ASYNC_ALL_GATHER: Options = {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+}
+
+# By jax device_kind. A v5p calls itself "TPU v5".
+OPTIONS: dict[str, Options] = {
+    # XLA on CPU updates the parameters and each moment in loops of their own. Unless it analyses
+    # which parts of an array overlap, it first copies the moments, because one loop could overwrite
+    # what another still reads. The results are bit-identical.
+    "cpu": {"xla_cpu_copy_insertion_use_region_analysis": True},
+    "TPU v5": _ASYNC_ALL_GATHER,
+    "TPU v5p": _ASYNC_ALL_GATHER,
+}
+
+_VALID = "valid: auto, none, or options of XLA as 'name=value,name=value'"
+
+
+def compiler_options(device_kind: str, setting: str) -> Options:
+    """The options for one kind of device, {} where XLA's own defaults are left as they are.
+
+    Args:
+      device_kind: as `jax.Device.device_kind`.
+      setting: the key `train.compiler_options`. "auto" takes the table's; "none" leaves all to XLA;
+        "name=value,name=value" takes these and none of the table.
+
+    Raises:
+      InputError: the setting is none of the three.
+    """
+    if setting == "auto":
+        return dict(OPTIONS.get(device_kind, {}))
+    if setting == "none":
+        return {}
+    options: Options = {}
+    for item in setting.split(","):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        name = name.removeprefix("--")
+        if not name or not equals or not value:
+            raise InputError(f"train.compiler_options={setting!r}: {item!r} is not one; {_VALID}")
+        if name in options:
+            raise InputError(f"train.compiler_options={setting!r} has {name} twice")
+        # XLA on CPU takes no text for a bool.
+        options[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return options
+
+
+def mesh_options(mesh: Mesh | AbstractMesh, setting: str) -> Options:
+    """`compiler_options` of the devices of a mesh; an abstract one, to plan with, has none.
+
+    Raises:
+      InputError: the setting is invalid, or XLA knows no such option for these devices.
+    """
+    if isinstance(mesh, AbstractMesh):
+        compiler_options("", setting)
+        return {}
+    ours = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    device = (ours or list(mesh.devices.flat))[0]
+    options = compiler_options(device.device_kind, setting)
+    if setting not in ("auto", "none"):
+        _try(device, options, setting)
+    return options
+
+
+def _try(device: jax.Device, options: Options, setting: str) -> None:
+    """Compiles next to nothing, since only XLA itself knows its options."""
+    x = jax.ShapeDtypeStruct((), jnp.float32, sharding=SingleDeviceSharding(device))
+    try:
+        jax.jit(jnp.negative).lower(x).compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"train.compiler_options={setting!r}: {reason}; {_VALID}") from None
