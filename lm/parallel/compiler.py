@@ -1,7 +1,7 @@
 """Options of XLA that a train step is compiled with, on each kind of device: the table.
 
-A kind has options where they were seen to help, and no others: for TPUs in the compiler's own
-schedule, for CPUs on the clock. Figures and commands are in docs/planning.md and docs/speed.md.
+A kind has options where they were seen to help, and no others: on TPUs in the compiler's own
+schedule (docs/planning.md has figures and commands), on CPUs by copies that are gone.
 """
 
 import jax
@@ -12,11 +12,13 @@ from lm.errors import InputError
 
 Options = dict[str, bool | str]
 
-# Without the first, XLA makes a v5p wait for every all-gather; without the second, the first does
-# nothing. Together they let products run meanwhile.
-_ASYNC_ALL_GATHER: Options = {
+# Without them XLA makes a v5p wait for every collective. The second does nothing without the first,
+# nor the first without the second.
+_ASYNCHRONOUS: Options = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_enable_async_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
 }
 
 # By jax device_kind. A v5p calls itself "TPU v5".
@@ -25,8 +27,8 @@ OPTIONS: dict[str, Options] = {
     # which parts of an array overlap, it first copies the moments, because one loop could overwrite
     # what another still reads. The results are bit-identical.
     "cpu": {"xla_cpu_copy_insertion_use_region_analysis": True},
-    "TPU v5": _ASYNC_ALL_GATHER,
-    "TPU v5p": _ASYNC_ALL_GATHER,
+    "TPU v5": _ASYNCHRONOUS,
+    "TPU v5p": _ASYNCHRONOUS,
 }
 
 _VALID = "valid: auto, none, or options of XLA as 'name=value,name=value'"

@@ -20,6 +20,8 @@ def test_each_kind_of_device_has_its_own_options_and_most_have_none():
     assert set(v5p) == {
         "xla_enable_async_all_gather",
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+        "xla_enable_async_all_reduce",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce",
     }
     # Negative controls: one kind's options are no other's.
     assert not set(v5p) & set(compiler_options("cpu", "auto"))
