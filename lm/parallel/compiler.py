@@ -12,7 +12,7 @@ from lm.errors import InputError
 
 Options = dict[str, bool | str]
 
-# Without them XLA makes a v5p wait for every collective. The second does nothing without the first,
+# Without them XLA makes a v5p and a v6e wait for nearly every collective. The second does nothing without the first,
 # nor the first without the second.
 _ASYNCHRONOUS: Options = {
     "xla_enable_async_all_gather": True,
@@ -21,7 +21,8 @@ _ASYNCHRONOUS: Options = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
 }
 
-# By jax device_kind. A v5p calls itself "TPU v5".
+# By jax device_kind. A v5p calls itself "TPU v5", a v6e "TPU v6 lite". A v5e, "TPU v5 lite", gains
+# nothing.
 OPTIONS: dict[str, Options] = {
     # XLA on CPU updates the parameters and each moment in loops of their own. Unless it analyses
     # which parts of an array overlap, it first copies the moments, because one loop could overwrite
@@ -29,6 +30,7 @@ OPTIONS: dict[str, Options] = {
     "cpu": {"xla_cpu_copy_insertion_use_region_analysis": True},
     "TPU v5": _ASYNCHRONOUS,
     "TPU v5p": _ASYNCHRONOUS,
+    "TPU v6 lite": _ASYNCHRONOUS,
 }
 
 _VALID = "valid: auto, none, or options of XLA as 'name=value,name=value'"

@@ -16,7 +16,7 @@ from lm.training import experiment
 def test_each_kind_of_device_has_its_own_options_and_most_have_none():
     assert set(OPTIONS) <= {*PEAK_FLOPS, "cpu"}  # Another name of a TPU would never be looked up.
     v5p = compiler_options("TPU v5", "auto")
-    assert v5p == compiler_options("TPU v5p", "auto")
+    assert v5p == compiler_options("TPU v5p", "auto") == compiler_options("TPU v6 lite", "auto")
     assert set(v5p) == {
         "xla_enable_async_all_gather",
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
