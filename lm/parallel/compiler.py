@@ -12,8 +12,8 @@ from lm.errors import InputError
 
 Options = dict[str, bool | str]
 
-# Without them XLA makes a v5p and a v6e wait for nearly every collective. The second does nothing without the first,
-# nor the first without the second.
+# Without them XLA makes a v5p and a v6e wait for nearly every collective. Of the first pair neither
+# does anything without the other.
 _ASYNCHRONOUS: Options = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
