@@ -135,6 +135,11 @@ TRAIN = {
         "skip steps with a gradient norm above this times its moving average; 0 is off",
     ),
     "max_skips": (10, "abort after this many skipped steps in a row"),
+    "compiler_options": (
+        "auto",
+        "auto (what helps on this kind of device) | none | options of XLA for the train step as "
+        "'name=value,name=value', in place of those",
+    ),
     "log_every": (10, "steps between lines of metrics.jsonl and of the log"),
     "peak_flops": (0.0, "FLOP/s of one device for the MFU; 0 looks up known accelerators"),
     "tensorboard": (True, "TensorBoard event files, in a local work directory"),

@@ -245,7 +245,12 @@ def _width_lines(config: Any, widths: Any) -> list[str]:
 
 
 def _compiled_lines(topology: Any, c: Any) -> list[str]:
-    lines = [f"compiled for {topology.name}, {topology.chips:,} chips, in {c.seconds:.0f} s"]
+    options = " ".join(f"{name}={value}" for name, value in c.compiler_options.items())
+    lines = [
+        f"compiled for {topology.name}, {topology.chips:,} chips, in {c.seconds:.0f} s "
+        f"({c.cpu_seconds:.0f} s of processors)",
+        f"compiler options: {options or 'none beyond its defaults'}",
+    ]
     if c.memory is None:
         return [*lines, f"does not fit: {c.refused}"]
     share = c.memory.total / topology.memory

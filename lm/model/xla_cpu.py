@@ -1,9 +1,10 @@
-"""Everything that is written for XLA on CPU, each with the plain form that other platforms get.
+"""Code that is written for XLA on CPU, each piece with the plain form that other platforms get.
 
 The forms for CPU give the same values and the same gradients up to rounding. They use custom
 gradients, optimization barriers and conditionals, which would only disturb other compilers, and
 custom gradients cannot be differentiated in forward mode. `is_on` decides while a program is
 traced. What each form saves is measured in docs/speed.md.
+Options of the compiler are those of lm/parallel/compiler.py.
 
 M rows, D width in, F width out.
 """
@@ -122,15 +123,3 @@ def computed_once(function: Callable[[Any], Any], x: Any, integers: jax.Array) -
     if not is_on():
         return function(x)
     return jax.lax.cond(integers.min() >= 0, function, function, x)
-
-
-def compiler_options(platform: str) -> dict[str, bool] | None:
-    """Options for compiling a train step, None on other platforms than "cpu".
-
-    XLA on CPU updates the parameters and each moment in loops of their own. Unless it analyses
-    which parts of an array overlap, it first copies the moments, because one loop could overwrite
-    what another still reads. The results are bit-identical.
-    """
-    if platform != "cpu":
-        return None
-    return {"xla_cpu_copy_insertion_use_region_analysis": True}

@@ -19,6 +19,7 @@ from lm.data.pairs import KEYS
 from lm.data.scores import Field
 from lm.errors import InputError
 from lm.model import splash
+from lm.parallel.compiler import Options
 from lm.parallel.mesh import batch_sharding
 from lm.planning.flops import PEAK_FLOPS
 from lm.planning.hlo import Collective, Program, read_program
@@ -183,7 +184,9 @@ class Compilation(NamedTuple):
     """What `compile_step` reads off the compiled train step; figures are those of one device.
 
     Attributes:
-      seconds: time to compile.
+      seconds: time to compile, on the clock.
+      cpu_seconds: the same of all processors together.
+      compiler_options: options of XLA that it was compiled with, beyond its defaults.
       fits: whether it fits into the memory; when not, `refused` is XLA's reason and the fields
         after it are None.
       memory: bytes; Memory.
@@ -198,6 +201,8 @@ class Compilation(NamedTuple):
     """
 
     seconds: float
+    cpu_seconds: float
+    compiler_options: Options
     fits: bool
     refused: str = ""
     memory: Memory | None = None
@@ -218,7 +223,7 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     """
     if run.config.model.attention == "cudnn":
         raise InputError("model.attention=cudnn runs on GPUs only; valid for a TPU: auto, einsum")
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     # Outside of the mesh: no random key can be made on its devices.
     references = open_references(run)
     models = {source: one.run.model for source, one in references.models.items()}
@@ -231,8 +236,9 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Compilation(time.perf_counter() - start, False, _one_line(error))
-    seconds = time.perf_counter() - start
+        spent = time.perf_counter() - start, time.process_time() - cpu_start
+        return Compilation(*spent, run.compiler_options, False, _one_line(error))
+    spent = time.perf_counter() - start, time.process_time() - cpu_start
     memory = _memory(compiled.memory_analysis())
     c = run.config
     tokens = c.train.batch_size * c.data.sequence_length
@@ -242,7 +248,8 @@ def compile_step(run: experiment.Experiment, topology: Topology) -> Compilation:
     program = read_program(text, run.mesh.shape, slices)
     per_cycle = flops_per_cycle(topology.devices[0])
     return Compilation(
-        seconds,
+        *spent,
+        run.compiler_options,
         memory.total <= topology.memory,
         memory=memory,
         model_flops=flops,

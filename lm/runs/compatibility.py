@@ -146,6 +146,8 @@ ADDED = {
     "objective.hapo.temperature_tau": 0.0,
     # With tasks.
     "evaluation.tasks": "",
+    # With options of the compiler for each kind of device; before, CPUs alone had theirs.
+    "train.compiler_options": "auto",
 }
 
 # Old key -> its name today, "" where it is gone.

@@ -15,11 +15,11 @@ from lm.compression import phases as compression
 from lm.compression.phases import Phases, Quantized, make_quantized, plan_phases
 from lm.compression.widths import inline
 from lm.data import batches, corpora, corruption, pairs, scores, tokenizers
-from lm.model import xla_cpu
 from lm.model.config import ModelConfig, check_choice
 from lm.model.interface import Model
 from lm.model.trained import Trained
 from lm.model.transformer import make_model
+from lm.parallel.compiler import Options, mesh_options
 from lm.parallel.mesh import RULES, check_batch, check_unsharded, make_mesh, share
 from lm.planning.flops import flops_per_token
 from lm.training.checks import (
@@ -68,6 +68,7 @@ class Experiment(NamedTuple):
     phases: Phases
     init: Callable[..., TrainState]
     trainable: Trainable
+    compiler_options: Options
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the train state, without allocating it."""
@@ -95,7 +96,7 @@ class Experiment(NamedTuple):
             step,
             out_shardings=(self._shardings(), None),
             donate_argnums=0,
-            compiler_options=_compiler_options(self.mesh),
+            compiler_options=self.compiler_options,
         )
 
     def begin_quantized(self) -> Any:
@@ -161,12 +162,6 @@ class Experiment(NamedTuple):
         )
 
 
-def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, bool] | None:
-    if isinstance(mesh, AbstractMesh):
-        return None
-    return xla_cpu.compiler_options(mesh.devices.flat[0].platform)
-
-
 def build(
     config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | int | None = None
 ) -> Experiment:
@@ -179,6 +174,7 @@ def build(
     """
     check_numbers(config)
     mesh = make_mesh(config.mesh.to_dict(), devices)
+    options = mesh_options(mesh, config.train.compiler_options)
     check_batch(
         mesh, config.train.batch_size, config.train.accumulation, config.data.sequence_length
     )
@@ -206,7 +202,17 @@ def build(
     packing = make_packing(config, trainable)
     init = make_init(model, optimizer, objective, ema, first_scales, trainable, packing)
     return Experiment(
-        config, mesh, model, optimizer, schedule, objective, quantized, phases, init, trainable
+        config,
+        mesh,
+        model,
+        optimizer,
+        schedule,
+        objective,
+        quantized,
+        phases,
+        init,
+        trainable,
+        options,
     )
 
 

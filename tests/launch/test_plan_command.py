@@ -7,6 +7,8 @@ import pytest
 import tiny
 from test_commands import TINY, command
 
+from lm.parallel.compiler import compiler_options
+
 WIDTH, LAYERS, VOCAB = 32, 2, 257
 
 
@@ -62,6 +64,7 @@ BAD = {
         [*TINY, "--devices=4", "--config.mesh.data=1", "--config.mesh.tensor=4"],
         "vocab is not divisible by mesh.tensor=4",
     ),
+    "options": ([*TINY, "--config.train.compiler_options=fast"], "valid: auto, none, or"),
     "topology": ([*TINY, "--topology=v9:2x2"], "--topology=v9:2x2"),
 }
 
@@ -133,6 +136,24 @@ def test_the_train_step_compiles_for_a_tpu_that_is_not_here():
     assert 0 < overlap["asynchronous"] <= overlap["count"]
     assert overlap["seconds"] == pytest.approx(estimate["communication_seconds"])
     assert 0 < overlap["covered"] <= overlap["seconds"]
+
+
+@pytest.mark.slow
+def test_the_options_of_a_v5p_make_its_all_gathers_asynchronous():
+    pytest.importorskip("libtpu")
+    v5p = [*TINY, "--topology=v5p:2x2x2", "--json", "--config.mesh.fsdp=8"]
+    size = {"width": 512, "heads": 4, "kv_heads": 4, "layers": 2, "dtype": "bfloat16"}
+    v5p += [f"--config.model.{key}={value}" for key, value in size.items()]
+    found = {}
+    for setting in ("auto", "none", "xla_enable_async_all_gather=false"):
+        out, _ = command("plan", *v5p, f"--config.train.compiler_options={setting}")
+        found[setting] = json.loads(out)["compiled"]
+    assert found["auto"]["compiler_options"] == compiler_options("TPU v5", "auto")
+    assert found["auto"]["overlap"]["asynchronous"] > 0
+    assert found["none"]["compiler_options"] == {}
+    for other in ("none", "xla_enable_async_all_gather=false"):
+        assert found[other]["overlap"]["asynchronous"] == 0
+    assert all(one["cpu_seconds"] > 0 for one in found.values())
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def candidates():
 
 def compiled(fits=True, mfu=0.5):
     estimate = ahead.Estimate(1.0, 0.0, 1.0, mfu, mfu / 2)
-    return ahead.Compilation(1.0, fits, estimate=estimate)
+    return ahead.Compilation(1.0, 1.0, {}, fits, estimate=estimate)
 
 
 def test_every_candidate_is_another_one_and_has_all_devices(candidates):
