@@ -21,6 +21,7 @@ FILES = (
     "tests/model/test_transformer.py",
     "tests/training/test_optimizers.py",
     "tests/objectives/losses/test_each_loss.py",
+    "tests/objectives/losses/test_loss_values.py",
     "tests/model/test_decoding.py",
 )
 # Tests that want several devices, or read what the compiler for CPU makes.

@@ -21,6 +21,7 @@ import numpy as np
 
 from lm.data import cuts
 from lm.data.documents import Corpus, Document
+from lm.data.joined_streams import Joined
 from lm.data.layout import PADDING, add_fields, encode_document, encode_pieces
 from lm.data.packing import pack
 from lm.data.pairs import Encoder, Reading, Usable, check_kinds, pack_records, usable
@@ -119,21 +120,12 @@ def train_batches(
         # Mixed before to_iter_dataset: a mixture of iterators has the threads of each of them.
         documents = grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
         rows = _rows(documents, packing, sequence_length, reading)
-        if shuffle_rows > 1:
-            rows = grain.experimental.WindowShuffleIterDataset(
-                rows, window_size=shuffle_rows, seed=_derive_seed(seed, number, len(corpora))
-            )
-        batches = rows.batch(batch_size // streams, drop_remainder=True)
-        if workers:
-            options = grain.MultiprocessingOptions(
-                num_workers=workers, per_worker_buffer_size=_WAITING
-            )
-            return batches.mp_prefetch(options)
-        return batches
+        rows = _shuffled(rows, shuffle_rows, _derive_seed(seed, number, len(corpora)))
+        return _in_workers(rows.batch(batch_size // streams, drop_remainder=True), workers)
 
     own = streams // process_count
     numbers = range(process_index * own, (process_index + 1) * own)
-    batches = stream(0) if streams == 1 else _Joined({i: stream(i) for i in numbers})
+    batches = stream(0) if streams == 1 else Joined({i: stream(i) for i in numbers})
     if workers:
         return batches
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_WAITING)
@@ -144,6 +136,21 @@ def _rows(
 ) -> grain.IterDataset:
     read = documents.to_iter_dataset(_READ)
     return pack_records(read, length) if reading else pack(read, packing, length)
+
+
+def _shuffled(rows: grain.IterDataset, window: int, seed: int) -> grain.IterDataset:
+    """The rows in another order inside of each window of `window` rows."""
+    if window == 1:
+        return rows
+    return grain.experimental.WindowShuffleIterDataset(rows, window_size=window, seed=seed)
+
+
+def _in_workers(batches: grain.IterDataset, workers: int) -> grain.IterDataset:
+    """The batches as `workers` processes prepare them ahead; as they are with 0."""
+    if not workers:
+        return batches
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_WAITING)
+    return batches.mp_prefetch(options)
 
 
 def _check_order(shuffle_rows: int, workers: int, seed: int) -> None:
@@ -183,39 +190,6 @@ def _check_streams(
                 f"data.corpus {corpus.name!r}: its {size} training documents"
                 f" cannot be shared among {streams} processes or streams; use fewer"
             )
-
-
-class _Joined(grain.IterDataset):
-    """Batches of several streams, one below the other; each has its number in the state."""
-
-    def __init__(self, streams: Mapping[int, grain.IterDataset]):
-        super().__init__(list(streams.values()))
-        self._numbers = [str(number) for number in streams]
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _JoinedIterator(self._numbers, [iter(parent) for parent in self._parents])
-
-
-class _JoinedIterator(grain.DatasetIterator):
-    def __init__(self, numbers: list[str], parents: list[grain.DatasetIterator]):
-        super().__init__(parents)
-        self._numbers = numbers
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        parts = [next(parent) for parent in self._parents]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def get_state(self) -> dict[str, Any]:
-        states = (parent.get_state() for parent in self._parents)
-        return {"streams": dict(zip(self._numbers, states, strict=True))}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        for number, parent in zip(self._numbers, self._parents, strict=True):
-            parent.set_state(state["streams"][number])
-
-    def close(self) -> None:
-        for parent in self._parents:
-            parent.close()
 
 
 def evaluation_batches(

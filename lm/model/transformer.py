@@ -7,7 +7,7 @@ L layers. Weight matrices are [in, out].
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -84,21 +84,12 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         if scales := _scales(products):
             variables["scales"] = {"layers": scales}
         quantized = Transformer(config, products.product, products.cache)
-        if cache is not None:
-            if taps:
-                raise ValueError(f"a pass with a cache has no taps: {', '.join(taps)}")
-            with scope():
-                return _apply_cached(quantized, variables, inputs, cache)
+        if cache is not None and taps:
+            raise ValueError(f"a pass with a cache has no taps: {', '.join(taps)}")
         with scope():
-            hidden_BTD, input_BTD = quantized.apply(
-                variables,
-                inputs._replace(key=None),
-                keep_input="attention_to" in taps,
-                rngs=None if inputs.key is None else {"dropout": inputs.key},
-            )
-            passed = ForwardPass(config, products, variables, inputs, input_BTD, hidden_BTD)
-            aux = {name: TAPS[name](passed, argument) for name, argument in taps.items()}
-        return Outputs(hidden_BTD, aux, None)
+            if cache is not None:
+                return _apply_cached(quantized, variables, inputs, cache)
+            return _apply_whole(quantized, variables, inputs, products, taps)
 
     def method(function):
         def call(params, *arguments):
@@ -125,6 +116,25 @@ def make_model(config: ModelConfig, axis_rules: Sequence[tuple[str, Any]] = ()) 
         block=block,
         finish=method(Transformer.finish),
     )
+
+
+def _apply_whole(
+    module: "Transformer",
+    variables: dict[str, Any],
+    inputs: Tokens,
+    products: LayerProducts,
+    taps: Mapping[str, Any],
+) -> Outputs:
+    """`Model.apply` of whole rows, without a cache; `aux` holds what the taps found."""
+    hidden_BTD, input_BTD = module.apply(
+        variables,
+        inputs._replace(key=None),
+        keep_input="attention_to" in taps,
+        rngs=None if inputs.key is None else {"dropout": inputs.key},
+    )
+    passed = ForwardPass(module.config, products, variables, inputs, input_BTD, hidden_BTD)
+    aux = {name: TAPS[name](passed, argument) for name, argument in taps.items()}
+    return Outputs(hidden_BTD, aux, None)
 
 
 def _apply_cached(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from lm.data.documents import Document
 from lm.data.layout import add_fields, encode_document, make_row
@@ -24,6 +25,7 @@ from lm.training.forward import (
     make_training_statistics,
 )
 from lm.training.state import TrainState, average_as_model
+from objectives import Objective
 from objectives.losses import CROSS_ENTROPY
 from objectives.terms import minimise
 from objectives.weighted import denominators, loss_term
@@ -92,18 +94,7 @@ def inspect(
     """
     c, objective = run.config, run.objective
     document_R, batch = cut(documents, tokenizer, c.data.sequence_length)
-    missing = [key for key in objective.batch_keys if key not in (*batch, "keys")]
-    # A table of training documents has no entry for other text.
-    names = [name for name in weighting_names(c) if name in WEIGHTINGS]
-    missing += ["sample_ids"] * any(per_document(WEIGHTINGS[name]) for name in names)
-    if missing:
-        kind = "weighting" if c.objective.name == "weighted" else "name"
-        raise InputError(
-            f"objective.{kind}={c.objective[kind]!r} needs {' and '.join(missing)} of training "
-            "documents, which other text does not have"
-        )
-    if not batch["weights"].any():
-        raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")
+    _check_texts(c, objective, batch)
     quantized = run.quantized if run.usable(state)[1] else None
     rows = c.train.batch_size // c.train.accumulation
     likelihood = objective.loss._replace(losses=None, statistics=None, reduce=None, teachers=())
@@ -146,6 +137,26 @@ def inspect(
         np.asarray(weights_BT),
         {name: float(x) for name, x in metrics.items()},
     )
+
+
+def _check_texts(config: ConfigDict, objective: Objective, batch: Mapping[str, np.ndarray]) -> None:
+    """Refuses texts that the objective cannot weigh.
+
+    Raises:
+      InputError: as `inspect`.
+    """
+    missing = [key for key in objective.batch_keys if key not in (*batch, "keys")]
+    # A table of training documents has no entry for other text.
+    names = [name for name in weighting_names(config) if name in WEIGHTINGS]
+    missing += ["sample_ids"] * any(per_document(WEIGHTINGS[name]) for name in names)
+    if missing:
+        kind = "weighting" if config.objective.name == "weighted" else "name"
+        raise InputError(
+            f"objective.{kind}={config.objective[kind]!r} needs {' and '.join(missing)} of "
+            "training documents, which other text does not have"
+        )
+    if not batch["weights"].any():
+        raise InputError("the texts have no token of weight above 0, so there is nothing to weigh")
 
 
 def _in_batches(statistics: Callable[..., Any], trained: Any, batch, rows: int) -> Any:

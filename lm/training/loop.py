@@ -165,11 +165,7 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
             loop.say(change)
         if jax.process_index() == 0:
             write_whole(workdir / "config.json", as_text(record))
-            if isinstance(data.tokenizer, tokenizers.Subwords):
-                write_whole(workdir / "tokenizer.json", data.tokenizer.definition)
-                if data.tokenizer.chat_template is not None:
-                    template = workdir / declared.CHAT_TEMPLATE
-                    write_whole(template, data.tokenizer.chat_template)
+            _write_tokenizer(workdir, data.tokenizer)
         lost = False
         try:
             return loop.run()
@@ -179,6 +175,14 @@ def _train(config: ConfigDict, workdir: epath.Path, say: Callable[[str], None]) 
         finally:
             if not lost:
                 loop.close()
+
+
+def _write_tokenizer(workdir: epath.Path, tokenizer: tokenizers.Tokenizer) -> None:
+    """Writes the files of a tokenizer that has any, its chat template among them."""
+    if isinstance(tokenizer, tokenizers.Subwords):
+        write_whole(workdir / "tokenizer.json", tokenizer.definition)
+        if tokenizer.chat_template is not None:
+            write_whole(workdir / declared.CHAT_TEMPLATE, tokenizer.chat_template)
 
 
 class Loop:

@@ -84,22 +84,17 @@ def make_train_step(
             updates, optimizer_state = optimizer.update(grads, state.optimizer, live)
             trained = join(optax.apply_updates(live, updates), held)
         ema = next_average(state.ema, trained, c.ema_decay) if c.ema_decay else ()
-        # 1 - memory^n corrects for the start at 0 in the first steps.
-        memory = jnp.minimum(_NORM_MEMORY, counted / (counted + 1.0))
         new = state._replace(
             trained=trained,
             optimizer=optimizer_state,
             ema=ema,
             objective=objective_state,
             skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
-            norm_mean=memory * state.norm_mean + (1 - memory) * norm,
+            norm_mean=_next_norm_mean(state.norm_mean, norm, counted),
         )
         check_unchanged(state, new)
         old = state._replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
-        # Select, do not multiply by zero: 0 * NaN is NaN. What is frozen needs no selection.
-        new, old = (s._replace(trained=split(s.trained, trainable)[0]) for s in (new, old))
-        state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-        state = state._replace(step=old.step + 1, trained=join(state.trained, held))
+        state = _select(good, new, old, trainable)._replace(step=old.step + 1)
         if "pair_ids" in objective.batch_keys:
             metrics["padding"] = jnp.mean(batch["segment_ids"] == 0, dtype=jnp.float32)
         metrics |= {
@@ -111,6 +106,22 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _next_norm_mean(norm_mean: jax.Array, norm: jax.Array, counted: jax.Array) -> jax.Array:
+    """The moving average of the gradient norm after a step, with `counted` steps before it."""
+    # 1 - memory^n corrects for the start at 0 in the first steps.
+    memory = jnp.minimum(_NORM_MEMORY, counted / (counted + 1.0))
+    return memory * norm_mean + (1 - memory) * norm
+
+
+def _select(good: jax.Array, new: TrainState, old: TrainState, trainable: Trainable) -> TrainState:
+    """`new` where `good`, else `old`. What is frozen is the same in both and needs no selection."""
+    (live, held), (before, _) = (split(state.trained, trainable) for state in (new, old))
+    new, old = new._replace(trained=live), old._replace(trained=before)
+    # Select, do not multiply by zero: 0 * NaN is NaN.
+    state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    return state._replace(trained=join(state.trained, held))
 
 
 def _of_live(statistics: Callable[..., Any], held: Any) -> Callable[..., Any]:

@@ -141,44 +141,7 @@ def policy(
     given = dict(locals())
     _check_names(given)
     _check_numbers(given)
-    ends = token_ids(sentence_ends)
-    bounds, scales, redistribute = _clip(given)
-    weigh, correct, keys = _weigh(given)
-    measured = released and token_weight == "group_divergence"
-    if measured:
-        keys = ()
-    if clip == "entropy" and "behaviour_entropy" not in keys:
-        keys += ("behaviour_entropy",)
-    loss, carried = tempered(sampling_temperature), {}
-    if temperature_tau:
-        loss, carried = tempered_by_token(sampling_temperature), _temper(given)
-        keys += (TEMPERATURES,)
-    return assemble(
-        Parts(
-            advantages=_advantages(given),
-            ratio=make_ratio(ratio, detach_prefix, ends),
-            surrogate=make_surrogate(surrogate, tau_positive, tau_negative),
-            clips=surrogate,
-            aggregation=make_aggregation(aggregation, length),
-            bounds=bounds,
-            old=old,
-            largest=max_log_ratio,
-            batch_keys=keys,
-            scales=scales,
-            weigh=weigh,
-            measures={"group_divergence": group_divergence} if measured else {},
-            weighs_kl=measured,
-            drops=mean_over == "kept",
-            correct=correct,
-            redistribute=redistribute,
-            kl=kl,
-            kl_coefficient=kl_coefficient,
-            kl_in_reward=kl_in == "reward",
-            entropy_coefficient=entropy_coefficient,
-            loss=loss,
-            **carried,
-        )
-    )
+    return assemble(_parts(given))
 
 
 def token_ids(text: str) -> tuple[int, ...]:
@@ -262,6 +225,47 @@ def _check_numbers(given: Mapping[str, float]) -> None:
         )
     if given["dual_clip"]:
         check_number("dual_clip", given["dual_clip"], least=1)
+
+
+def _parts(given: Mapping[str, object]) -> Parts:
+    """The parts that the arguments of `policy`, by name, stand for."""
+    ends = token_ids(given["sentence_ends"])
+    bounds, scales, redistribute = _clip(given)
+    weigh, correct, keys = _weigh(given)
+    measured = given["released"] and given["token_weight"] == "group_divergence"
+    if measured:
+        keys = ()
+    if given["clip"] == "entropy" and "behaviour_entropy" not in keys:
+        keys += ("behaviour_entropy",)
+    loss, carried = tempered(given["sampling_temperature"]), {}
+    if given["temperature_tau"]:
+        loss, carried = tempered_by_token(given["sampling_temperature"]), _temper(given)
+        keys += (TEMPERATURES,)
+    surrogate = given["surrogate"]
+    return Parts(
+        advantages=_advantages(given),
+        ratio=make_ratio(given["ratio"], given["detach_prefix"], ends),
+        surrogate=make_surrogate(surrogate, given["tau_positive"], given["tau_negative"]),
+        clips=surrogate,
+        aggregation=make_aggregation(given["aggregation"], given["length"]),
+        bounds=bounds,
+        old=given["old"],
+        largest=given["max_log_ratio"],
+        batch_keys=keys,
+        scales=scales,
+        weigh=weigh,
+        measures={"group_divergence": group_divergence} if measured else {},
+        weighs_kl=measured,
+        drops=given["mean_over"] == "kept",
+        correct=correct,
+        redistribute=redistribute,
+        kl=given["kl"],
+        kl_coefficient=given["kl_coefficient"],
+        kl_in_reward=given["kl_in"] == "reward",
+        entropy_coefficient=given["entropy_coefficient"],
+        loss=loss,
+        **carried,
+    )
 
 
 def _advantages(given: Mapping[str, object]) -> advantages.Advantages:

@@ -83,6 +83,29 @@ def ppo(
         check_number("dual_clip", dual_clip, least=1)
     bounds = clipping.constant(clip_low, clip_high, dual_clip)
 
+    parts = Parts(
+        advantages=rewards_themselves(),
+        ratio=token,
+        surrogate=clipped_ratio,
+        clips="ppo",
+        aggregation=make_aggregation(aggregation),
+        bounds=lambda answers, rows: bounds,
+        kl="k1",
+        kl_coefficient=kl_coefficient,
+        kl_in_reward=True,
+        entropy_coefficient=entropy_coefficient,
+        further=_value_loss(value_coefficient),
+        loss=with_value_head(tempered(sampling_temperature), shared, value_learning_rate),
+    )
+    estimate = _advantages_and_targets(parts, gamma, lambda_, value_target, whiten)
+    return assemble(parts._replace(estimate=estimate))
+
+
+def _advantages_and_targets(
+    parts: Parts, gamma: float, lambda_: float, value_target: str, whiten: bool
+):
+    """`Parts.estimate`: the advantages of tokens and what their values learn, see `ppo`."""
+
     def estimate(statistics, answers, batch, known):
         values_BT = select(answers, statistics.value)
         rewards_BT = select(answers, batch["rewards"])
@@ -105,22 +128,7 @@ def ppo(
             "learned": learned_BT,
         }
 
-    parts = Parts(
-        advantages=rewards_themselves(),
-        ratio=token,
-        surrogate=clipped_ratio,
-        clips="ppo",
-        aggregation=make_aggregation(aggregation),
-        bounds=lambda answers, rows: bounds,
-        kl="k1",
-        kl_coefficient=kl_coefficient,
-        kl_in_reward=True,
-        entropy_coefficient=entropy_coefficient,
-        estimate=estimate,
-        further=_value_loss(value_coefficient),
-        loss=with_value_head(tempered(sampling_temperature), shared, value_learning_rate),
-    )
-    return assemble(parts)
+    return estimate
 
 
 def _value_loss(coefficient: float):

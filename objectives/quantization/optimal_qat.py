@@ -232,6 +232,20 @@ def _predictor(features, middle, index):
     return predict
 
 
+def _starting_points(index: dict[str, int], log_loss: float, starts: int, seed: int):
+    """Random logarithms [P] of the coefficients, `starts` times.
+
+    Exponents are around 0.5, and the terms share the mean loss exp(log_loss) at random.
+    """
+    rng = np.random.default_rng(seed)
+    factors = [index[factor] for factor, _ in _TERMS]
+    for _ in range(starts):
+        start_P = rng.normal(math.log(0.5), 0.7, len(index))
+        shares = rng.dirichlet(np.ones(len(factors)))
+        start_P[factors] = np.log(shares + 1e-3) + log_loss
+        yield start_P
+
+
 def fit_qat_law(
     losses,
     parameters,
@@ -282,14 +296,8 @@ def fit_qat_law(
     index = {name: i for i, name in enumerate(QATLaw._fields)}
 
     predict = _predictor(features, middle, index)
-    rng = np.random.default_rng(seed)
-    factors = [index[factor] for factor, _ in _TERMS]
     best = None
-    for _ in range(starts):
-        # Exponents around 0.5; terms share the loss at random.
-        start_P = rng.normal(math.log(0.5), 0.7, len(index))
-        shares = rng.dirichlet(np.ones(len(factors)))
-        start_P[factors] = np.log(shares + 1e-3) + log_losses_J.mean()
+    for start_P in _starting_points(index, log_losses_J.mean(), starts, seed):
         found = least_squares(
             lambda logs_P: predict(logs_P)[0] - log_losses_J,
             start_P,

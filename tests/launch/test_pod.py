@@ -1,73 +1,15 @@
 """launch.pod against stand-ins for gcloud, sbatch, xpk and kubectl that fail on order."""
 
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-import warnings
-from pathlib import Path
 
 import pytest
 from absl import flags
-from absl.testing import flagsaver
-
-from launch import command, pod
-
-ROOT = Path(__file__).parent.parent.parent
-
-# Writes down how it was called. What it answers: the first rule that matches and is not used up;
-# else a Google that gives slices at once, and workers whose training ends well.
-STAND_IN = """#!{python} -SE
-import json, os, re, sys
-folder = {folder!r}
-words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
-line = " ".join(words)
-with open(folder + "/calls", "a") as file:
-    file.write(json.dumps(words) + "\\n")
-def read(name):
-    path = folder + "/" + name
-    return open(path).read() if os.path.exists(path) else ""
-def write(name, text):
-    open(folder + "/" + name, "w").write(text)
-rules = json.loads(read("rules") or "[]")
-for rule in rules:
-    fits = rule.get("when", read("state")) == read("state")
-    if rule["times"] and fits and re.search(rule["calls"], line):
-        rule["times"] -= 1
-        write("rules", json.dumps(rules))
-        if "state" in rule:
-            write("state", rule["state"])
-        sys.stdout.write(rule.get("out", ""))
-        sys.stderr.write(rule.get("err", ""))
-        sys.exit(rule.get("code", 0))
-if " describe " in line:
-    if not read("state"):
-        sys.exit("ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: no such one")
-    print(read("state"))
-elif " create " in line:
-    write("state", "ACTIVE")
-elif " delete " in line:
-    write("state", ""), write("exit", "")
-elif "setsid" in line:
-    write("exit", "0")
-elif "tail -n" in line:
-    print("step 1/1  loss 1.0")
-elif "train.exit" in line:
-    print(read("exit"))
-elif line.startswith("sbatch"):
-    print("Submitted batch job 7")
-"""
-
-TPU = ["--name=demo", "--zone=us-west4-a", "--accelerator=v5e-16"]
-TRAIN = [
-    "--config=configs/quickstart.py",
-    "--config.train.batch_size=32",
-    "--workdir=gs://bucket/demo",
-    "--poll_seconds=0.001",
-]
+from pod_stand_ins import GKE, ROOT, SLURM, TPU, TRAIN, Outside
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,64 +17,6 @@ def _flags_of_other_tests():
     flags.FLAGS.unparse_flags()
     yield
     flags.FLAGS.unparse_flags()
-
-
-class Outside:
-    """What is outside of the program: the stand-ins, their orders, and what they were asked."""
-
-    def __init__(self, folder, monkeypatch, capsys):
-        self.folder, self._monkeypatch, self._capsys = folder, monkeypatch, capsys
-        self._rules = []
-        for name in ("gcloud", "sbatch", "squeue", "scancel", "xpk", "kubectl"):
-            path = folder / "bin" / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(STAND_IN.format(python=sys.executable, folder=str(folder)))
-            path.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-        monkeypatch.chdir(ROOT)
-
-    def order(self, calls, times=1, **answer):
-        """The next calls that match get an answer: out, err, code, and a new state of the request.
-
-        With `when`, only while the request is in that state.
-        """
-        self._rules.append({"calls": calls, "times": times, **answer})
-        (self.folder / "rules").write_text(json.dumps(self._rules))
-
-    def launch(self, action, *arguments):
-        """launch.pod in this process: exit code, standard output, standard error."""
-        words = ["launch.pod", *[action] * bool(action), *arguments]
-        self._monkeypatch.setattr(sys, "argv", words)
-        with flagsaver.flagsaver():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # as in launch.command
-                flags.FLAGS(words)
-            code = 0
-            try:
-                pod.main(action)
-            except command.InputError as error:
-                code, message = 2, f"error: {error}"
-                print(message, file=sys.stderr)
-            except SystemExit as ended:
-                code = ended.code
-            flags.FLAGS.unparse_flags()
-        captured = self._capsys.readouterr()
-        return code, captured.out, captured.err
-
-    def calls(self):
-        path = self.folder / "calls"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def verbs(self):
-        """The gcloud verbs that were called, with what was asked of the workers by ssh."""
-        kinds = {"setsid": "start", "tail": "follow", "train.exit": "ask", "uv": "install"}
-        found = []
-        for words in self.calls():
-            verb = words[4]
-            if verb == "ssh":
-                verb = next(kind for text, kind in kinds.items() if text in " ".join(words))
-            found.append(verb)
-        return found
 
 
 @pytest.fixture
@@ -373,106 +257,6 @@ def test_keys_travel_in_a_file_and_in_no_command(outside, tmp_path):
     assert str(secret) in text
     assert "chmod 600 nibble.env" in text
     assert ".[tpu,wandb]" in text
-
-
-SLURM = ["--platform=slurm", "--name=demo", "--nodes=2", "--gpus_per_node=4"]
-
-
-def test_slurm_writes_a_script_from_the_config_and_hands_it_in(outside, tmp_path):
-    workdir = tmp_path / "run"
-    arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
-    options = ["--sbatch=--partition=gpu", "--sbatch=--time=24:00:00"]
-    code, out, _ = outside.launch("run", *SLURM, *arguments, *options)
-    assert code == 0
-    assert out == "Submitted batch job 7\n"
-    assert outside.calls() == [["sbatch", str(workdir / "demo.sbatch")]]
-    script = (workdir / "demo.sbatch").read_text()
-    set_by = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", script, flags=re.MULTILINE))
-    assert set_by == {
-        "job-name": "demo",
-        "nodes": "2",
-        "ntasks-per-node": "4",
-        "gpus-per-node": "4",
-        "partition": "gpu",
-        "time": "24:00:00",
-        "output": str(workdir / "demo.log"),
-        "open-mode": "append",
-        "requeue": "",
-        "signal": "TERM@180",
-    }
-    assert f"--config=configs/quickstart.py --workdir={workdir}" in script
-
-
-@pytest.mark.parametrize(("ended", "queued_again"), [(0, False), (75, True), (1, False)])
-def test_a_stopped_slurm_job_queues_again(outside, tmp_path, ended, queued_again):
-    """The script itself, run by bash, with srun and scontrol replaced."""
-    workdir = tmp_path / "run"
-    outside.launch("run", *SLURM, "--config=configs/quickstart.py", f"--workdir={workdir}")
-    for name, code in (("srun", ended), ("scontrol", 0)):
-        path = outside.folder / "bin" / name
-        path.write_text(f"#!/bin/sh\necho {name} $* >> {outside.folder}/script\nexit {code}\n")
-        path.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(workdir / "demo.sbatch")], env={**os.environ, "SLURM_JOB_ID": "7"}, check=False
-    )
-    assert done.returncode == ended
-    lines = (outside.folder / "script").read_text().splitlines()
-    assert lines[0].startswith("srun --kill-on-bad-exit=0")
-    assert ("scontrol requeue 7" in lines) == queued_again
-
-
-def test_slurm_dry_run_status_and_delete(outside, tmp_path):
-    arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
-    code, out, _ = outside.launch("run", *SLURM, *arguments, "--dry_run")
-    assert code == 0
-    assert "#SBATCH --nodes=2" in out
-    assert out.splitlines()[-1] == f"sbatch {tmp_path / 'run' / 'demo.sbatch'}"
-    assert not (tmp_path / "run").exists()
-    outside.launch("status", *SLURM)
-    outside.launch("delete", *SLURM)
-    assert outside.calls() == [
-        ["squeue", "--name=demo", "--me"],
-        ["scancel", "--name=demo", "--me"],
-    ]
-
-
-def test_a_refusal_of_sbatch_is_its_message(outside, tmp_path):
-    message = "sbatch: error: invalid partition specified: gpu"
-    outside.order("^sbatch", err=message + "\n", code=1)
-    arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
-    code, _, err = outside.launch("run", *SLURM, *arguments)
-    assert (code, err.splitlines()[-1]) == (1, f"error: sbatch: {message}")
-
-
-GKE = ["--platform=gke", "--name=demo", "--zone=us-west4-a", "--cluster=tpus"]
-
-
-def test_gke_starts_logs_lists_and_deletes_a_workload(outside):
-    run = [*GKE, "--accelerator=v5e-16", "--slices=2", "--spot", *TRAIN]
-    assert outside.launch("run", *run)[0] == 0
-    (call,) = outside.calls()
-    assert call[:3] == ["xpk", "workload", "create"]
-    options = dict(word[2:].partition("=")[::2] for word in call[3:])
-    inner = options.pop("command")
-    assert options == {
-        "cluster": "tpus",
-        "zone": "us-west4-a",
-        "workload": "demo",
-        "tpu-type": "v5litepod-16",
-        "num-slices": "2",
-        "spot": "",
-        "base-docker-image": "python:3.12",
-        "script-dir": ".",
-        "max-restarts": "100",
-        "restart-on-user-code-failure": "",
-        "termination-grace-period-seconds": "180",
-    }
-    assert inner.startswith("pip install --quiet -e '.[tpu]' && python -m launch.train --config=")
-    assert inner.endswith("--workdir=gs://bucket/demo --stopped_code=75")
-    for action in ("logs", "status", "delete"):
-        assert outside.launch(action, *GKE)[0] == 0
-    asked = [" ".join(words[:3]) for words in outside.calls()[1:]]
-    assert asked == ["kubectl logs --follow", "xpk workload list", "xpk workload delete"]
 
 
 README = (ROOT / "docs" / "launch.md").read_text()
