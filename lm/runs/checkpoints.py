@@ -99,7 +99,7 @@ class Checkpoints:
                 metadata = {**metadata, _BEST: validation_loss}
             self._best.losses[step] = validation_loss
         with writing(self._directory / str(step)):
-            parts = {k: ocp.args.StandardSave(part) for k, part in _parts(state).items()}
+            parts = {k: ocp.args.StandardSave(_held_apart(v)) for k, v in _parts(state).items()}
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -240,6 +240,21 @@ def _validation_losses(directory: epath.Path) -> dict[int, float]:
 
 def _fields(state: Any) -> dict[str, Any]:
     return state._asdict() if isinstance(state, tuple) else dict(state)
+
+
+def _held_apart(part: Any) -> Any:
+    """The same arrays in memory that no step writes to; copied where the host is the device.
+
+    On CPU the writer reads the memory of an array itself. A step that is given the array to write
+    in place would wait until all of it is on the disk.
+    """
+    return jax.tree.map(lambda x: x.copy() if _on_cpu(x) else x, part)
+
+
+def _on_cpu(x: Any) -> bool:
+    if not isinstance(x, jax.Array):
+        return False
+    return all(device.platform == "cpu" for device in x.sharding.device_set)
 
 
 def _parts(state: Any) -> dict[str, dict[str, Any]]:
