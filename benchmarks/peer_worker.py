@@ -1,4 +1,4 @@
-"""Times train steps of another codebase; started by benchmarks/peers.py.
+r"""Times train steps of another codebase; started by benchmarks/peers.py.
 
 PYTHON peer_worker.py nanodo|nanogpt|nanogpt_compiled CLONE \
     LAYERS WIDTH HEADS VOCABULARY TOKENS ROWS STEPS

@@ -191,7 +191,7 @@ def gptq_model(
 
 
 def _groups(names: Sequence[str], true_sequential: bool) -> list[tuple[str, ...]]:
-    """The matrices of a layer whose Hessians are formed together, in their order."""
+    """The matrices of a layer, in groups that are quantized after one pass over the inputs."""
     if not true_sequential:
         return [tuple(names)] if names else []
     kept = (tuple(name for name in group if name in names) for group in MATRICES_BY_INPUT)

@@ -243,7 +243,7 @@ def _fields(state: Any) -> dict[str, Any]:
 
 
 def _held_apart(part: Any) -> Any:
-    """The same arrays in memory that no step writes to; copied where the host is the device.
+    """A copy of the arrays where the device is a CPU, else the arrays themselves.
 
     On CPU the writer reads the memory of an array itself. A step that is given the array to write
     in place would wait until all of it is on the disk.

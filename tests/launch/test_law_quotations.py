@@ -15,7 +15,7 @@ def loss(n, d):
 
 
 def study(folder, *, largest=1.0, sizes=SIZES):
-    """A study whose runs obey Chinchilla's law but the largest one, which is `largest` times it."""
+    """Runs with the losses of Chinchilla's law; the largest run has `largest` times its own."""
     rows = [
         Row(
             ablation="scaling.py",
